@@ -1,0 +1,34 @@
+# `make demo` and `make test` are all that a fresh machine with Python 3.11 or newer needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test check unit bench clean
+
+demo: $(VENV)/stamp
+	python -m pipelines.demo demo-out
+
+test: check unit
+
+check: $(VENV)/stamp
+	ruff check .
+	ruff format --check .
+	mypy
+
+unit: $(VENV)/stamp
+	pytest -n auto --dist worksteal
+
+bench: $(VENV)/stamp
+	python benchmarks/step.py
+
+$(VENV)/stamp: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tec-cache needs Python 3.11 or newer; say which: make test PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,195 @@
+"""Where a training batch's targets come from: the cache, the base in the loop, or the pixels themselves.
+
+All three give the same `Targets`, so the student and its losses cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from tec_cache.base.load import find_source, load_base, read_state
+from tec_cache.base.model import FrozenBase
+from tec_cache.cache.reader import Cache, TargetSet
+from tec_cache.config import TrainConfig, parse_rows
+from tec_cache.device import Compute
+from tec_cache.errors import ConfigError, WeightsError
+from tec_cache.loader import Batch
+from tec_cache.recipes import recipe_of
+from tec_cache.targets import normalize_targets, pixel_targets
+from tec_cache.types import Targets, TargetSpec
+from tec_cache.weights.files import sha256_of_state
+
+
+class TargetSource(Protocol):
+    """Gives the targets of a batch, on the training device."""
+
+    spec: TargetSpec
+    tau: float
+    stored: TargetSet | None
+    """The set that the loader reads beside the crops, if any."""
+    pixel_size: int | None
+    """Size of the pixels it needs beside the student's, if any."""
+
+    def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
+        """Return normalized targets; images: the student's, (B, 3, S, S) normalized."""
+
+    def identity(self) -> dict[str, Any]:
+        """What identifies the targets; part of a run's settings."""
+
+
+@dataclass
+class CachedTargets:
+    """Decoded from the cache on the training device."""
+
+    stored: TargetSet | None
+    spec: TargetSpec
+    tau: float
+    device: torch.device
+    pixel_size: int | None = None
+
+    def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
+        """Decode what the loader read."""
+        assert self.stored is not None
+        return self.stored.decode(batch.codes_on(self.device))
+
+    def identity(self) -> dict[str, Any]:
+        """Return the target set's name and fingerprint."""
+        assert self.stored is not None
+        return {"kind": "cached", "name": self.stored.name, "fingerprint": self.stored.fingerprint}
+
+
+@dataclass
+class OnlineTargets:
+    """Computed by the base in every step from the same stored crops: the yardstick of caching."""
+
+    base: FrozenBase
+    spec: TargetSpec
+    tau: float
+    compute: Compute
+    stored: TargetSet | None = None
+
+    def __post_init__(self) -> None:
+        self.base.to(self.compute.device)
+        self.pixel_size: int | None = self.base.input_size
+        self.mean = torch.tensor(self.base.mean, device=self.compute.device)
+        self.std = torch.tensor(self.base.std, device=self.compute.device)
+
+    def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
+        """Run the base on the batch's pixels."""
+        inputs = batch.images(self.base.input_size, self.compute.device, self.mean, self.std)
+        return normalize_targets(self.base(inputs), self.spec.normalization)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the base's identity."""
+        return {"kind": "online", "base": self.base.identity, "last_layers": self.base.last_layers}
+
+
+@dataclass
+class PixelTargets:
+    """Patch-normalized pixels: a masked autoencoder, the round zero that needs no base."""
+
+    spec: TargetSpec
+    tau: float = 1.0
+    stored: TargetSet | None = None
+    pixel_size: int | None = None
+
+    def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
+        """Cut the student's images into patches."""
+        return pixel_targets(images, self.spec.grid)
+
+    def identity(self) -> dict[str, Any]:
+        """Say that these are pixels."""
+        return {"kind": "pixels"}
+
+
+def choose_targets(config: TrainConfig, cache: Cache, compute: Compute, student_size: int) -> TargetSource:
+    """Make the source that the settings ask for, or say what the cache cannot give."""
+    k = parse_rows(config.k)
+    if config.pixels:
+        patch = student_size // cache.grid
+        spec = TargetSpec(grid=cache.grid, channels=patch * patch * 3, num_heads=0, k=None, normalization="feature")
+        return PixelTargets(spec)
+    if config.online is not None:
+        recipe = recipe_of(config.online)
+        base = load_base(
+            config.online,
+            config.base_weights,
+            grid=cache.grid,
+            last_layers=config.last_layers or 2,
+            k="recipe" if k is None else None if k == "none" else k,
+        )
+        how: Any = config.normalization or "patch"
+        return OnlineTargets(base, base.spec(how), config.tau or recipe.tau, compute)
+    return _cached(config, cache, compute, k)
+
+
+def _cached(config: TrainConfig, cache: Cache, compute: Compute, k: Any) -> CachedTargets:
+    """Check the asked settings against what one target set holds."""
+    if config.target is None and len(cache.target_names) != 1:
+        raise ConfigError(
+            f"the cache has {len(cache.target_names)} target sets ({', '.join(cache.target_names) or 'none'})",
+            where=config.cache,
+            todo="choose one with --target NAME, or use --online BASE or --pixels",
+        )
+    stored = cache[config.target or cache.target_names[0]]
+    spec, identity = stored.spec, stored.identity
+    asked = {"normalization": config.normalization, "last_layers": config.last_layers}
+    have = {"normalization": spec.normalization, "last_layers": identity["last_layers"]}
+    for field, value in asked.items():
+        if value is not None and value != have[field]:
+            raise ConfigError(
+                f"{field} {value} was asked for, the target set {stored.name!r} holds {have[field]}",
+                todo=f"leave out --{field.replace('_', '-')}, or extract another set with --name",
+            )
+    if k == "none":
+        spec = replace(spec, k=None, num_heads=0)
+    elif k is not None:
+        if spec.k is None:
+            raise ConfigError(
+                f"the target set {stored.name!r} holds no attention rows",
+                todo="leave out --k, or extract another set with --k and --name",
+            )
+        rows = spec.num_rows - 1
+        if k == "all" and spec.k != "all":
+            raise ConfigError(
+                f"all rows were asked for, the target set {stored.name!r} holds {rows} beside the class token's",
+                todo="extract another set with --k all and --name",
+            )
+        if k != "all" and k > rows:
+            raise ConfigError(
+                f"k = {k} was asked for, the target set {stored.name!r} holds {rows}",
+                todo=f"train with --k {rows} or less, or extract another set with a larger --k and --name",
+            )
+        if k not in (0, "all") and spec.k == "all":
+            raise ConfigError(
+                f"k = {k} was asked for, the target set {stored.name!r} holds all rows in patch order",
+                todo="leave out --k, give --k 0, or extract a set of the top rows",
+            )
+        spec = replace(spec, k=k)
+    tau = config.tau or recipe_of(_base_name(stored)).tau
+    return CachedTargets(stored, spec, tau, compute.device)
+
+
+def _base_name(stored: TargetSet) -> str:
+    return str(stored.manifest["notes"]["base"])
+
+
+def base_weights_for(config: TrainConfig, source: TargetSource) -> dict[str, torch.Tensor]:
+    """Read the base's weights for `--init base`, and check that they are the ones that made the targets."""
+    if isinstance(source, OnlineTargets):
+        name, expected = source.base.name, source.base.identity["weights_sha256"]
+    elif source.stored is not None:
+        name, expected = _base_name(source.stored), source.stored.identity["base"]["weights_sha256"]
+    else:
+        raise ConfigError("--init base needs a base", todo="leave out --pixels")
+    state = read_state(find_source(name, config.base_weights), name)
+    if sha256_of_state(state) != expected:
+        raise WeightsError(
+            f"these are not the weights of {name} that made the targets",
+            where=config.base_weights or name,
+            todo="give the same file as in the extraction with --base-weights",
+        )
+    return state

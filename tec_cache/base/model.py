@@ -1,0 +1,170 @@
+"""A frozen base model: whole images in, targets out.
+
+Works on any timm model whose last block calls one scaled dot-product attention: the queries, keys and
+bias are taken from that very call, so they are what enters the softmax whatever the class does before
+it (query/key norms, rotary embedding, relative position bias, registers). The attention itself stays
+fused; only the few rows that are targets are computed a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from tec_cache.errors import ConfigError
+from tec_cache.targets import attention_rows
+from tec_cache.types import Rows, Targets, TargetSpec
+
+# Classes whose tokens are laid out as (prefix, patches row by row) and whose blocks each return the
+# residual stream. Others (hierarchical, windowed, NaFlex) are refused by name.
+KNOWN_CLASSES = ("VisionTransformer", "VisionTransformerDistilled", "VisionTransformerRelPos", "Eva", "Beit")
+
+
+class _AttentionCall(TorchFunctionMode):
+    """Remembers the arguments of every scaled_dot_product_attention made while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, float | None]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+            self.calls.append((args[0], args[1], mask, kwargs.get("scale")))
+        return func(*args, **kwargs)
+
+
+class FrozenBase(nn.Module):
+    """A base model that gives raw targets; see `load_base` for how one is made.
+
+    images: (B, 3, S, S) float, S = `input_size`, already normalized with `mean` and `std`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        identity: Mapping[str, Any],
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        last_layers: int = 2,
+        k: Rows = 15,
+    ) -> None:
+        super().__init__()
+        check_supported(model)
+        parts: Any = model
+        depth = len(parts.blocks)
+        if not 1 <= last_layers <= depth:
+            raise ConfigError(
+                f"the mean of the last {last_layers} blocks was asked for, {name} has {depth}",
+                todo=f"give --last-layers from 1 to {depth}",
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.name, self.identity = name, dict(identity)
+        self.mean, self.std = mean, std
+        self.last_layers, self.k = last_layers, k
+        self.num_prefix = int(parts.num_prefix_tokens)
+        self.has_class_token = parts.cls_token is not None
+        self.grid = int(parts.patch_embed.grid_size[0])
+        self.input_size = int(parts.patch_embed.img_size[0])
+        self.channels = int(parts.embed_dim)
+        self.num_heads = int(parts.blocks[-1].attn.num_heads)
+        self.num_calls = 0
+        num_tokens = self.grid * self.grid
+        if isinstance(k, int) and k > num_tokens:
+            raise ConfigError(
+                f"k = {k} rows of attention from {num_tokens} patches", todo=f"give --k {num_tokens} or less"
+            )
+        module: Any
+        for module in model.modules():
+            # TIMM_FUSED_ATTN=0 would hide the call that the rows are taken from
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = True
+
+    def train(self, mode: bool = True) -> FrozenBase:
+        """Stay in evaluation mode, whatever the module around it does."""
+        return super().train(False)
+
+    def spec(self, normalization: Any) -> TargetSpec:
+        """Return what its targets consist of once normalized."""
+        heads = 0 if self.k is None else self.num_heads
+        return TargetSpec(
+            grid=self.grid, channels=self.channels, num_heads=heads, k=self.k, normalization=normalization
+        )
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> Targets:
+        """Return raw features (B, L, C), attention logits (B, H, k+1, L) and rows (B, k).
+
+        Features are the mean of the outputs of the last `last_layers` blocks, patch tokens only, before the
+        final LayerNorm (method: "Feature target"). Logits are those of the last block.
+        """
+        if images.shape[-2:] != (self.input_size, self.input_size):
+            raise ConfigError(
+                f"images of {tuple(images.shape[-2:])} were given to a base that takes {self.input_size} pixels",
+                where=self.name,
+            )
+        self.num_calls += 1
+        outputs: list[torch.Tensor] = []
+        call = _AttentionCall()
+        blocks: Any = self.model.blocks
+        attention = blocks[-1].attn
+        inner: Callable[..., torch.Tensor] = attention.forward
+
+        def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+            with call:
+                return inner(*args, **kwargs)
+
+        hooks = [
+            block.register_forward_hook(lambda _m, _i, out: outputs.append(out))
+            for block in list(blocks)[-self.last_layers :]
+        ]
+        if self.k is not None:
+            attention.forward = watched
+        try:
+            self.model.forward_features(images)  # type: ignore[operator]
+        finally:
+            for hook in hooks:
+                hook.remove()
+            if self.k is not None:
+                del attention.forward
+        features = torch.stack([out[:, self.num_prefix :].float() for out in outputs]).mean(dim=0)
+        if self.k is None:
+            return Targets(features)
+        if len(call.calls) != 1:
+            raise ConfigError(
+                f"the last block of {self.name} makes {len(call.calls)} attention calls where one is known",
+                todo="use --k none, or a base with plain attention",
+            )
+        query, key, bias, scale = call.calls[0]
+        logits, rows = attention_rows(
+            query,
+            key,
+            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            num_prefix=self.num_prefix,
+            has_class_token=self.has_class_token,
+            k=self.k,
+            bias=bias,
+        )
+        return Targets(features, logits, rows)
+
+
+def check_supported(model: nn.Module) -> None:
+    """Raise ConfigError, naming the class, where the tokens of `model` cannot be taken as described."""
+    kind = type(model).__name__
+    if kind not in KNOWN_CLASSES:
+        raise ConfigError(
+            f"a base of class {kind} is not supported",
+            todo=f"use a plain vision transformer of timm; classes that work: {', '.join(KNOWN_CLASSES)}",
+        )
+    parts: Any = model
+    rows, columns = parts.patch_embed.grid_size
+    if rows != columns:
+        raise ConfigError(f"a base with a grid of {rows} x {columns} patches is not supported", where=kind)

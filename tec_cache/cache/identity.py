@@ -1,0 +1,48 @@
+"""What makes a cache or a target set the one it is, and the refusal to mix two."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tec_cache.errors import IdentityError
+
+FORMAT_VERSION = 1
+
+
+def canonical_json(value: Any) -> bytes:
+    """Serialize plain values to one byte string: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of an identity, as hex."""
+    return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def differences(stored: Any, asked: Any, path: str = "") -> list[str]:
+    """List the fields in which two identities differ, as 'a.b: stored X, asked Y'."""
+    if isinstance(stored, Mapping) and isinstance(asked, Mapping):
+        lines = []
+        for key in sorted({*stored, *asked}):
+            lines += differences(stored.get(key), asked.get(key), f"{path}.{key}" if path else str(key))
+        return lines
+    if canonical_json(stored) == canonical_json(asked):
+        return []
+    return [f"{path}: stored {_short(stored)}, asked {_short(asked)}"]
+
+
+def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], *, what: str, where: str, todo: str) -> None:
+    """Raise IdentityError naming every differing field unless both identities are the same."""
+    lines = differences(stored, asked)
+    if lines:
+        raise IdentityError(
+            f"{what} was made with other settings:\n    " + "\n    ".join(lines), where=where, todo=todo
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 70 else text[:67] + "..."

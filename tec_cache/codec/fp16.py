@@ -1,0 +1,60 @@
+"""fp16: normalized features and centred logits as they are, in half precision (relative error 2^-11)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tec_cache.codec import ArraySpec
+from tec_cache.codec.rows import centred, decode_rows, encode_rows, rows_array
+from tec_cache.errors import NonFiniteError
+from tec_cache.types import Targets
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from tec_cache.types import TargetSpec
+
+
+class Float16Codec:
+    """Arrays: features (L, C) and attention (H, k+1, L) float16, rows (k) uint16."""
+
+    name = "fp16"
+
+    def arrays(self, spec: TargetSpec) -> dict[str, ArraySpec]:
+        """Name the stored arrays."""
+        stored = {"features": ArraySpec((spec.num_tokens, spec.channels), "float16")}
+        if spec.num_rows:
+            stored["attention"] = ArraySpec((spec.num_heads, spec.num_rows, spec.num_tokens), "float16")
+        return stored | rows_array(spec)
+
+    def encode(self, targets: Targets) -> dict[str, npt.NDArray[np.generic]]:
+        """Round to half precision; a value beyond 65,504 is a NonFiniteError."""
+        stored: dict[str, npt.NDArray[np.generic]] = {"features": _half(targets.features, "features")}
+        if targets.attention is not None:
+            stored["attention"] = _half(centred(targets.attention), "attention logits")
+        return stored | encode_rows(targets)
+
+    def decode(self, arrays: dict[str, torch.Tensor], spec: TargetSpec) -> Targets:
+        """Widen to float32."""
+        features = arrays["features"].float()
+        if not spec.num_rows:
+            return Targets(features)
+        rows = decode_rows(arrays, spec, features.shape[0], features.device)
+        return Targets(features, arrays["attention"].float(), rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the codec's name; it has no parameters."""
+        return {"name": self.name}
+
+
+def _half(values: torch.Tensor, what: str) -> npt.NDArray[np.float16]:
+    half = values.to(torch.float16)
+    if not torch.isfinite(half).all():
+        raise NonFiniteError(
+            f"{what} up to {values.abs().max().item():.4g} do not fit into half precision",
+            todo="use --codec int8, or --normalization patch",
+        )
+    return half.cpu().numpy()

@@ -1,0 +1,228 @@
+"""The settings of each stage: one frozen dataclass a stage, without torch, filled by the command line or by hand.
+
+`None` in an extraction means "as in the cache, or the default where there is none yet", so that a command that
+goes on with a cache need not repeat how it was made. What is given and differs from the cache is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tec_cache.errors import ConfigError, nearest
+
+
+def setting(default: Any, help: str, **extra: Any) -> Any:
+    """Declare a field with its documentation string."""
+    return field(default=default, metadata={"help": help, **extra})
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        option = "--" + name.replace("_", "-")
+        raise ConfigError(
+            f"{option} {value}{nearest(str(value), choices)}", todo=f"choose one of: {', '.join(choices)}"
+        )
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}", todo="give a number of at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Stage one: photos to views, views to targets."""
+
+    input: str | None = setting(None, "Photos: a pattern of tars, a folder of tars, or a folder CLASS/NAME.jpg.")
+    cache: str = setting("", "Folder of the cache.")
+    base: str | None = setting(None, "Base model: a known name, timm:NAME, a weight file, or an exported folder.")
+    base_weights: str | None = setting(None, "Weight file of the base, in its authors' format or timm's.")
+    name: str | None = setting(None, "Name of the target set.  [default: the base's name]")
+    views_only: bool = setting(False, "Write crops alone; targets can be added later.")
+    views: int | None = setting(None, "Views per photo; a larger number adds views.  [default: 4]")
+    size: int | None = setting(None, "Pixels per side of a stored crop.  [default: 224]")
+    grid: int | None = setting(None, "Patches per side; a base's input is grid * patch.  [default: 14]")
+    crop: str | None = setting(None, "random (RandomResizedCrop) or center.  [default: random]")
+    scale: tuple[float, float] | None = setting(None, "Smallest and largest area of a crop.  [default: 0.2 1.0]")
+    flip: float | None = setting(None, "Probability of mirroring a view.  [default: 0.5]")
+    seed: int | None = setting(None, "Seed of crop boxes and flips.  [default: 0]")
+    jpeg_quality: int | None = setting(None, "Quality of stored crops.  [default: 90]")
+    jpeg_subsampling: str | None = setting(None, "Chroma of stored crops: 444, 422 or 420.  [default: 420]")
+    group_size: int | None = setting(None, "Photos per unit of work, at most 1024.  [default: 1024]")
+    limit: int | None = setting(None, "Use only the first N photos.")
+    k: str | None = setting(None, "Attention rows beside the class token's: a number, all, none.  [default: base's]")
+    normalization: str | None = setting(None, "patch, feature or none.  [default: patch]")
+    last_layers: int | None = setting(None, "Blocks whose mean output is the feature target.  [default: 2]")
+    codec: str | None = setting(None, "How targets are stored: fp16 or int8.  [default: fp16]")
+    batch_size: int | None = setting(None, "Views per batch of the base.  [default: 64]")
+    threads: int | None = setting(None, "Threads of the base on a CPU.  [default: all cores]")
+    precision: str | None = setting(None, "Of the base: float32 or bfloat16.  [default: bfloat16 on a GPU]")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    workers: int | None = setting(None, "Threads that decode and crop photos.  [default: all cores]")
+    on_error: str = setting("stop", "What a broken photo or shard does: stop or skip (counted and named).")
+
+    def __post_init__(self) -> None:
+        _check_choice("on_error", self.on_error, ("stop", "skip"))
+        _check_choice("crop", self.crop, ("random", "center"))
+        _check_choice("normalization", self.normalization, ("patch", "feature", "none"))
+        _check_choice("codec", self.codec, ("fp16", "int8"))
+        _check_choice("precision", self.precision, ("float32", "bfloat16"))
+        _check_positive(self, "views", "size", "limit", "batch_size", "threads", "workers", "last_layers", "group_size")
+        if not self.cache:
+            raise ConfigError("no cache was named", todo="give --cache DIR")
+        if self.grid is not None and self.grid < 2:
+            raise ConfigError(f"--grid {self.grid}", todo="give at least 2 patches per side")
+        if self.group_size is not None and self.group_size > 1024:
+            raise ConfigError(f"--group-size {self.group_size}", todo="give at most 1024")
+        if self.views_only and (self.base or self.name or self.base_weights):
+            raise ConfigError("--views-only makes no targets", todo="leave out --base, --base-weights and --name")
+        parse_rows(self.k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Stage two: a new ViT from the cache. Defaults are the paper's pretraining recipe."""
+
+    cache: str = setting("", "Folder of the cache.")
+    run: str = setting("", "Folder of the run: settings, checkpoints, metrics.")
+    target: str | None = setting(None, "Target set to learn from.  [default: the only one]")
+    online: str | None = setting(None, "Base model in the loop on the stored crops: the yardstick of caching.")
+    base_weights: str | None = setting(None, "Weight file of the base, for --online and --init base.")
+    pixels: bool = setting(False, "Learn from patch-normalized pixels: a masked autoencoder, needs no base.")
+    student: str = setting("vit_base_patch16_224", "Plain vision transformer of timm.")
+    student_args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Change the student: NAME=VALUE (patch_size, embed_dim, depth, num_heads, ...)."},
+    )
+    adapters: str = setting("both", "both, input, encoder or none.")
+    init: str = setting("random", "random, or base: start from the base's weights (an ablation).")
+    decoder_depth: int = setting(2, "Shared blocks of the decoder.")
+    decoder_width: int | None = setting(None, "Width of the decoder.  [default: 512; 768 for ViT-L]")
+    decoder_heads: int | None = setting(None, "Heads of the decoder.  [default: 16]")
+    mask_ratio: float = setting(0.75, "Share of patches that the student does not see.")
+    tau: float | None = setting(None, "Temperature of the attention target.  [default: the base's recipe]")
+    k: str | None = setting(None, "Attention rows: at most what is stored; none for no attention.  [default: stored]")
+    normalization: str | None = setting(None, "patch, feature or none.  [default: stored; patch online]")
+    last_layers: int | None = setting(None, "Blocks averaged by the base.  [default: stored; 2 online]")
+    feature_weight: float = setting(1.0, "Weight of the feature loss.")
+    attention_weight: float = setting(1.0, "Weight of the attention loss.")
+    views: int | None = setting(None, "Views to use; epoch e reads view e mod views.  [default: all]")
+    epochs: int = setting(300, "Epochs; one epoch shows each photo once.")
+    steps: int | None = setting(None, "Stop after N steps of the schedule.")
+    warmup_epochs: float | None = setting(None, "Linear warm-up.  [default: 40, a tenth of short runs]")
+    batch_size: int = setting(4096, "Views per step, over all processes.")
+    micro_batch: int | None = setting(None, "Views per forward pass of one process.  [default: its whole share]")
+    base_lr: float = setting(1.5e-4, "Learning rate per 256 views of the batch.")
+    min_lr: float = setting(0.0, "Learning rate at the end.")
+    weight_decay: float = setting(0.05, "AdamW's, none on biases and norms.")
+    beta1: float = setting(0.9, "AdamW's first beta.")
+    beta2: float = setting(0.95, "AdamW's second beta.")
+    clip_grad: float | None = setting(None, "Clip the gradient's norm.")
+    seed: int = setting(0, "Seed of weights, order and masks.")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    precision: str = setting("auto", "auto, float32 or bfloat16.")
+    threads: int | None = setting(None, "Threads of torch on a CPU.  [default: all cores]")
+    workers: int = setting(2, "Threads that read and decode.")
+    log_every: int = setting(20, "Steps between two lines of metrics.jsonl.")
+    save_every: float = setting(1.0, "Epochs between two checkpoints.")
+
+    def __post_init__(self) -> None:
+        _check_choice("adapters", self.adapters, ("both", "input", "encoder", "none"))
+        _check_choice("init", self.init, ("random", "base"))
+        _check_choice("normalization", self.normalization, ("patch", "feature", "none"))
+        _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
+        _check_positive(
+            self, "epochs", "batch_size", "micro_batch", "threads", "workers", "log_every", "steps", "views"
+        )
+        for name in ("cache", "run"):
+            if not getattr(self, name):
+                raise ConfigError(f"no {name} was named", todo=f"give --{name} DIR")
+        if sum((self.target is not None, self.online is not None, self.pixels)) > 1:
+            raise ConfigError(
+                "several kinds of targets were asked for",
+                todo="give one of --target NAME, --online BASE, --pixels",
+            )
+        if self.pixels and self.k not in (None, "none"):
+            raise ConfigError("pixels have no attention rows", todo="leave out --k")
+        if self.init == "base" and self.pixels:
+            raise ConfigError("--init base needs a base", todo="leave out --pixels or --init")
+        if self.decoder_depth < 0:
+            raise ConfigError(f"--decoder-depth {self.decoder_depth}", todo="give 0 or more")
+        if self.save_every <= 0:
+            raise ConfigError(f"--save-every {self.save_every}", todo="give a number above 0")
+        if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
+            raise ConfigError(
+                f"a warm-up of {self.warmup_epochs} epochs in {self.epochs}", todo="give less --warmup-epochs"
+            )
+        parse_rows(self.k)
+
+    @property
+    def resolved_warmup(self) -> float:
+        """Epochs of warm-up: 40 as in the recipe from 100 epochs on, a tenth below."""
+        if self.warmup_epochs is not None:
+            return self.warmup_epochs
+        return 40.0 if self.epochs >= 100 else self.epochs / 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Judge frozen features: k nearest neighbours and a linear classifier."""
+
+    model: str = setting("", "Exported folder, base name, timm:NAME, weight file, or random:NAME.")
+    train: str = setting("", "Labelled photos (as for extract), or a cache folder: its stored crops.")
+    test: str = setting("", "Labelled photos to be judged on, or a cache folder.")
+    weights: str | None = setting(None, "Weight file of the model.")
+    grid: int | None = setting(None, "Patches per side.  [default: the model's own]")
+    pool: str = setting("patches", "patches (their mean) or class (the class token).")
+    neighbours: int = setting(20, "k of the nearest-neighbour vote.")
+    batch_size: int = setting(128, "Images per batch of the model.")
+    limit: int | None = setting(None, "Use only the first N photos of each part.")
+    l2: float = setting(1e-4, "Penalty of the linear classifier's weights.")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    precision: str = setting("auto", "auto, float32 or bfloat16.")
+    workers: int | None = setting(None, "Threads that decode photos.  [default: all cores]")
+    on_error: str = setting("stop", "What a broken photo does: stop or skip.")
+
+    def __post_init__(self) -> None:
+        _check_choice("pool", self.pool, ("patches", "class"))
+        _check_choice("on_error", self.on_error, ("stop", "skip"))
+        _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
+        _check_positive(self, "neighbours", "batch_size", "limit", "workers", "grid")
+        for name in ("model", "train", "test"):
+            if not getattr(self, name):
+                raise ConfigError(f"no {name} was named", todo="tec-cache probe MODEL --train SHARDS --test SHARDS")
+
+
+def parse_rows(text: str | int | None) -> Any:
+    """Read k: None (not given) stays None; "none" gives the string; "all"; a number from 0."""
+    if text is None or text in ("all", "none"):
+        return text
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise ConfigError(f"--k {text}", todo="give a number from 0, or all, or none")
+    return number
+
+
+def read_toml(path: str | Path, config: type) -> dict[str, Any]:
+    """Read settings of one stage from a TOML file; unknown keys fail and name the nearest one."""
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read the settings: {error}", where=str(path)) from error
+    known = [f.name for f in dataclasses.fields(config)]
+    result = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise ConfigError(f"unknown setting {key!r}{nearest(name, known)}", where=str(path))
+        result[name] = tuple(value) if isinstance(value, list) else value
+    return result

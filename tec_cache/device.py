@@ -1,0 +1,50 @@
+"""Device, precision and threads: resolved once, stated and recorded."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from tec_cache.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which precision to compute."""
+
+    device: torch.device
+    precision: str
+    """float32 or bfloat16 (autocast)."""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Autocast for bfloat16, nothing for float32."""
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def resolve_compute(device: str, precision: str, local_rank: int = 0) -> Compute:
+    """Turn "auto" into a GPU with bfloat16 where there is one, else the CPU with float32."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{local_rank}"
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ConfigError("no GPU is visible to torch", where=f"--device {device}", todo="use --device cpu")
+        torch.cuda.set_device(torch.device(device))
+    if precision == "auto":
+        precision = "bfloat16" if device.startswith("cuda") else "float32"
+    if precision not in ("float32", "bfloat16"):
+        raise ConfigError(f"unknown precision {precision!r}", todo="one of: auto, float32, bfloat16")
+    return Compute(torch.device(device), precision)
+
+
+def available_cores() -> int:
+    """Return the cores this process may use; the same number in every rank of one machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,56 @@
+"""Ranks of torchrun, and which units are a rank's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tec_cache.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started; 0 of 1 without it."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """Read what torchrun sets."""
+        try:
+            return cls(*(int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))))
+        except ValueError as error:
+            raise ConfigError(f"RANK, LOCAL_RANK or WORLD_SIZE is not a number: {error}") from error
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0, the one that talks."""
+        return self.rank == 0
+
+    def owns(self, shard: int, group: int, num_shards: int) -> bool:
+        """Say whether a group of samples is this rank's work.
+
+        With many shards each rank reads its own; with few (less than 4 a rank) all read and take turns by group.
+        """
+        if num_shards >= 4 * self.world_size:
+            return shard % self.world_size == self.rank
+        return (shard + group) % self.world_size == self.rank
+
+
+@contextmanager
+def process_group(ranks: Ranks, device: str) -> Iterator[None]:
+    """Join torch's process group (nccl on GPUs, gloo on CPUs) for the length of the block."""
+    if ranks.world_size == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

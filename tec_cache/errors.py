@@ -1,0 +1,66 @@
+"""Errors a user can act on: what went wrong, where, and what to do about it.
+
+Every one of them is a `TecCacheError`; the command line prints its three lines and exits with
+its code. Anything else that escapes is a bug of ours and shows a traceback under `--debug`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TecCacheError(Exception):
+    """What went wrong (`what`), where (`where`: a file, a unit, an option) and the remedy (`todo`)."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", todo: str = "") -> None:
+        self.what, self.where, self.todo = what, where, todo
+        lines = [what]
+        if where:
+            lines.append(f"  where: {where}")
+        if todo:
+            lines.append(f"  to do: {todo}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(TecCacheError, ValueError):
+    """A setting that cannot be meant: exit code 2."""
+
+    exit_code = 2
+
+
+class WeightsError(TecCacheError):
+    """A weight file that does not fit the model it is meant for."""
+
+
+class SourceError(TecCacheError):
+    """Photos that cannot be read: a broken image, a damaged shard."""
+
+
+class IdentityError(ConfigError):
+    """A cache or run was made with other settings; names every field that differs."""
+
+
+class CacheError(TecCacheError):
+    """The cache is incomplete or corrupt: exit code 3."""
+
+    exit_code = 3
+
+
+class NonFiniteError(TecCacheError):
+    """A NaN or an infinity where a number was expected."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ' (did you mean A, B?)' for the known words nearest to `word`, or an empty string."""
+    close = get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Return '12: a, b, ... and 4 more', at most `most` of the names."""
+    every = list(names)
+    more = f", ... and {len(every) - most} more" if len(every) > most else ""
+    return f"{len(every)}: {', '.join(every[:most])}{more}"

@@ -1,0 +1,249 @@
+"""From the cache to batches: an order that depends on (seed, epoch) alone, read block by block.
+
+Threads do the reading: JPEG decoding, decompression and file access all release the interpreter's lock.
+Codes stay as they are stored and pixels stay uint8 until they are on the device.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tec_cache.cache.layout import BLOCK_ROWS, Unit
+from tec_cache.cache.pixels import decode_crop, resize
+from tec_cache.cache.reader import Cache, TargetSet
+from tec_cache.cache.record import ViewsRecord
+from tec_cache.errors import CacheError, ConfigError
+from tec_cache.rng import bits, key64, permutation
+
+WINDOW_BLOCKS = 32
+"""Blocks whose rows are shuffled among each other: 1,024 rows."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of the cache, still as they are stored.
+
+    pixels: size -> (B, size, size, 3) uint8, for each size asked for. codes: the target set's arrays, batch
+    first (empty without one). sample_keys: (B,) uint64, a function of (source shard, key).
+    labels: (B,) int64, -1 where a photo has none.
+    """
+
+    pixels: dict[int, torch.Tensor]
+    codes: dict[str, torch.Tensor]
+    sample_keys: npt.NDArray[np.uint64]
+    labels: torch.Tensor
+
+    def images(self, size: int, device: torch.device, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+        """Return normalized images (B, 3, size, size) float32 on the device; mean, std: (3,) there."""
+        pixels = self.pixels[size].to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+        return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+    def codes_on(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return the stored arrays on the device."""
+        return {name: values.to(device, non_blocking=True) for name, values in self.codes.items()}
+
+
+class _OpenUnit:
+    """What is kept in memory of a unit: where its crops lie, who they are, its arrays."""
+
+    def __init__(self, cache: Cache, targets: TargetSet | None, unit: Unit) -> None:
+        self.cache, self.targets, self.unit = cache, targets, unit
+        self.record: ViewsRecord = cache.views_record(unit)
+        shard = cache.shards[unit.shard]
+        self.sample_keys = np.array([key64("sample", shard, key) for key in self.record.keys], dtype=np.uint64)
+        self.labels = np.array([-1 if x is None else x for x in self.record.labels], dtype=np.int64)
+        self.arrays: dict[str, Any] = {}
+        if targets is not None and self.record.keys:
+            self.arrays = targets.open(unit)
+
+    def block(self, number: int) -> tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]:
+        """Read one block: JPEGs and stored rows."""
+        start = number * BLOCK_ROWS
+        stop = min(start + BLOCK_ROWS, len(self.record.keys))
+        crops = self.cache.read_crops(self.unit, self.record, range(start, stop))
+        if self.targets is None:
+            return crops, {}
+        return crops, self.targets.read(self.arrays, start, stop, self.unit)
+
+
+class Loader:
+    """Batches of a cache, with the targets of one set or of none.
+
+    batch_size: global. The batch of step s is positions [s B, (s + 1) B) of the epoch's order, divided evenly
+    among `world_size` ranks; neither ranks nor workers change the order. Epoch e reads view e mod `num_views`
+    and no other file. The tail of less than one batch is left out; it differs in each epoch.
+    pixel_sizes: sizes to which the crops are resized (the stored size costs nothing).
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        targets: TargetSet | None,
+        *,
+        batch_size: int,
+        pixel_sizes: tuple[int, ...],
+        num_views: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        self.cache, self.targets = cache, targets
+        self.num_views = num_views or cache.num_views
+        cache.require_complete(self.num_views)
+        if targets is not None:
+            cache.require_complete(self.num_views, targets.name)
+        if batch_size % world_size:
+            raise ConfigError(
+                f"a batch of {batch_size} does not divide among {world_size} ranks",
+                todo="use a --batch-size that the number of processes divides",
+            )
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.seed, self.workers, self.pin_memory = seed, max(1, workers), pin_memory
+        self.pixel_sizes = pixel_sizes
+        self._epoch = -1
+        self._units: list[_OpenUnit] = []
+        self._blocks: OrderedDict[tuple[int, int], Future[Any]] = OrderedDict()
+        self._lock = Lock()
+        self._order: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+        self._open_epoch(0)
+        self.num_samples = len(self._order[0])
+        if batch_size > self.num_samples:
+            raise ConfigError(
+                f"a batch of {batch_size} does not fit into an epoch of {self.num_samples} views",
+                where=str(cache.layout.root),
+                todo=f"use --batch-size {self.num_samples} or less",
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return self.num_samples // self.batch_size
+
+    def batches(
+        self, start_step: int, stop_step: int, *, micro_batches: int = 1
+    ) -> Generator[tuple[int, list[Batch]], None, None]:
+        """Yield (epoch, this rank's micro-batches) of steps start..stop, counted over all epochs."""
+        share = self.batch_size // self.world_size
+        if share % micro_batches:
+            raise ConfigError(f"{share} views per rank do not divide into {micro_batches} micro-batches")
+        size = share // micro_batches
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
+            ahead: deque[tuple[int, list[Future[Batch]]]] = deque()
+            step = start_step
+            try:
+                while ahead or step < stop_step:
+                    while step < stop_step and sum(len(f) for _, f in ahead) < 2 * self.workers + micro_batches:
+                        epoch, place = divmod(step, self.steps_per_epoch)
+                        if epoch != self._epoch:
+                            if ahead:
+                                break  # units of the old epoch are still being read
+                            self._open_epoch(epoch)
+                        first = place * self.batch_size + self.rank * share
+                        starts = range(first, first + share, size)
+                        ahead.append((epoch, [pool.submit(self._load, start, start + size) for start in starts]))
+                        step += 1
+                    epoch, futures = ahead.popleft()
+                    yield epoch, [future.result() for future in futures]
+            finally:
+                for _, futures in ahead:
+                    for future in futures:
+                        future.cancel()
+
+    def _open_epoch(self, epoch: int) -> None:
+        """Open the units of the epoch's view and make its order."""
+        view = epoch % self.num_views
+        if self._epoch < 0 or view != self._epoch % self.num_views:
+            units = [unit for unit in self.cache.view_units if unit.view == view]
+            self._units = [_OpenUnit(self.cache, self.targets, unit) for unit in units]
+            self._blocks.clear()
+        self._order = epoch_order([len(u.record.keys) for u in self._units], seed=self.seed, epoch=epoch)
+        if self._epoch >= 0 and len(self._order[0]) != self.num_samples:
+            raise CacheError(
+                f"view {view} has {len(self._order[0])} crops, view 0 has {self.num_samples}",
+                where=str(self.cache.layout.root),
+                todo="the source changed between two extractions: make the cache again",
+            )
+        self._epoch = epoch
+
+    def _block(self, unit: int, number: int) -> tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]:
+        """Return a block, reading it once however many threads ask; the last 1.5 windows are kept."""
+        with self._lock:
+            future = self._blocks.get((unit, number))
+            mine = future is None
+            if future is None:
+                future = self._blocks[unit, number] = Future()
+                while len(self._blocks) > WINDOW_BLOCKS * 3 // 2:
+                    self._blocks.popitem(last=False)
+            else:
+                self._blocks.move_to_end((unit, number))
+        if mine:
+            try:
+                future.set_result(self._units[unit].block(number))
+            except BaseException as error:
+                future.set_exception(error)
+        block: tuple[list[bytes], dict[str, npt.NDArray[np.generic]]] = future.result()
+        return block
+
+    def _load(self, start: int, stop: int) -> Batch:
+        """Load positions start..stop of the current epoch's order."""
+        units, rows = self._order[0][start:stop], self._order[1][start:stop]
+        pixels = {s: np.empty((stop - start, s, s, 3), np.uint8) for s in self.pixel_sizes}
+        codes: dict[str, npt.NDArray[np.generic]] = {}
+        keys = np.empty(stop - start, np.uint64)
+        labels = np.empty(stop - start, np.int64)
+        for i, (unit, row) in enumerate(zip(units.tolist(), rows.tolist(), strict=True)):
+            number, within = divmod(row, BLOCK_ROWS)
+            crops, arrays = self._block(unit, number)
+            crop = decode_crop(crops[within])
+            for size, out in pixels.items():
+                out[i] = resize(crop, size)
+            for name, values in arrays.items():
+                if name not in codes:
+                    codes[name] = np.empty((stop - start, *values.shape[1:]), values.dtype)
+                codes[name][i] = values[within]
+            keys[i] = self._units[unit].sample_keys[row]
+            labels[i] = self._units[unit].labels[row]
+        return Batch(
+            {size: self._tensor(values) for size, values in pixels.items()},
+            {name: self._tensor(values) for name, values in codes.items()},
+            keys,
+            torch.from_numpy(labels),
+        )
+
+    def _tensor(self, values: npt.NDArray[Any]) -> torch.Tensor:
+        # torch computes little with uint16, and row numbers fit into int16's positive half up to 181 x 181 patches
+        tensor = torch.from_numpy(values.astype(np.int32) if values.dtype == np.uint16 else values)
+        return tensor.pin_memory() if self.pin_memory else tensor
+
+
+def epoch_order(
+    counts: list[int], *, seed: int, epoch: int, window_blocks: int = WINDOW_BLOCKS
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the order of an epoch as (unit number, row) of each position, two (N,) arrays.
+
+    counts: rows of each unit. Blocks of all units are permuted; then the rows of every `window_blocks`
+    successive blocks are shuffled among each other. A pure function of its arguments.
+    """
+    per_unit = [-(-count // BLOCK_ROWS) for count in counts]
+    units = np.repeat(np.arange(len(counts)), per_unit)
+    blocks = np.concatenate([np.arange(n) for n in per_unit]) if per_unit else np.empty(0, np.int64)
+    order = permutation(key64("blocks", seed, epoch), len(units))
+    units, blocks = units[order], blocks[order]
+    sizes = np.minimum(BLOCK_ROWS, np.asarray(counts, np.int64)[units] - blocks * BLOCK_ROWS)
+    window = np.repeat(np.arange(len(units)) // window_blocks, sizes)
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    row_units = np.repeat(units, sizes)
+    rows = np.arange(len(starts)) - starts + np.repeat(blocks * BLOCK_ROWS, sizes)
+    shuffle = np.lexsort((bits(key64("rows", seed, epoch), len(rows)), window))
+    return row_units[shuffle], rows[shuffle]

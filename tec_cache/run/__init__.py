@@ -1,0 +1,1 @@
+"""A training run's folder: settings, optimizer, checkpoints, metrics, and the export to timm."""

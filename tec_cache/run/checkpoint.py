@@ -1,0 +1,84 @@
+"""Checkpoints: written atomically, the last two kept, read back without unpickling anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tec_cache.cache.record import sync_folder, temporary, write_atomically
+from tec_cache.errors import TecCacheError
+
+_NAME = re.compile(r"^step-(\d{9})\.pt$")
+KEEP = 2
+
+
+def run_file(run: Path) -> Path:
+    """Path of the settings of a run."""
+    return run / "run.json"
+
+
+def save_settings(run: Path, settings: dict[str, Any]) -> None:
+    """Write the resolved settings of a run."""
+    write_atomically(run_file(run), json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def load_settings(run: Path) -> dict[str, Any]:
+    """Read the settings of a run. Raises TecCacheError where there is none."""
+    try:
+        settings: dict[str, Any] = json.loads(run_file(run).read_bytes())
+    except (OSError, ValueError) as error:
+        raise TecCacheError(
+            f"there is no run here: {error}",
+            where=str(run),
+            todo="give the folder that tec-cache train --run made",
+        ) from error
+    return settings
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """List the checkpoints of a run, oldest first."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if _NAME.match(p.name))
+
+
+def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write the checkpoint of a finished step; a kill at any moment leaves the ones before it whole."""
+    path = run / "checkpoints" / f"step-{step:09d}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = temporary(path)
+    try:
+        with draft.open("wb") as stream:
+            torch.save(state | {"step": step}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    for old in checkpoints(run)[:-KEEP]:
+        old.unlink()
+    for left in path.parent.glob(".*.tmp"):
+        left.unlink()
+    return path
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint. Raises TecCacheError if it is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        # torch raises RuntimeError, EOFError, UnpicklingError and others for a damaged file
+        raise TecCacheError(
+            f"damaged checkpoint: {error}",
+            where=str(path),
+            todo="remove it; the one before it is used instead",
+        ) from error
+    return state

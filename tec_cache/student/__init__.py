@@ -1,0 +1,1 @@
+"""The training side's model: a ViT on visible patches, adapters, a shared decoder, losses."""

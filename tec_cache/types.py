@@ -1,0 +1,70 @@
+"""The plain data that both halves of the program pass around."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Normalization = Literal["patch", "feature", "none"]
+Rows = int | Literal["all"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """What a set of targets consists of; everything that a student's heads need to know."""
+
+    grid: int
+    """Patch tokens per side; L = grid * grid."""
+    channels: int
+    """C, width of the feature target."""
+    num_heads: int
+    """H, heads of the attention target; 0 where there is none."""
+    k: Rows
+    """Rows of attention beside the class token's: a number, "all" patches in their order, or None for no
+    attention target at all."""
+    normalization: Normalization
+    """How the features were normalized: over the patches of a view, over the channels of a token, not."""
+
+    @property
+    def num_tokens(self) -> int:
+        """L, the number of patch tokens."""
+        return self.grid * self.grid
+
+    @property
+    def num_rows(self) -> int:
+        """k + 1 stored rows of attention, 0 where there is no attention target."""
+        if self.k is None:
+            return 0
+        return 1 + (self.num_tokens if self.k == "all" else self.k)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the base says of a batch of views; the losses do not know where it came from.
+
+    features:  (B, L, C). Raw as the base gives them, or normalized once `targets.normalize_targets` or
+               a decoder has made them so.
+    attention: (B, H, k+1, L) logits before the softmax, scaled by the base; known up to a constant per
+               row when they come from a cache. None when the attention target is left out.
+    rows:      (B, k) int64 patch numbers (zero-based, class token not counted) by descending score, of
+               which attention rows 1..k are the rows; row 0 is the class token's.
+    """
+
+    features: torch.Tensor
+    attention: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
+        """Return the same targets on another device."""
+
+        def move(t: torch.Tensor | None) -> torch.Tensor | None:
+            return None if t is None else t.to(device, non_blocking=non_blocking)
+
+        return Targets(self.features.to(device, non_blocking=non_blocking), move(self.attention), move(self.rows))
