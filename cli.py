@@ -37,7 +37,7 @@ def cli() -> None:
     \b
     Example:
       tec-cache extract 'imagenet/train-{000000..001280}.tar' --cache CACHE --base mae
-      tec-cache train --cache CACHE --run runs/first
+      tec-cache train --cache CACHE --out runs/first
       tec-cache export runs/first vit-b-tec
     """
 
@@ -172,7 +172,7 @@ def _extract_text(summary: Any, dry_run: bool, config: Any) -> str:
     else:
         lines.append(f"this run     {summary.views_made:,} crops, {summary.targets_made:,} targets in "
                      f"{human_seconds(summary.seconds)}")  # fmt: skip
-        lines.append(f"next         tec-cache train --cache {config.cache} --run RUN")
+        lines.append(f"next         tec-cache train --cache {config.cache} --out RUN")
     return "\n".join(lines)
 
 
@@ -192,9 +192,9 @@ def train(
 
     \b
     Example:
-      tec-cache train --cache CACHE --run runs/vit-b --batch-size 4096 --micro-batch 256
-      tec-cache train --cache CACHE --run runs/small --student vit_small_patch16_224 --epochs 100
-      torchrun --nproc-per-node 8 --no-python tec-cache train --cache CACHE --run runs/vit-b
+      tec-cache train --cache CACHE --out runs/vit-b --batch-size 4096 --micro-batch 256
+      tec-cache train --cache CACHE --out runs/small --student vit_small_patch16_224 --epochs 100
+      torchrun --nproc-per-node 8 --no-python tec-cache train --cache CACHE --out runs/vit-b
     """
     config = settings(TrainConfig, values, file)
     from pipelines.train import train as run_train

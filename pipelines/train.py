@@ -42,7 +42,7 @@ from tec_cache.weights.load import load_strict
 
 # What may differ between a run and its resumption: it changes how fast the numbers come, not which.
 _FREE = frozenset(
-    {"cache", "run", "base_weights", "device", "precision", "threads", "workers", "micro_batch", "log_every",
+    {"cache", "out", "base_weights", "device", "precision", "threads", "workers", "micro_batch", "log_every",
      "save_every", "steps"}
 )  # fmt: skip
 
@@ -79,7 +79,7 @@ def train(
 ) -> TrainSummary:
     """Train a student on the targets of a cache, of a base online, or on pixels.
 
-    Goes on from the last checkpoint of `config.run` where there is one. Raises ConfigError, IdentityError,
+    Goes on from the last checkpoint of `config.out` where there is one. Raises ConfigError, IdentityError,
     CacheError, WeightsError or NonFiniteError.
     """
     ranks = ranks or Ranks.from_environment()
@@ -89,7 +89,7 @@ def train(
     cache = open_cache(config.cache)
     source, student = prepare_student(config, cache, compute)
     settings = resolved_settings(config, cache, source, student)
-    run = Path(config.run)
+    run = Path(config.out)
     resume = prepare_run(run, settings, overwrite=overwrite, dry_run=dry_run, ranks=ranks)
     with process_group(ranks, compute.device.type):
         trainer = Trainer(config, cache, source, student, compute, ranks)
@@ -105,6 +105,7 @@ def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tupl
         torch.manual_seed(config.seed)
         encoder = create_encoder(config.student, cache.grid, config.student_args)
         source = choose_targets(config, cache, compute, int(encoder.patch_embed.img_size[0]))
+        torch.manual_seed(config.seed)  # again: loading a base draws from the generator too
         student = Student(
             encoder,
             source.spec,
@@ -145,7 +146,7 @@ def prepare_run(run: Path, settings: dict[str, Any], *, overwrite: bool, dry_run
             comparable(settings),
             what="the run",
             where=str(run),
-            todo="give the settings as they were, name another --run, or replace it with --overwrite",
+            todo="give the settings as they were, name another --out, or replace it with --overwrite",
         )
         found = checkpoints(run)
         return found[-1] if found else None
@@ -154,7 +155,7 @@ def prepare_run(run: Path, settings: dict[str, Any], *, overwrite: bool, dry_run
             save_settings(run, settings)
         except OSError as error:
             raise TecCacheError(
-                f"the run cannot be written: {error.strerror}", where=str(run), todo="choose another --run"
+                f"the run cannot be written: {error.strerror}", where=str(run), todo="choose another --out"
             ) from error
     return None
 
@@ -345,7 +346,7 @@ class Trainer:
         """Describe what was done."""
         parameters = list(self.student.parameters())
         return TrainSummary(
-            run=self.config.run,
+            run=self.config.out,
             steps=self.step,
             total_steps=self.total_steps,
             finished=finished,

@@ -90,7 +90,8 @@ class TrainConfig:
     """Stage two: a new ViT from the cache. Defaults are the paper's pretraining recipe."""
 
     cache: str = setting("", "Folder of the cache.")
-    run: str = setting("", "Folder of the run: settings, checkpoints, metrics.")
+    # not --run: torchrun would take it for its own --run-path
+    out: str = setting("", "Folder of the run: settings, checkpoints, metrics.")
     target: str | None = setting(None, "Target set to learn from.  [default: the only one]")
     online: str | None = setting(None, "Base model in the loop on the stored crops: the yardstick of caching.")
     base_weights: str | None = setting(None, "Weight file of the base, for --online and --init base.")
@@ -140,7 +141,7 @@ class TrainConfig:
         _check_positive(
             self, "epochs", "batch_size", "micro_batch", "threads", "workers", "log_every", "steps", "views"
         )
-        for name in ("cache", "run"):
+        for name in ("cache", "out"):
             if not getattr(self, name):
                 raise ConfigError(f"no {name} was named", todo=f"give --{name} DIR")
         if sum((self.target is not None, self.online is not None, self.pixels)) > 1:

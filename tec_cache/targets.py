@@ -81,7 +81,7 @@ def attention_rows(
     else:
         first_query = query[:, :, num_prefix:].float().mean(dim=2, keepdim=True)
         first_bias = None if bias is None else bias[:, :, num_prefix:].mean(dim=2, keepdim=True)
-    first = first_query @ patch_keys * scale
+    first = _scores(first_query, patch_keys, scale)
     if first_bias is not None:
         first = first + first_bias
 
@@ -90,10 +90,16 @@ def attention_rows(
         return first, rows
     index = (rows + num_prefix)[:, None, :, None].expand(-1, query.shape[1], -1, -1)
     chosen = query.gather(2, index.expand(-1, -1, -1, query.shape[-1])).float()
-    logits = chosen @ patch_keys * scale
+    logits = _scores(chosen, patch_keys, scale)
     if bias is not None:
         logits = logits + bias.gather(2, index.expand(-1, -1, -1, num_tokens))
     return torch.cat([first, logits], dim=2), rows
+
+
+def _scores(query: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
+    """Multiply in float32 even under the caller's autocast: in bfloat16 many scores tie, and rows change."""
+    with torch.autocast(query.device.type, enabled=False):
+        return query @ keys * scale
 
 
 def normalize_targets(targets: Targets, how: Normalization) -> Targets:

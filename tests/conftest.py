@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+
+from pipelines.extract import extract
+from tec_cache.config import ExtractConfig, TrainConfig
 
 GOLDEN = Path(__file__).parent / "data" / "golden_mae_like.npz"
 
@@ -62,3 +69,82 @@ def write_shards(folder: Path, counts: list[int], *, start: int = 0) -> Path:
             number += 1
         write_tar(folder / f"shard-{shard:06d}.tar", members)
     return folder
+
+
+TINY = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 8}
+"""A vision transformer small enough for a test; with --size 32 --grid 4 it sees 16 patches."""
+
+
+def write_tiny_base(folder: Path, seed: int = 0, **changes: object) -> Path:
+    """Write a random model in the layout of an export, which `--base FOLDER` takes."""
+    args: dict[str, Any] = TINY | changes | {"img_size": 4 * int(TINY["patch_size"])}
+    torch.manual_seed(seed)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **args)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # timm's tiny initial weights would make every attention row nearly flat
+            parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim > 1 else 0.1))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
+    cfg = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": args, "pretrained_cfg": cfg}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of 40, 24 and 33 labelled photos."""
+    return write_shards(tmp_path_factory.mktemp("photos"), [40, 24, 33])
+
+
+def tiny_config(shards: Path | None, cache: Path, base: Path | None, **changes: object) -> ExtractConfig:
+    values: dict[str, Any] = {
+        "input": None if shards is None else str(shards),
+        "cache": str(cache),
+        "base": None if base is None else str(base),
+        "device": "cpu",
+        "threads": 1,
+        "workers": 2,
+    }
+    if shards is not None:
+        values |= {"views": 2, "size": 32, "grid": 4, "group_size": 16}
+    if base is not None:
+        values |= {"k": "3", "batch_size": 8}
+    return ExtractConfig(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def made_cache(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_base: Path) -> Path:
+    """A cache of two views with the target set "tiny"; tests that change it copy it first."""
+    cache = tmp_path_factory.mktemp("caches") / "made"
+    extract(tiny_config(shards, cache, tiny_base))
+    return cache
+
+
+def tiny_training(cache: Path, run: Path, **changes: object) -> TrainConfig:
+    values: dict[str, Any] = {
+        "cache": str(cache),
+        "out": str(run),
+        "student": "vit_tiny_patch16_224",
+        "student_args": dict(TINY),
+        "decoder_width": 32,
+        "decoder_heads": 4,
+        "batch_size": 32,
+        "epochs": 10,
+        "warmup_epochs": 1,
+        "base_lr": 5e-3,
+        "device": "cpu",
+        "threads": 1,
+        "log_every": 1,
+    }
+    return TrainConfig(**(values | changes))
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

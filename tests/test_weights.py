@@ -228,19 +228,13 @@ def test_tec_checkpoint_folds_its_input_adapter_and_keeps_the_encoder(wrapped: b
         }
     adapter = nn.Sequential(nn.Linear(48, 192), nn.GELU(), nn.Linear(192, 48))
     adapter.load_state_dict(
-        {
-            f"{i}.{part}": file[f"cls_token_mlp.fc{i // 2 + 1}.{part}"]
-            for i in (0, 2)
-            for part in ("weight", "bias")
-        }
+        {f"{i}.{part}": file[f"cls_token_mlp.fc{i // 2 + 1}.{part}"] for i in (0, 2) for part in ("weight", "bias")}
     )
     weights = read_weights(saved(tmp_path / "tec.pth", {"model": file} if wrapped else file))
     assert weights.format == "tec"
     model = vit(img_size=224, patch_size=16, depth=6)
     assert set(weights.state) == set(model.state_dict())
-    torch.testing.assert_close(
-        weights.state["cls_token"], adapter(file["cls_token"]).detach(), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(weights.state["cls_token"], adapter(file["cls_token"]).detach(), rtol=0, atol=1e-6)
     assert all(torch.equal(weights.state[n], file[n]) for n in weights.state if n != "cls_token")
     assert {"encoder_adaptor.adap_after.bias", "forward_att_decoder.mask_token", "decoder_pos_embed"} <= set(
         weights.dropped
@@ -305,9 +299,7 @@ class Attack:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("plain", [True, False])
-def test_a_file_that_would_run_code_is_refused_and_runs_nothing(
-    plain: bool, protocol: int, tmp_path: Path
-) -> None:
+def test_a_file_that_would_run_code_is_refused_and_runs_nothing(plain: bool, protocol: int, tmp_path: Path) -> None:
     marker, path = tmp_path / "executed", tmp_path / "evil.pth"
     content = {"model": vit().state_dict(), "args": Attack(marker)}
     if plain:
@@ -417,9 +409,7 @@ def test_missing_misshaped_and_unexpected_names_are_all_told() -> None:
 
 
 def test_long_lists_are_cut_with_their_count() -> None:
-    message = refused(
-        vit(), {name: value for name, value in vit().state_dict().items() if "blocks.1" not in name}
-    )
+    message = refused(vit(), {name: value for name, value in vit().state_dict().items() if "blocks.1" not in name})
     assert "missing: 12: " in message
     assert message.count("blocks.1.") == 8
     assert "and 4 more" in message

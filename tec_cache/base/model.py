@@ -165,6 +165,12 @@ def check_supported(model: nn.Module) -> None:
             todo=f"use a plain vision transformer of timm; classes that work: {', '.join(KNOWN_CLASSES)}",
         )
     parts: Any = model
+    # a convolutional stem (hybrid) has no patch size; parallel blocks have no single attention
+    embed, block = type(parts.patch_embed).__name__, parts.blocks[-1]
+    if embed != "PatchEmbed":
+        raise ConfigError(f"a base with {embed} in the place of plain patches is not supported", where=kind)
+    if not hasattr(block, "attn"):
+        raise ConfigError(f"a base with blocks of class {type(block).__name__} is not supported", where=kind)
     rows, columns = parts.patch_embed.grid_size
     if rows != columns:
         raise ConfigError(f"a base with a grid of {rows} x {columns} patches is not supported", where=kind)

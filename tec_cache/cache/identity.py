@@ -29,7 +29,7 @@ def differences(stored: Any, asked: Any, path: str = "") -> list[str]:
         for key in sorted({*stored, *asked}):
             lines += differences(stored.get(key), asked.get(key), f"{path}.{key}" if path else str(key))
         return lines
-    if canonical_json(stored) == canonical_json(asked):
+    if stored == asked or canonical_json(stored) == canonical_json(asked):  # 1 and 1.0, (a, b) and [a, b]
         return []
     return [f"{path}: stored {_short(stored)}, asked {_short(asked)}"]
 

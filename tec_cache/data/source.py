@@ -77,7 +77,10 @@ class TarShard(Shard):
         return self.url
 
     def photos(self) -> Iterator[Photo]:
-        """Yield the photos in order."""
+        """Yield the photos in order.
+
+        The sample just before a damage is left out: nobody can say whether its label, for one, is lost.
+        """
         group: list[tuple[str, bytes]] = []
         current: str | None = None
         seen: set[str] = set()
@@ -88,8 +91,9 @@ class TarShard(Shard):
                 group = []
             current = stem
             group.append((name, data))
-        if group:
-            yield from _samples(group, seen)
+        if not group:
+            raise SourceError("the shard holds no photos", where=self.url, todo="leave it out")
+        yield from _samples(group, seen)
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,15 @@ class FolderShard(Shard):
 
     def identity(self) -> dict[str, Any]:
         """Name, number of photos and the hash of their names."""
-        return super().identity() | {"files_sha256": hash_keys(key for key, _ in self.files)}
+        return super().identity() | {"files_sha256": hash_keys(_text(key) for key, _ in self.files)}
 
     def photos(self) -> Iterator[Photo]:
         """Yield the photos in the order of the seeded permutation."""
         for key, label in self.files:
             try:
-                yield Photo(key, (self.root / key).read_bytes(), label)
+                yield Photo(_text(key), (self.root / key).read_bytes(), label)
             except OSError as error:
-                yield Photo(key, b"", label, f"cannot be read: {error.strerror}")
+                yield Photo(_text(key), b"", label, f"cannot be read: {error.strerror}")
 
 
 def find_shards(source: str, *, seed: int = 0) -> list[Shard]:
@@ -219,9 +223,18 @@ def _members(url: str) -> Iterator[tuple[str, bytes]]:
                     data = tar.extractfile(info).read()  # type: ignore[union-attr]
                     if len(data) != info.size:
                         raise tarfile.ReadError(f"cut in the middle of {info.name}")
-                    yield info.name, data
+                    yield _text(info.name), data
+                # a hole of zeros reads like the end of the archive; behind the true end there are only zeros
+                while rest := tar.fileobj.read(1 << 20):  # type: ignore[union-attr]
+                    if rest.strip(b"\0"):
+                        raise tarfile.ReadError("its end marker comes too early")
     except broken as error:
         raise SourceError(f"damaged shard: {error}", where=url, todo=todo) from error
+
+
+def _text(name: str) -> str:
+    """Return a file name that can be encoded: bytes that are not UTF-8 become \\udcff and the like."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _samples(group: list[tuple[str, bytes]], seen: set[str]) -> Iterator[Photo]:

@@ -35,7 +35,7 @@ def load_settings(run: Path) -> dict[str, Any]:
         raise TecCacheError(
             f"there is no run here: {error}",
             where=str(run),
-            todo="give the folder that tec-cache train --run made",
+            todo="give the folder that tec-cache train --out made",
         ) from error
     return settings
 

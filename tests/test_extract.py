@@ -1,0 +1,260 @@
+"""Stage one: one answer however it is run, resumable, growing by target sets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pipelines.extract
+from pipelines.extract import extract
+from tec_cache.cache.reader import open_cache
+from tec_cache.distributed import Ranks
+from tec_cache.errors import CacheError, ConfigError, IdentityError, NonFiniteError, TecCacheError
+from tests.conftest import files_below, tiny_config, write_shards, write_tiny_base
+
+SCRIPTS = Path(sys.executable).parent
+
+
+def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(SCRIPTS / "torchrun"), "--nproc-per-node", str(processes), "--master-port", "0", "--no-python"]
+    path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
+    command = [*command, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "tec-cache", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path}, timeout=300)
+
+
+def flags(config: Any) -> list[str]:
+    names = ("cache", "base", "views", "size", "grid", "group_size", "k", "batch_size", "threads", "device")
+    return [part for n in names for part in (f"--{n.replace('_', '-')}", str(getattr(config, n)))]
+
+
+def test_one_process_and_two_give_identical_files(
+    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(shards, tmp_path / "two", tiny_base)
+    result = torchrun(2, "extract", str(shards), *flags(config), "--quiet")
+    assert result.returncode == 0, result.stderr
+    one, two = files_below(made_cache), files_below(tmp_path / "two")
+    assert one == two
+    assert len(one) > 50
+
+
+def test_a_second_run_changes_nothing(made_cache: Path, shards: Path, tiny_base: Path) -> None:
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in made_cache.rglob("*") if p.is_file()}
+    summary = extract(tiny_config(shards, made_cache, tiny_base))
+    assert (summary.views_made, summary.targets_made, summary.missing) == (0, 0, 0)
+    assert (summary.photos, summary.num_views) == (97, 2)
+    assert before == {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in made_cache.rglob("*") if p.is_file()}
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_files(
+    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dies at every third commit, again and again, until it is done."""
+    config = tiny_config(shards, tmp_path / "c", tiny_base)
+    commits = {"commit_views": 0, "commit_targets": 0}
+
+    def mortal(name: str) -> Any:
+        inner = getattr(pipelines.extract, name)
+
+        def commit(*args: Any) -> Any:
+            commits[name] += 1
+            if commits[name] % 3 == 0:
+                raise KeyboardInterrupt
+            return inner(*args)
+
+        return commit
+
+    for name in commits:
+        monkeypatch.setattr(pipelines.extract, name, mortal(name))
+    deaths = 0
+    while True:
+        try:
+            extract(config)
+            break
+        except KeyboardInterrupt:
+            deaths += 1
+    assert deaths >= 8
+    assert files_below(tmp_path / "c") == files_below(made_cache)
+
+
+def test_leftovers_of_a_kill_are_removed_and_never_read(
+    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    unit = open_cache(cache).view_units[0]
+    layout = open_cache(cache).layout
+    layout.views_record(unit).unlink()
+    layout.target_record("tiny", unit).unlink()
+    layout.views(unit).write_bytes(b"half a tar")
+    (layout.views(unit).parent / f".{unit}.tar.0123456789ab.tmp").write_bytes(b"rubbish")
+    (layout.targets("tiny", unit) / "zarr.json").write_text("half")
+    draft = layout.targets("tiny", unit).parent / f".{unit}.zarr.0123456789ab.tmp"
+    draft.mkdir()
+    (draft / "x").write_text("rubbish")
+    extract(tiny_config(shards, cache, tiny_base))
+    assert files_below(cache) == files_below(made_cache)
+
+
+def test_a_second_target_set_needs_no_photos(made_cache: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    before = files_below(cache)
+    other = write_tiny_base(tmp_path / "other", seed=1, embed_dim=96, num_heads=6)
+    summary = extract(tiny_config(None, cache, other, codec="int8", k="5"))
+    assert (summary.views_made, summary.targets_made) == (0, 194)
+    after = files_below(cache)
+    assert {n: after[n] for n in before} == before
+    opened = open_cache(cache)
+    assert opened.target_names == ["other", "tiny"]
+    other_set = opened["other"]
+    assert (other_set.spec.channels, other_set.spec.num_rows, other_set.codec.name) == (96, 6, "int8")
+    # going on needs neither the settings nor the base's name repeated
+    assert extract(tiny_config(None, cache, None, name="other")).targets_made == 0
+
+
+def test_views_only_then_targets_is_the_same_as_both_at_once(
+    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "c"
+    extract(tiny_config(shards, cache, None, views_only=True))
+    assert not (cache / "targets").exists()
+    extract(tiny_config(None, cache, tiny_base))
+    assert files_below(cache) == files_below(made_cache)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"size": 40}, "views.size"), ({"seed": 1}, "views.seed"), ({"grid": 2}, "grid"), ({"flip": 0.0}, "views.flip"),
+     ({"jpeg_quality": 80}, "jpeg.quality"), ({"scale": (0.5, 1.0)}, "views.scale"), ({"group_size": 8}, "group_size"),
+     ({"limit": 50}, "source.limit"), ({"k": "2"}, "spec.k"), ({"k": "none"}, "spec.k"), ({"codec": "int8"}, "codec.name"),
+     ({"normalization": "none"}, "spec.normalization"), ({"last_layers": 1}, "last_layers"),
+     ({"batch_size": 4}, "batch_size"), ({"threads": 2}, "threads"), ({"precision": "bfloat16"}, "precision")],
+)  # fmt: skip
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_other_settings_are_refused_by_field(
+    made_cache: Path, shards: Path, tiny_base: Path, changes: dict[str, Any], field: str, dry_run: bool
+) -> None:
+    before = files_below(made_cache)
+    with pytest.raises(IdentityError, match=field.replace(".", r"\.")) as error:
+        extract(tiny_config(shards, made_cache, tiny_base, **changes), dry_run=dry_run)
+    assert error.value.exit_code == 2
+    assert files_below(made_cache) == before
+
+
+def test_other_weights_and_other_photos_are_refused(made_cache: Path, shards: Path, tmp_path: Path) -> None:
+    other = write_tiny_base(tmp_path / "tiny", seed=7)
+    with pytest.raises(IdentityError, match="weights_sha256"):
+        extract(tiny_config(shards, made_cache, other))
+    photos = write_shards(tmp_path / "photos", [40, 24, 34])
+    with pytest.raises(IdentityError, match=r"source\.shards"):
+        extract(tiny_config(photos, made_cache, other))
+
+
+def test_overwrite_replaces_a_target_set_and_leaves_the_views(
+    made_cache: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    views = files_below(cache / "views")
+    extract(tiny_config(None, cache, tiny_base, k="2"), overwrite=True)
+    assert open_cache(cache)["tiny"].spec.k == 2
+    assert files_below(cache / "views") == views
+
+
+def test_overwrite_replaces_a_cache_but_nothing_of_the_users(
+    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    (cache / "notes.txt").write_text("mine")
+    extract(tiny_config(shards, cache, tiny_base, seed=9), overwrite=True)
+    assert open_cache(cache).identity["views"]["seed"] == 9
+    assert (cache / "notes.txt").read_text() == "mine"
+    with pytest.raises(ConfigError, match="several processes"):
+        extract(tiny_config(shards, cache, tiny_base, seed=8), overwrite=True, ranks=Ranks(0, 0, 2))
+
+
+def test_dry_run_writes_nothing(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
+    summary = extract(tiny_config(shards, tmp_path / "c", tiny_base), dry_run=True)
+    assert not (tmp_path / "c").exists()
+    assert (summary.shards_left, summary.missing) == (3, 3)
+    assert summary.free_disk > 0
+
+
+def test_a_target_that_is_not_finite_names_the_sample(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "c"
+    extract(tiny_config(shards, cache, None, views_only=True))
+    with pytest.MonkeyPatch.context() as patch:
+        inner = pipelines.extract.TargetJob  # the base of the second batch gives a NaN for its third view
+        calls = {"n": 0}
+        from tec_cache.base.model import FrozenBase
+
+        forward = FrozenBase.forward
+
+        def spoiled(self: Any, images: torch.Tensor) -> Any:
+            targets = forward(self, images)
+            calls["n"] += 1
+            if calls["n"] == 2:
+                targets.features[2, 0, 0] = float("nan")
+            return targets
+
+        patch.setattr(FrozenBase, "forward", spoiled)
+        assert inner is not None
+        with pytest.raises(NonFiniteError, match=r"'p00010'"):
+            extract(tiny_config(None, cache, tiny_base))
+
+
+def test_all_rows_no_rows_and_class_row_only(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "c"
+    extract(tiny_config(shards, cache, None, views_only=True, views=1))
+    for k, rows in (("all", 17), ("none", 0), ("0", 1)):
+        extract(tiny_config(None, cache, tiny_base, k=k, name=f"k-{k}"))
+        tiny = open_cache(cache)[f"k-{k}"]
+        assert tiny.spec.num_rows == rows
+        arrays = tiny.open(open_cache(cache).view_units[0])
+        assert set(arrays) == ({"features"} if k == "none" else {"features", "attention"})
+
+
+def test_what_cannot_be_done_is_said(shards: Path, tiny_base: Path, tmp_path: Path, made_cache: Path) -> None:
+    with pytest.raises(ConfigError, match="no cache here yet"):
+        extract(tiny_config(None, tmp_path / "none", tiny_base))
+    with pytest.raises(ConfigError, match="no base was named"):
+        extract(tiny_config(shards, tmp_path / "none", None))
+    with pytest.raises(ConfigError, match="all views of a centre crop"):
+        extract(tiny_config(shards, tmp_path / "none", tiny_base, crop="center"))
+    with pytest.raises(ConfigError, match="give the photos to add views"):
+        extract(tiny_config(None, made_cache, tiny_base, views=3))
+    with pytest.raises(ConfigError, match="cannot name a target set"):
+        extract(tiny_config(None, made_cache, tiny_base, name="../x"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TecCacheError, match="cannot be written"):
+        extract(tiny_config(shards, tmp_path / "file" / "c", tiny_base))
+
+
+def test_targets_wait_for_whole_views(made_cache: Path, tiny_base: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    open_cache(cache).layout.source_record(1).unlink()
+    with pytest.raises(CacheError, match="missing"):
+        extract(tiny_config(None, cache, tiny_base))
+
+
+def test_few_shards_are_shared_by_group_and_many_by_shard() -> None:
+    two = [Ranks(r, r, 2) for r in range(2)]
+    assert [[r.owns(0, g, 1) for g in range(4)] for r in two] == [
+        [True, False, True, False],
+        [False, True, False, True],
+    ]
+    assert [[r.owns(s, 0, 8) for s in range(4)] for r in two] == [
+        [True, False, True, False],
+        [False, True, False, True],
+    ]
+    assert all(r.owns(3, g, 8) == (r.rank == 1) for r in two for g in range(5))
+
+
+def test_summary_is_plain_json(made_cache: Path, shards: Path, tiny_base: Path) -> None:
+    assert json.loads(json.dumps(extract(tiny_config(shards, made_cache, tiny_base)).to_json()))["photos"] == 97

@@ -1,0 +1,280 @@
+"""Stage two: the cache is worth the base in the loop, and a run is one run however often it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+import pipelines.train
+from pipelines.extract import extract
+from pipelines.train import Trainer, train
+from tec_cache.cache.reader import TargetSet
+from tec_cache.errors import ConfigError, IdentityError, NonFiniteError, WeightsError
+from tec_cache.run.checkpoint import checkpoints, load_checkpoint
+from tec_cache.run.metrics import read_metrics
+from tec_cache.run.optimizer import create_optimizer, create_schedule
+from tests.conftest import tiny_config, tiny_training, write_tiny_base
+from tests.test_extract import torchrun
+
+STEPS = 50
+
+
+def losses(run: Path, name: str = "loss") -> np.ndarray:
+    return np.array([line[name] for line in read_metrics(run)])
+
+
+@pytest.fixture(scope="module")
+def cached_run(made_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "cached"
+    train(tiny_training(made_cache, run, epochs=17, steps=STEPS))
+    return run
+
+
+def online(made_cache: Path, run: Path, base: Path, **changes: Any) -> Any:
+    return tiny_training(made_cache, run, epochs=17, steps=STEPS, online=str(base), k="3", **changes)
+
+
+def test_cached_equals_online_and_the_base_runs_in_every_step(
+    cached_run: Path, made_cache: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    summary = train(online(made_cache, tmp_path / "online", tiny_base))
+    assert (summary.steps, summary.base_calls) == (STEPS, STEPS)
+    for name in ("loss", "feature", "attention"):
+        cached, theirs = losses(cached_run, name), losses(tmp_path / "online", name)
+        assert len(cached) == STEPS
+        assert np.abs(cached - theirs).max() < 1e-3, name
+    assert losses(cached_run)[-5:].mean() < 0.9 * losses(cached_run)[:5].mean()
+
+
+def test_shifting_the_cached_rows_by_one_breaks_the_agreement(
+    cached_run: Path, made_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = TargetSet.read
+
+    def shifted(self: TargetSet, *args: Any) -> Any:
+        return {name: np.roll(values, 1, axis=0) for name, values in read(self, *args).items()}
+
+    monkeypatch.setattr(TargetSet, "read", shifted)
+    train(tiny_training(made_cache, tmp_path / "shifted", epochs=17, steps=10))
+    assert np.abs(losses(tmp_path / "shifted") - losses(cached_run)[:10]).max() > 1e-2
+
+
+def test_int8_targets_train_nearly_as_exact_ones(
+    cached_run: Path, made_cache: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    extract(tiny_config(None, cache, tiny_base, codec="int8", name="int8"))
+    train(tiny_training(cache, tmp_path / "r", epochs=17, steps=10, target="int8"))
+    assert np.abs(losses(tmp_path / "r") - losses(cached_run)[:10]).max() < 5e-3
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_stopped_and_resumed_is_the_same_run_to_the_bit(
+    cached_run: Path, made_cache: Path, tmp_path: Path, workers: int
+) -> None:
+    """Stopped in the middle of an epoch and of a logged interval, and by a SIGINT."""
+    run = tmp_path / "r"
+    for stop in (4, 7, 8):
+        train(tiny_training(made_cache, run, epochs=17, steps=stop, workers=workers, log_every=1))
+    train_interrupted(tiny_training(made_cache, run, epochs=17, steps=STEPS, workers=workers), at=20)
+    assert checkpoints(run)[-1].stem == "step-000000020"
+    summary = train(tiny_training(made_cache, run, epochs=17, steps=STEPS, workers=workers))
+    assert summary.finished
+    assert [line["step"] for line in read_metrics(run)] == list(range(1, STEPS + 1))
+    assert np.array_equal(losses(run), losses(cached_run))
+    ours, theirs = (load_checkpoint(checkpoints(r)[-1])["student"] for r in (run, cached_run))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def train_interrupted(config: Any, *, at: int) -> None:
+    step = Trainer.train_step
+
+    def and_interrupt(self: Trainer, *args: Any) -> None:
+        step(self, *args)
+        if self.step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", and_interrupt)
+        summary = train(config)
+    assert (summary.steps, summary.finished) == (at, False)
+
+
+def test_a_kill_between_checkpoints_costs_only_the_steps_since(
+    cached_run: Path, made_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "r"
+    step = Trainer.train_step
+
+    def die(self: Trainer, *args: Any) -> None:
+        if self.step == 11:
+            raise MemoryError
+        step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", die)
+        with pytest.raises(MemoryError):
+            train(tiny_training(made_cache, run, epochs=17, steps=20, save_every=2.0))
+    assert checkpoints(run)[-1].stem == "step-000000006"
+    assert len(read_metrics(run)) == 11
+    train(tiny_training(made_cache, run, epochs=17, steps=20, save_every=2.0))
+    assert np.array_equal(losses(run), losses(cached_run)[:20])
+    assert len(checkpoints(run)) == 2
+
+
+def test_micro_batches_add_up_to_the_batch(cached_run: Path, made_cache: Path, tmp_path: Path) -> None:
+    train(tiny_training(made_cache, tmp_path / "r", epochs=17, steps=12, micro_batch=8))
+    np.testing.assert_allclose(losses(tmp_path / "r"), losses(cached_run)[:12], rtol=2e-5)
+
+
+def test_two_processes_equal_one(cached_run: Path, made_cache: Path, tmp_path: Path) -> None:
+    config = tiny_training(made_cache, tmp_path / "two", epochs=17, steps=8)
+    flags = ["--student-arg", "embed_dim=48", "--student-arg", "depth=3", "--student-arg", "num_heads=3",
+             "--student-arg", "patch_size=8"]  # fmt: skip
+    for name in ("cache", "out", "student", "decoder_width", "decoder_heads", "batch_size", "epochs", "steps",
+                 "warmup_epochs", "base_lr", "device", "threads", "log_every"):  # fmt: skip
+        flags += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+    result = torchrun(2, "train", *flags, "--quiet", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.strip().splitlines()[-1])["steps"] == 8
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(cached_run)[:8], rtol=2e-5)
+    # a checkpoint of two processes goes on in one
+    train(tiny_training(made_cache, tmp_path / "two", epochs=17, steps=12))
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(cached_run)[:12], rtol=2e-5)
+
+
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(made_cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    script = Path(sys.executable).parent / "tec-cache"
+    command = [str(script), "train", "--cache", str(made_cache), "--out", str(run), "--student", "vit_tiny_patch16_224", "--student-arg", "patch_size=8", "--batch-size", "32", "--epochs", "100000", "--device", "cpu"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not (run / "metrics.jsonl").exists() and time.time() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"tec-cache train --cache {made_cache} --out {run}" in out
+    assert len(checkpoints(run)) >= 1
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
+    made_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "r"
+    inner = Trainer.losses
+
+    def spoiled(self: Trainer, *args: Any) -> Any:
+        values = inner(self, *args)
+        return {n: v * float("nan") for n, v in values.items()} if self.step == 7 else values
+
+    monkeypatch.setattr(Trainer, "losses", spoiled)
+    with pytest.raises(NonFiniteError, match="step 8"):
+        train(tiny_training(made_cache, run, epochs=17, steps=20))
+    kept = load_checkpoint(checkpoints(run)[-1])
+    assert kept["step"] == 6
+    assert all(torch.isfinite(v).all() for v in kept["student"].values())
+
+
+def test_pixels_need_no_base(made_cache: Path, tmp_path: Path) -> None:
+    summary = train(tiny_training(made_cache, tmp_path / "r", epochs=17, steps=30, pixels=True))
+    assert set(summary.losses) == {"loss", "feature"}
+    curve = losses(tmp_path / "r")
+    assert curve[-5:].mean() < 0.97 * curve[:5].mean()
+
+
+def test_start_from_the_bases_weights(made_cache: Path, tiny_base: Path, tmp_path: Path) -> None:
+    train(tiny_training(made_cache, tmp_path / "r", epochs=17, steps=1, init="base", base_lr=0.0))
+    from safetensors.torch import load_file
+
+    ours = load_checkpoint(checkpoints(tmp_path / "r")[-1])["student"]
+    for name, value in load_file(tiny_base / "model.safetensors").items():
+        assert torch.equal(ours[f"encoder.{name}"], value)
+    other = write_tiny_base(tmp_path / "other", seed=3) / "model.safetensors"
+    with pytest.raises(WeightsError, match="not the weights"):
+        train(tiny_training(made_cache, tmp_path / "r2", init="base", base_weights=str(other)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"normalization": "none"}, "holds patch"), ({"last_layers": 1}, "last_layers 1"), ({"k": "4"}, "holds 3"),
+     ({"k": "all"}, "all rows"), ({"target": "tinny"}, "did you mean tiny"), ({"batch_size": 128}, "does not fit"),
+     ({"micro_batch": 7}, "micro-batches of 7"), ({"mask_ratio": 0.99}, "mask ratio"), ({"views": 3}, "missing"),
+     ({"student_args": {"depth": 4}}, "groups of 3"), ({"student": "vit_tiny"}, "knows no model")],
+)  # fmt: skip
+def test_train_refuses_what_the_cache_or_the_student_cannot_give(
+    made_cache: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    if "student_args" in changes:
+        changes = {"student_args": {"patch_size": 8, **changes["student_args"]}}
+    with pytest.raises(Exception, match=message) as error:
+        train(tiny_training(made_cache, tmp_path / "r", **changes))
+    assert hasattr(error.value, "todo")
+
+
+def test_smaller_k_class_row_and_no_attention_are_free(made_cache: Path, tmp_path: Path) -> None:
+    for k, names in (
+        ("2", {"loss", "feature", "attention"}),
+        ("0", {"loss", "feature", "attention"}),
+        ("none", {"loss", "feature"}),
+    ):
+        assert set(train(tiny_training(made_cache, tmp_path / k, steps=1, k=k, tau=0.7)).losses) == names
+
+
+def test_other_settings_are_refused_and_free_ones_are_not(made_cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    train(tiny_training(made_cache, run, steps=2))
+    with pytest.raises(IdentityError, match=r"config\.tau.*\n?.*targets\.tau"):
+        train(tiny_training(made_cache, run, steps=3, tau=0.5))
+    assert train(tiny_training(made_cache, run, steps=3, workers=1, micro_batch=16)).steps == 3
+    assert train(tiny_training(made_cache, run, steps=2, tau=0.5), overwrite=True).steps == 2
+
+
+def test_several_kinds_of_targets_at_once_are_refused(made_cache: Path) -> None:
+    with pytest.raises(ConfigError, match="several kinds"):
+        tiny_training(made_cache, made_cache, target="tiny", pixels=True)
+
+
+def test_schedule_is_the_recipes() -> None:
+    """Linear from 0 over the warm-up, then half a cosine to the smallest rate; MAE's formula, step by step."""
+    model = VisionTransformer(32, 8, embed_dim=48, depth=1, num_heads=3, num_classes=0)
+    optimizer = create_optimizer(model, lr=2.0, weight_decay=0.05, betas=(0.9, 0.95))
+    schedule = create_schedule(optimizer, total_steps=100, warmup_steps=20, min_lr=0.1)
+    for step in range(100):
+        schedule.step_update(step)
+        expected = 2.0 * step / 20 if step < 20 else 0.1 + 0.95 * (1 + np.cos(np.pi * (step - 20) / 80))
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected), step
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
+    named = {n: id(p) in decayed for n, p in model.named_parameters()}
+    assert named["blocks.0.attn.qkv.weight"]
+    assert named["cls_token"], "not one-dimensional, so MAE's rule decays it"
+    assert not named["blocks.0.attn.qkv.bias"]
+    assert not named["blocks.0.norm1.weight"]
+
+
+def test_tensorboard_is_written(cached_run: Path) -> None:
+    assert any(p.name.startswith("events.out.tfevents") for p in (cached_run / "tensorboard").iterdir())
+    settings = json.loads((cached_run / "run.json").read_text())
+    assert settings["targets"]["kind"] == "cached"
+    assert settings["config"]["batch_size"] == 32
+
+
+def test_recipe_warmup() -> None:
+    config = pipelines.train.TrainConfig
+    assert config(cache="c", out="r").resolved_warmup == 40
+    assert config(cache="c", out="r", epochs=20).resolved_warmup == 2
+    with pytest.raises(ConfigError, match="warm-up"):
+        config(cache="c", out="r", epochs=20, warmup_epochs=40)
