@@ -264,7 +264,7 @@ def encode_batch(job: TargetJob, images: torch.Tensor, keys: list[str], unit: Un
             where=f"unit {unit}",
             todo="check the weights; with bfloat16, try --precision float32",
         )
-    return job.codec.encode(targets)
+    return job.codec.encode(targets, job.spec)
 
 
 def describe(summary: Summary, cache: Cache, job: TargetJob | None) -> None:

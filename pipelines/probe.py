@@ -26,6 +26,7 @@ from tec_cache.errors import ConfigError, SourceError
 from tec_cache.probe.knn import knn_accuracy
 from tec_cache.probe.linear import linear_accuracy
 from tec_cache.progress import Progress
+from tec_cache.recipes import BASES
 
 
 @dataclass
@@ -79,9 +80,9 @@ def load_model(config: ProbeConfig) -> FrozenBase:
         if config.weights:
             raise ConfigError("a random model takes no --weights", todo="leave one of them out")
         name = config.model.removeprefix("random:")
-        if Path(name).is_dir():
-            return random_model(name, grid=config.grid or native_grid(name))
-        return random_model(f"timm:{name}", grid=config.grid or native_grid(f"timm:{name}"))
+        if name not in BASES and not Path(name).exists() and not name.startswith("timm:"):
+            name = f"timm:{name}"
+        return random_model(name, grid=config.grid or native_grid(name))
     grid = config.grid or native_grid(config.model, config.weights)
     return load_base(config.model, config.weights, grid=grid, k=None)
 

@@ -33,7 +33,7 @@ def targets(s: TargetSpec, batch: int = 3) -> Targets:
 
 def there_and_back(name: str, s: TargetSpec, t: Targets) -> Targets:
     codec = get_codec(name)
-    arrays = codec.encode(t)
+    arrays = codec.encode(t, s)
     declared = codec.arrays(s)
     assert {n: (a.shape[1:], a.dtype.name) for n, a in arrays.items()} == {n: tuple(d) for n, d in declared.items()}
     tensors = {n: torch.from_numpy(a.astype(np.int32) if a.dtype == np.uint16 else a) for n, a in arrays.items()}
@@ -41,7 +41,7 @@ def there_and_back(name: str, s: TargetSpec, t: Targets) -> Targets:
 
 
 @pytest.mark.parametrize("name", CODECS)
-@pytest.mark.parametrize("k", [None, 0, 5, "all"])
+@pytest.mark.parametrize("k", [None, 0, 5, 16, "all"])
 def test_round_trip(name: str, k: Any) -> None:
     s = spec(k)
     t = targets(s)
@@ -75,9 +75,9 @@ def test_a_large_common_offset_of_the_logits_costs_nothing(name: str) -> None:
 def test_overflow_is_an_error() -> None:
     t = Targets(torch.full((1, 16, 24), 70_000.0))
     with pytest.raises(NonFiniteError, match="half precision"):
-        get_codec("fp16").encode(t)
+        get_codec("fp16").encode(t, spec(None))
     with pytest.raises(NonFiniteError):
-        get_codec("int8").encode(Targets(torch.full((1, 16, 24), float("nan"))))
+        get_codec("int8").encode(Targets(torch.full((1, 16, 24), float("nan"))), spec(None))
 
 
 def test_a_constant_channel_decodes_to_itself() -> None:

@@ -133,7 +133,8 @@ def test_views_only_then_targets_is_the_same_as_both_at_once(
     ("changes", "field"),
     [({"size": 40}, "views.size"), ({"seed": 1}, "views.seed"), ({"grid": 2}, "grid"), ({"flip": 0.0}, "views.flip"),
      ({"jpeg_quality": 80}, "jpeg.quality"), ({"scale": (0.5, 1.0)}, "views.scale"), ({"group_size": 8}, "group_size"),
-     ({"limit": 50}, "source.limit"), ({"k": "2"}, "spec.k"), ({"k": "none"}, "spec.k"), ({"codec": "int8"}, "codec.name"),
+     ({"limit": 50}, "source.limit"), ({"k": "2"}, "spec.k"), ({"k": "none"}, "spec.k"),
+     ({"codec": "int8"}, "codec.name"),
      ({"normalization": "none"}, "spec.normalization"), ({"last_layers": 1}, "last_layers"),
      ({"batch_size": 4}, "batch_size"), ({"threads": 2}, "threads"), ({"precision": "bfloat16"}, "precision")],
 )  # fmt: skip

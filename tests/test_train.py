@@ -158,7 +158,9 @@ def test_two_processes_equal_one(cached_run: Path, made_cache: Path, tmp_path: P
 def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(made_cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "r"
     script = Path(sys.executable).parent / "tec-cache"
-    command = [str(script), "train", "--cache", str(made_cache), "--out", str(run), "--student", "vit_tiny_patch16_224", "--student-arg", "patch_size=8", "--batch-size", "32", "--epochs", "100000", "--device", "cpu"]  # fmt: skip
+    student = ("--student", "vit_tiny_patch16_224", "--student-arg", "patch_size=8")
+    options = ("--batch-size", "32", "--epochs", "100000", "--device", "cpu")
+    command = [str(script), "train", "--cache", str(made_cache), "--out", str(run), *student, *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.time() + 120
     while not (run / "metrics.jsonl").exists() and time.time() < deadline:

@@ -95,7 +95,7 @@ def native_grid(name: str, weights: str | Path | None = None) -> int:
 
     args = source.model_args
     config_file = Path(name) / "config.json"
-    if config_file.is_file():
+    if name not in BASES and config_file.is_file():
         args = args | {"img_size": json.loads(config_file.read_text())["model_args"]["img_size"]}
     model = timm.create_model(source.timm_name.split(".")[0], num_classes=0, **args)
     check_supported(model)
@@ -107,11 +107,6 @@ def find_source(name: str, weights: str | Path | None) -> Source:
     file = Path(weights) if weights is not None else None
     if name in BASES:
         recipe = BASES[name]
-        if file is None and not recipe.hub:
-            raise WeightsError(
-                f"timm's hub has no weights for {name}",
-                todo=f"download {recipe.official_file} and give it with --base-weights FILE",
-            )
         mean, std = pixel_statistics(recipe.timm_name) if recipe.hub else (IMAGENET_MEAN, IMAGENET_STD)
         return Source(recipe.timm_name, {}, file, mean, std)
     if name.startswith("timm:"):
@@ -221,7 +216,14 @@ def build(source: Source, name: str, grid: int) -> tuple[nn.Module, str]:
 
 def read_state(source: Source, name: str) -> dict[str, torch.Tensor]:
     """Read the weights of a base under timm's names, from its file or through timm's hub."""
-    return _hub_state(source.timm_name, name) if source.weights is None else read_weights(source.weights).state
+    if source.weights is not None:
+        return read_weights(source.weights).state
+    if name in BASES and not BASES[name].hub:
+        raise WeightsError(
+            f"timm's hub has no weights for {name}",
+            todo=f"download {BASES[name].official_file} and give it with --base-weights FILE",
+        )
+    return _hub_state(source.timm_name, name)
 
 
 def _create(source: Source, grid: int, name: str) -> nn.Module:
@@ -231,7 +233,7 @@ def _create(source: Source, grid: int, name: str) -> nn.Module:
     architecture = source.timm_name.split(".")[0]
     try:
         probe = timm.create_model(architecture, num_classes=0, **source.model_args)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AssertionError) as error:
         raise ConfigError(f"timm cannot create {architecture!r}: {error}", where=name) from error
     check_supported(probe)
     patch = int(probe.patch_embed.patch_size[0])  # type: ignore[union-attr, index]

@@ -78,9 +78,9 @@ class FrozenBase(nn.Module):
         self.num_heads = int(parts.blocks[-1].attn.num_heads)
         self.num_calls = 0
         num_tokens = self.grid * self.grid
-        if isinstance(k, int) and k > num_tokens:
+        if isinstance(k, int) and not 0 <= k <= num_tokens:
             raise ConfigError(
-                f"k = {k} rows of attention from {num_tokens} patches", todo=f"give --k {num_tokens} or less"
+                f"k = {k} rows of attention from {num_tokens} patches", todo=f"give --k from 0 to {num_tokens}"
             )
         module: Any
         for module in model.modules():

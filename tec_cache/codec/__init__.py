@@ -3,7 +3,7 @@
 A codec is a frozen object with a name, known to `get_codec`. Its contract:
 
 - `arrays(spec)` names the arrays it stores per view, with the shape and dtype of one row.
-- `encode(targets)` takes *normalized* targets of a batch (any device) and gives those arrays, batch first.
+- `encode(targets, spec)` takes *normalized* targets of a batch (any device) and gives those arrays, batch first.
   A value that it cannot hold is an error, never a silent clip.
 - `decode(arrays, spec)` takes the same arrays as tensors on any device and gives float32 `Targets`. It needs
   nothing but what `to_json` wrote down.
@@ -42,7 +42,7 @@ class Codec(Protocol):
     def arrays(self, spec: TargetSpec) -> dict[str, ArraySpec]:
         """Name the stored arrays."""
 
-    def encode(self, targets: Targets) -> dict[str, npt.NDArray[np.generic]]:
+    def encode(self, targets: Targets, spec: TargetSpec) -> dict[str, npt.NDArray[np.generic]]:
         """Turn normalized targets into arrays."""
 
     def decode(self, arrays: dict[str, torch.Tensor], spec: TargetSpec) -> Targets:

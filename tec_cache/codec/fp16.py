@@ -30,12 +30,12 @@ class Float16Codec:
             stored["attention"] = ArraySpec((spec.num_heads, spec.num_rows, spec.num_tokens), "float16")
         return stored | rows_array(spec)
 
-    def encode(self, targets: Targets) -> dict[str, npt.NDArray[np.generic]]:
+    def encode(self, targets: Targets, spec: TargetSpec) -> dict[str, npt.NDArray[np.generic]]:
         """Round to half precision; a value beyond 65,504 is a NonFiniteError."""
         stored: dict[str, npt.NDArray[np.generic]] = {"features": _half(targets.features, "features")}
         if targets.attention is not None:
             stored["attention"] = _half(centred(targets.attention), "attention logits")
-        return stored | encode_rows(targets)
+        return stored | encode_rows(targets, spec)
 
     def decode(self, arrays: dict[str, torch.Tensor], spec: TargetSpec) -> Targets:
         """Widen to float32."""

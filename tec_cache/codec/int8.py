@@ -40,14 +40,14 @@ class Int8Codec:
             stored["attention_scale"] = ArraySpec((spec.num_heads, spec.num_rows), "float32")
         return stored | rows_array(spec)
 
-    def encode(self, targets: Targets) -> dict[str, npt.NDArray[np.generic]]:
+    def encode(self, targets: Targets, spec: TargetSpec) -> dict[str, npt.NDArray[np.generic]]:
         """Quantize to -127..127; the error is at most half a step of the row or channel."""
         codes, scale = _quantize(targets.features.float(), dim=1)
         stored: dict[str, npt.NDArray[np.generic]] = {"features": codes, "features_scale": scale}
         if targets.attention is not None:
             codes, scale = _quantize(centred(targets.attention), dim=3)
             stored |= {"attention": codes, "attention_scale": scale}
-        return stored | encode_rows(targets)
+        return stored | encode_rows(targets, spec)
 
     def decode(self, arrays: dict[str, torch.Tensor], spec: TargetSpec) -> Targets:
         """Multiply codes by their scales."""

@@ -23,9 +23,9 @@ def rows_array(spec: TargetSpec) -> dict[str, ArraySpec]:
     return {"rows": ArraySpec((spec.num_rows - 1,), "uint16")}
 
 
-def encode_rows(targets: Targets) -> dict[str, npt.NDArray[np.generic]]:
+def encode_rows(targets: Targets, spec: TargetSpec) -> dict[str, npt.NDArray[np.generic]]:
     """Store row indices as uint16, unless there are none or they are all patches in order."""
-    if targets.rows is None or targets.rows.shape[1] in (0, targets.features.shape[1]):
+    if targets.rows is None or not rows_array(spec):
         return {}
     return {"rows": targets.rows.cpu().numpy().astype(np.uint16)}
 
