@@ -110,7 +110,8 @@ class ViewsOfShard:
 
     def make(self, pool: ThreadPoolExecutor, progress: Progress) -> int:
         """Cut and commit what is missing; return the number of crops written."""
-        if self._finished():
+        before = self.cache.source_record(self.number)
+        if self._finished(before):
             return 0
         made, photos, damage = 0, 0, ""
         take = self.cache.identity["source"]["shards"][self.number].get("take")
@@ -125,8 +126,6 @@ class ViewsOfShard:
                 if len(group) == size:
                     made += self._commit_group((photos - 1) // size, group, pool, progress)
                     group = []
-            if photos == 0:
-                raise SourceError("the shard holds no photos", where=self.shard.place, todo="leave it out")
         except SourceError as error:
             if self.on_error == "stop":
                 raise
@@ -134,8 +133,7 @@ class ViewsOfShard:
         if group:
             made += self._commit_group((photos - 1) // size, group, pool, progress)
         groups = -(-photos // size)
-        record = SourceRecord(shard=self.shard.name, photos=photos, groups=groups, damage=damage)
-        before = self.cache.source_record(self.number)
+        record = SourceRecord(shard=self.shard.name, size=self.shard.size, photos=photos, groups=groups, damage=damage)
         if before is not None and before != record:
             raise SourceError(
                 f"the shard has changed since the first extraction: {before} then, {record} now",
@@ -148,9 +146,8 @@ class ViewsOfShard:
     def _mine(self, group: int) -> bool:
         return self.ranks.owns(self.number, group, len(self.cache.shards))
 
-    def _finished(self) -> bool:
+    def _finished(self, record: SourceRecord | None) -> bool:
         """Say whether nothing is left to do, without opening the shard."""
-        record = self.cache.source_record(self.number)
         return record is not None and not any(
             self._missing(group) for group in range(record.groups) if self._mine(group)
         )

@@ -25,7 +25,7 @@ from tec_cache.data.source import Shard, find_shards
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, available_cores, resolve_compute
 from tec_cache.distributed import Ranks
-from tec_cache.errors import ConfigError, TecCacheError
+from tec_cache.errors import ConfigError, IdentityError, SourceError, TecCacheError
 from tec_cache.types import TargetSpec
 
 DEFAULT_VIEWS = 4
@@ -59,7 +59,10 @@ def prepare_cache(
         raise ConfigError("no base was named", todo="give --base mae (or another), or --views-only")
     layout = Layout(Path(config.cache))
     _refuse_overwrite_by_many(overwrite, ranks)
-    stored: dict[str, Any] | None = read_manifest(layout.manifest) if layout.manifest.exists() else None
+    stored: dict[str, Any] | None = None
+    if layout.manifest.exists() and (any_record(layout.root / "records") or config.input is None):
+        # a manifest without a record is the trace of a command that failed before its first unit
+        stored = read_manifest(layout.manifest)
     if stored is None and config.input is None:
         raise ConfigError("there is no cache here yet", where=config.cache, todo="give the photos it is made from")
     fresh = overwrite and config.input is not None
@@ -81,6 +84,8 @@ def prepare_cache(
         manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
     else:
         try:
+            if stored is None:
+                _forget_other(layout.manifest, identity)
             manifest = ensure_manifest(layout.manifest, identity, _versions(), what="the cache", todo=todo)
         except OSError as error:
             raise TecCacheError(
@@ -89,6 +94,7 @@ def prepare_cache(
                 todo="choose another --cache",
             ) from error
     cache = Cache(layout, manifest)
+    _refuse_changed(cache, shards)
     num_views = config.views or cache.num_views or (1 if plan.crop == "center" else DEFAULT_VIEWS)
     if plan.crop == "center" and num_views > 1:
         raise ConfigError("all views of a centre crop are the same", todo="give --views 1")
@@ -138,17 +144,46 @@ def _source(
         if left is not None:
             if left == 0:
                 break
-            entry["take"] = sum(1 for _ in islice(shard.photos(), left))
-            left -= entry["take"]
+            count, whole = _count(shard, left, config.on_error)
+            if whole:
+                entry["take"] = count
+            left -= count
         entries.append(entry)
     return shards[: len(entries)], {"limit": limit, "shards": entries}
+
+
+def _refuse_changed(cache: Cache, shards: list[Shard]) -> None:
+    """Refuse shards that are not those whose views are in the cache."""
+    for number, shard in enumerate(shards):
+        record = cache.source_record(number)
+        if record is not None and record.size != shard.size:
+            raise IdentityError(
+                f"source shard {shard.name} has changed: {record.size:,} bytes when its views were made, "
+                f"{shard.size:,} now",
+                where=shard.place,
+                todo="restore it, name another --cache, or replace the cache with --overwrite",
+            )
+
+
+def _count(shard: Shard, most: int, on_error: str) -> tuple[int, bool]:
+    """Count photos up to `most`; False where the shard is damaged before that and damage is to be skipped."""
+    count = 0
+    try:
+        for _ in islice(shard.photos(), most):
+            count += 1
+    except SourceError:
+        if on_error == "stop":
+            raise
+        return count, False
+    return count, True
 
 
 def prepare_targets(config: ExtractConfig, cache: Cache, *, dry_run: bool, overwrite: bool, ranks: Ranks) -> TargetJob:
     """Load the base and open or create its target set."""
     name = check_name(config.name or default_name(str(config.base)))
     path = cache.layout.target_manifest(name)
-    stored = read_manifest(path) if path.exists() else None
+    begun = any_record(cache.layout.root / "records" / "targets" / name)
+    stored = read_manifest(path) if path.exists() and (begun or config.base is None) else None
     if overwrite and stored is not None and not dry_run:
         shutil.rmtree(cache.layout.target_folder(name))
         shutil.rmtree(cache.layout.root / "records" / "targets" / name, ignore_errors=True)
@@ -193,6 +228,8 @@ def prepare_targets(config: ExtractConfig, cache: Cache, *, dry_run: bool, overw
         if stored is not None and not overwrite:
             require_same(before, identity, what=what, where=str(path), todo=todo)
     else:
+        if stored is None:
+            _forget_other(path, identity)
         ensure_manifest(path, identity, _versions() | {"base": base_name}, what=what, todo=todo)
     base.to(compute.device)
     return TargetJob(name, base, spec, codec, batch_size, compute, fingerprint(identity))
@@ -229,6 +266,17 @@ def _refuse_overwrite_by_many(overwrite: bool, ranks: Ranks) -> None:
             "--overwrite in several processes at once",
             todo="run it once in one process, then go on with torchrun",
         )
+
+
+def any_record(folder: Path) -> bool:
+    """Say whether anything was ever committed below a folder of records."""
+    return any(folder.rglob("*.json"))
+
+
+def _forget_other(manifest: Path, identity: dict[str, Any]) -> None:
+    """Remove a manifest of other settings to which nothing was ever committed."""
+    if manifest.exists() and read_manifest(manifest)["identity"] != identity:
+        manifest.unlink(missing_ok=True)
 
 
 def _clear(layout: Layout) -> None:

@@ -217,13 +217,35 @@ def read_toml(path: str | Path, config: type) -> dict[str, Any]:
     """Read settings of one stage from a TOML file; unknown keys fail and name the nearest one."""
     try:
         values = tomllib.loads(Path(path).read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not TOML, or not UTF-8
         raise ConfigError(f"cannot read the settings: {error}", where=str(path)) from error
-    known = [f.name for f in dataclasses.fields(config)]
+    fields = {f.name: f for f in dataclasses.fields(config)}
     result = {}
     for key, value in values.items():
         name = key.replace("-", "_")
-        if name not in known:
-            raise ConfigError(f"unknown setting {key!r}{nearest(name, known)}", where=str(path))
-        result[name] = tuple(value) if isinstance(value, list) else value
+        if name not in fields:
+            raise ConfigError(f"unknown setting {key!r}{nearest(name, fields)}", where=str(path))
+        result[name] = _typed(key, value, str(fields[name].type), str(path))
     return result
+
+
+def _typed(key: str, value: Any, kind: str, where: str) -> Any:
+    """Return a TOML value as its field's type, or raise ConfigError: 3 is a float too, "3" is no number."""
+    wanted = kind.split(" ")[0].split("[")[0]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted == "float" and number:
+        return float(value)
+    if (
+        wanted == "tuple"
+        and isinstance(value, list)
+        and len(value) == 2
+        and not {type(v) for v in value} - {int, float}
+    ):
+        return tuple(value)
+    if wanted == "str" and key == "k" and type(value) is int:
+        return str(value)
+    if type(value) is {"int": int, "str": str, "bool": bool, "dict": dict}.get(wanted):
+        return value
+    names = {"int": "a whole number", "float": "a number", "str": "a string", "bool": "true or false"}
+    what = names.get(wanted, "a list of two numbers" if wanted == "tuple" else "a table")
+    raise ConfigError(f"{key} = {value!r} is not {what}", where=where)

@@ -10,6 +10,7 @@ from typing import Any
 from tec_cache.errors import IdentityError
 
 FORMAT_VERSION = 1
+MOST_LINES = 20
 
 
 def canonical_json(value: Any) -> bytes:
@@ -31,16 +32,28 @@ def differences(stored: Any, asked: Any, path: str = "") -> list[str]:
         return lines
     if stored == asked or canonical_json(stored) == canonical_json(asked):  # 1 and 1.0, (a, b) and [a, b]
         return []
+    if _rows(stored) and _rows(asked):
+        if len(stored) != len(asked):
+            return [f"{path}: stored {len(stored)} entries, asked {len(asked)}"]
+        pairs = enumerate(zip(stored, asked, strict=True))
+        return [line for i, (old, new) in pairs for line in differences(old, new, f"{path}[{i}]")]
     return [f"{path}: stored {_short(stored)}, asked {_short(asked)}"]
 
 
 def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], *, what: str, where: str, todo: str) -> None:
     """Raise IdentityError naming every differing field unless both identities are the same."""
     lines = differences(stored, asked)
+    if len(lines) > MOST_LINES:
+        lines = [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more"]
     if lines:
         raise IdentityError(
             f"{what} was made with other settings:\n    " + "\n    ".join(lines), where=where, todo=todo
         )
+
+
+def _rows(value: Any) -> bool:
+    """Say whether a value is a list of objects, to be compared one by one."""
+    return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)
 
 
 def _short(value: Any) -> str:

@@ -23,8 +23,8 @@ from tec_cache.errors import ConfigError
 BLOCK_ROWS = 32
 """Rows of one inner chunk, which are always read together."""
 
-_UNIT = re.compile(r"^(\d{6,})\.(\d{3,})-v(\d{2,})$")
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_UNIT = re.compile(r"(\d{6,})\.(\d{3,})-v(\d{2,})")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Unit(NamedTuple):
@@ -40,7 +40,7 @@ class Unit(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Unit:
         """Read a unit's name back; raises ValueError for anything else."""
-        match = _UNIT.match(text)
+        match = _UNIT.fullmatch(text)
         if match is None:
             raise ValueError(f"not the name of a unit: {text!r}")
         return cls(*(int(part) for part in match.groups()))
@@ -88,7 +88,7 @@ class Layout:
 
 def check_name(name: str) -> str:
     """Return `name` if it can name a target set (and a folder), or raise ConfigError."""
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} cannot name a target set", todo="use letters, digits, '.', '_' and '-', with --name"
         )

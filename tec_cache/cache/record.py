@@ -46,6 +46,8 @@ class SourceRecord(_Record):
 
     shard: str
     """Its name."""
+    size: int
+    """Its bytes (or photos, for a part of a folder), so that a later change is noticed."""
     photos: int
     """Photos seen, broken ones included."""
     groups: int

@@ -61,8 +61,8 @@ class Shard(ABC):
         """Where it is, for messages."""
 
     def identity(self) -> dict[str, Any]:
-        """What tells this shard from another one of the same name."""
-        return {"name": self.name, "size": self.size}
+        """What the identity of a cache says of this shard; a tar's size is in the record of its reading."""
+        return {"name": self.name}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class FolderShard(Shard):
         return f"{self.root} (part {self.name})"
 
     def identity(self) -> dict[str, Any]:
-        """Name, number of photos and the hash of their names."""
+        """Name and the hash of the photos' names, which decide what is in it."""
         return super().identity() | {"files_sha256": hash_keys(_text(key) for key, _ in self.files)}
 
     def photos(self) -> Iterator[Photo]:
