@@ -20,7 +20,7 @@ unit: $(VENV)/stamp
 	pytest -n auto --dist worksteal
 
 bench: $(VENV)/stamp
-	python benchmarks/step.py
+	python -m benchmarks.step
 
 $(VENV)/stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
