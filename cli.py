@@ -144,20 +144,25 @@ def extract(
     if ranks.world_size == 1 and not dry_run:
         require_finished(summary)
     if ranks.main:
-        show(as_json, summary.to_json(), _extract_text(summary, dry_run, config))
+        show(as_json, summary.to_json(), _extract_text(summary, dry_run, config, ranks.world_size))
 
 
-def _extract_text(summary: Any, dry_run: bool, config: Any) -> str:
+def _extract_text(summary: Any, dry_run: bool, config: Any, world_size: int) -> str:
     from tec_cache.progress import human_bytes, human_seconds
 
+    source = f", {human_bytes(summary.source_bytes)}" if summary.source_bytes else ""
+    unread = f", {summary.shards_left} not read to the end yet" if summary.shards_left else ""
     lines = [
         f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
-        f"photos       {summary.photos:,} with {summary.num_views} views in {summary.units} units",
+        f"source       {summary.source_shards:,} shards{source}{unread}",
+        f"views        {summary.num_views} of each photo; {summary.photos:,} photos in {summary.units:,} units so far",
     ]
     if summary.bytes_per_crop:
         lines.append(f"crops        {human_bytes(summary.bytes_per_crop)} per view")
     if summary.bytes_per_target:
         lines.append(f"targets      {summary.target}: {human_bytes(summary.bytes_per_target)} per view")
+    elif summary.target:
+        lines.append(f"targets      {summary.target}: at most {human_bytes(summary.most_bytes_per_target)} per view")
     if summary.skipped:
         lines.append(f"left out     {len(summary.skipped)}:")
         lines += [f"  {shard} {key}: {reason}" for shard, key, reason in summary.skipped[:10]]
@@ -165,14 +170,18 @@ def _extract_text(summary: Any, dry_run: bool, config: Any) -> str:
             lines.append("  ... all of them with --json")
     lines.append(f"free disk    {human_bytes(summary.free_disk)}")
     if dry_run:
-        lines.append(f"to do        {summary.shards_left} source shards unread, {summary.missing} units missing")
-        lines.append("dry run: nothing was written")
-    elif config.views_only:
+        more = " and those of the unread shards" if summary.shards_left else ""
+        lines.append(f"to do        {summary.missing} units{more}")
+        return "\n".join([*lines, "dry run: nothing was written"])
+    seconds = human_seconds(summary.seconds)
+    lines.append(f"this run     {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
+    if summary.missing and world_size > 1:
+        lines.append(f"other ranks  {summary.missing} units are still theirs to finish")
+    if config.views_only:
         lines.append(f"next         tec-cache extract --cache {config.cache} --base mae")
     else:
-        lines.append(f"this run     {summary.views_made:,} crops, {summary.targets_made:,} targets in "
-                     f"{human_seconds(summary.seconds)}")  # fmt: skip
-        lines.append(f"next         tec-cache train --cache {config.cache} --out RUN")
+        target = f" --target {summary.target}" if summary.num_targets > 1 else ""
+        lines.append(f"next         tec-cache train --cache {config.cache}{target} --out RUN")
     return "\n".join(lines)
 
 

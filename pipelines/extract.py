@@ -19,8 +19,9 @@ from tec_cache.cache.pixels import JpegSettings, decode_crop, resize
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import SourceRecord, ViewsRecord, hash_keys
 from tec_cache.cache.writer import Crop, TargetArrays, commit_targets, commit_views
+from tec_cache.codec import ArraySpec
 from tec_cache.config import ExtractConfig
-from tec_cache.data.source import Photo, Shard
+from tec_cache.data.source import Photo, Shard, TarShard
 from tec_cache.data.views import ViewPlan, cut_photo
 from tec_cache.device import available_cores
 from tec_cache.distributed import Ranks
@@ -49,9 +50,16 @@ class Summary:
     targets_made: int = 0
     bytes_per_crop: float = 0.0
     bytes_per_target: float = 0.0
+    most_bytes_per_target: int = 0
+    """Of the target set before lossless compression, which gains a few per cent."""
+    source_shards: int = 0
+    source_bytes: int = 0
+    """Of the shards, where they are tars."""
     target_files: int = 0
     free_disk: int = 0
     shards_left: int = 0
+    num_targets: int = 0
+    """Target sets in the cache."""
     seconds: float = 0.0
     missing: int = 0
 
@@ -90,6 +98,10 @@ def extract(
                     summary.views_made += views.make(pool, progress)
             if job is not None:
                 summary.targets_made = make_targets(cache, job, num_views, pool, ranks, quiet)
+    summary.source_shards = len(cache.shards)
+    summary.source_bytes = sum(shard.size for shard in shards if isinstance(shard, TarShard))
+    if job is not None:
+        summary.most_bytes_per_target = row_bytes(job.codec.arrays(job.spec))
     describe(summary, Cache(cache.layout, cache.manifest), job)
     summary.seconds = time.monotonic() - begin
     return summary
@@ -264,6 +276,11 @@ def encode_batch(job: TargetJob, images: torch.Tensor, keys: list[str], unit: Un
     return job.codec.encode(targets, job.spec)
 
 
+def row_bytes(arrays: dict[str, ArraySpec]) -> int:
+    """Return the bytes of one row of all arrays."""
+    return sum(int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in arrays.values())
+
+
 def describe(summary: Summary, cache: Cache, job: TargetJob | None) -> None:
     """Fill in what the cache holds now."""
     crops, crop_bytes, rows, target_bytes = 0, 0, 0, 0
@@ -292,6 +309,7 @@ def describe(summary: Summary, cache: Cache, job: TargetJob | None) -> None:
     summary.bytes_per_target = target_bytes / rows if rows else 0.0
     root = next(p for p in [cache.layout.root.absolute(), *cache.layout.root.absolute().parents] if p.exists())
     summary.free_disk = shutil.disk_usage(root).free
+    summary.num_targets = len(cache.target_names)
     summary.missing = len(cache.missing_units(summary.num_views, job.name if job else None))
 
 

@@ -160,7 +160,7 @@ def test_what_has_no_record_is_not_there(cache_copy: Path) -> None:
     cache.layout.target_record("tiny", FIRST).unlink()
     fresh = open_cache(cache_copy)
     assert fresh.missing_units(2, "tiny") == [FIRST]
-    with pytest.raises(CacheError, match="1 units are missing") as error:
+    with pytest.raises(CacheError, match=r"units are missing, 1: 000000\.000-v01") as error:
         fresh.require_complete(2, "tiny")
     assert error.value.exit_code == 3
     cache.layout.source_record(2).unlink()

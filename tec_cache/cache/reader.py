@@ -14,7 +14,7 @@ from tec_cache.cache.layout import Layout, Unit
 from tec_cache.cache.manifest import read_manifest
 from tec_cache.cache.record import SourceRecord, TargetRecord, ViewsRecord
 from tec_cache.codec import Codec, get_codec
-from tec_cache.errors import CacheError, ConfigError, nearest
+from tec_cache.errors import CacheError, ConfigError, listed, nearest
 from tec_cache.types import TargetSpec
 
 if TYPE_CHECKING:
@@ -127,15 +127,14 @@ class Cache:
 
     def require_complete(self, num_views: int, target: str | None = None) -> None:
         """Raise CacheError unless every unit of the first `num_views` views (and of a target set) is there."""
-        missing = self.missing_units(num_views, target)
+        missing, root = self.missing_units(num_views, target), str(self.layout.root)
         if missing or not self.view_units:
             what = f"target set {target!r}" if target else "the views"
-            first = ", ".join(str(unit) for unit in missing[:5])
-            raise CacheError(
-                f"{what}: {len(missing)} units are missing ({first}{', ...' if len(missing) > 5 else ''})",
-                where=str(self.layout.root),
-                todo="run the same tec-cache extract again: it goes on where it stopped",
-            )
+            whole = min((unit.view for unit in missing), default=0)
+            todo = "run the same tec-cache extract again, it goes on where it stopped"
+            if whole:
+                todo += f"; or use the {whole} whole views: --views {whole}"
+            raise CacheError(f"{what}: units are missing, {listed(map(str, missing))}", where=root, todo=todo)
 
     def read_crops(self, unit: Unit, record: ViewsRecord, rows: Sequence[int]) -> list[bytes]:
         """Read the JPEGs of some rows of a unit, each checked against its CRC-32."""
