@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import webdataset as wds
@@ -144,12 +144,12 @@ def write_zarr(folder: Path, arrays: dict[str, npt.NDArray[np.generic]]) -> None
     The checksum comes after the compressor: zstd alone does not notice a flipped bit.
     """
     import zarr
-    from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
+    from zarr.codecs import BloscCodec, Crc32cCodec
     from zarr.storage import LocalStore
 
     group = zarr.create_group(store=LocalStore(folder), zarr_format=3)
     for name, values in arrays.items():
-        shuffle = BloscShuffle.bitshuffle if values.dtype.itemsize > 1 else BloscShuffle.noshuffle
+        shuffle: Literal["bitshuffle", "noshuffle"] = "bitshuffle" if values.dtype.itemsize > 1 else "noshuffle"
         blosc = BloscCodec(cname="zstd", clevel=3, shuffle=shuffle, typesize=values.dtype.itemsize)
         rows = -(-len(values) // BLOCK_ROWS) * BLOCK_ROWS
         array = group.create_array(
