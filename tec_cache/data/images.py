@@ -47,6 +47,6 @@ def _to_eight_bits(image: Image.Image, sixteen: bool) -> Image.Image:
     sixteen: the file says 16 bits; otherwise (TIFF's 32-bit and float modes) the values decide.
     """
     values: npt.NDArray[np.float64] = np.asarray(image, dtype=np.float64)
-    if sixteen or values.max(initial=0.0) > 255:
+    if sixteen or bool((values > 255).any()):
         values = values / 257
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
