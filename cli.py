@@ -136,7 +136,7 @@ def extract(
     """
     config = settings(ExtractConfig, values, file)
     from pipelines.extract import extract as run_extract
-    from pipelines.extract import require_finished
+    from pipelines.extract_summary import require_finished
     from tec_cache.distributed import Ranks
 
     ranks = Ranks.from_environment()

@@ -30,7 +30,8 @@ from safetensors.torch import save_file
 
 from benchmarks.machine import describe
 from pipelines.extract import extract
-from pipelines.train import Trainer, prepare_student
+from pipelines.train import prepare_student
+from pipelines.trainer import Trainer
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ExtractConfig, TrainConfig
 from tec_cache.device import resolve_compute

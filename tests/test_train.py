@@ -17,10 +17,11 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-import pipelines.train
 from pipelines.extract import extract
-from pipelines.train import Trainer, train
+from pipelines.train import train
+from pipelines.trainer import Trainer
 from tec_cache.cache.reader import TargetSet
+from tec_cache.config import TrainConfig
 from tec_cache.errors import ConfigError, IdentityError, NonFiniteError, WeightsError
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint
 from tec_cache.run.metrics import read_metrics
@@ -275,7 +276,7 @@ def test_tensorboard_is_written(cached_run: Path) -> None:
 
 
 def test_recipe_warmup() -> None:
-    config = pipelines.train.TrainConfig
+    config = TrainConfig
     assert config(cache="c", out="r").resolved_warmup == 40
     assert config(cache="c", out="r", epochs=20).resolved_warmup == 2
     with pytest.raises(ConfigError, match="warm-up"):

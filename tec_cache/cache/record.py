@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from tec_cache.cache.identity import canonical_json
 from tec_cache.errors import CacheError
@@ -117,38 +117,38 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, even after a power cut."""
+def write_durably(path: Path, write: Callable[[IO[bytes]], object], *, once: bool = False) -> bool:
+    """Let `write` fill a file that is there whole or not at all, even after a power cut.
+
+    once: leave a file that is there already, and return False; safe among several processes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = temporary(path)
     try:
         with draft.open("wb") as stream:
-            stream.write(data)
+            write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def create_once(path: Path, data: bytes) -> bool:
-    """Create a file unless it exists; return whether this call created it. Safe among several processes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = temporary(path)
-    try:
-        with draft.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.link(draft, path)  # unlike rename, link fails where the name is taken
+        if once:
+            os.link(draft, path)  # unlike rename, link fails where the name is taken
+        else:
+            draft.replace(path)
     except FileExistsError:
         return False
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file durably, in place of one that is there."""
+    write_durably(path, lambda stream: stream.write(data))
+
+
+def create_once(path: Path, data: bytes) -> bool:
+    """Create a file unless it exists; return whether this call created it."""
+    return write_durably(path, lambda stream: stream.write(data), once=True)
 
 
 def sync_folder(folder: Path) -> None:

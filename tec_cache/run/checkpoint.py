@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tec_cache.cache.record import sync_folder, temporary, write_atomically
+from tec_cache.cache.record import write_atomically, write_durably
 from tec_cache.errors import TecCacheError
 
 _NAME = re.compile(r"^step-(\d{9})\.pt$")
@@ -51,18 +50,7 @@ def checkpoints(run: Path) -> list[Path]:
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
     """Write the checkpoint of a finished step; a kill at any moment leaves the ones before it whole."""
     path = run / "checkpoints" / f"step-{step:09d}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = temporary(path)
-    try:
-        with draft.open("wb") as stream:
-            torch.save(state | {"step": step}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    write_durably(path, lambda stream: torch.save(state | {"step": step}, stream))
     for old in checkpoints(run)[:-KEEP]:
         old.unlink()
     for left in path.parent.glob(".*.tmp"):
