@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -163,6 +165,8 @@ def _extract_text(summary: Any, dry_run: bool, config: Any, world_size: int) -> 
         lines.append(f"targets      {summary.target}: {human_bytes(summary.bytes_per_target)} per view")
     elif summary.target:
         lines.append(f"targets      {summary.target}: at most {human_bytes(summary.most_bytes_per_target)} per view")
+    if summary.first_row not in ("", "class token"):
+        lines.append(f"row 0        {summary.first_row}")
     if summary.skipped:
         lines.append(f"left out     {len(summary.skipped)}:")
         lines += [f"  {shard} {key}: {reason}" for shard, key, reason in summary.skipped[:10]]
@@ -323,14 +327,15 @@ def info(cache: str, as_json: bool, quiet: bool, debug: bool) -> None:
 
 def command_line() -> str:
     """Return the command that this process was called with, for 'go on with'."""
-    import shlex
-
-    return shlex.join(["tec-cache", *sys.argv[1:]])
+    command = ["tec-cache", *sys.argv[1:]]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        command = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "--no-python", *command]
+    return shlex.join(command)
 
 
 def fail(error: TecCacheError) -> int:
-    """Print an error as text or as the one JSON object; return its exit code."""
-    if "--json" in sys.argv[1:]:
+    """Print an error as text or as the one JSON object (rank 0's); return its exit code."""
+    if "--json" in sys.argv[1:] and os.environ.get("RANK", "0") == "0":
         found = {"what": error.what, "where": error.where, "todo": error.todo, "exit_code": error.exit_code}
         click.echo(json.dumps({"error": found}))
     else:
@@ -338,9 +343,20 @@ def fail(error: TecCacheError) -> int:
     return error.exit_code
 
 
+class Interrupted(TecCacheError):
+    """Ctrl-C or SIGTERM."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 def main() -> None:
-    """Run the command line; exit 0 done, 1 failed, 2 bad usage, 3 cache incomplete or corrupt, 130 interrupted."""
-    debug = "--debug" in sys.argv[1:]
+    """Run the command line.
+
+    Exit codes: 0 done, 1 failed, 2 bad usage or settings, 3 cache incomplete or corrupt, 130 interrupted.
+    """
+    # a job's time limit ends like Ctrl-C: what is finished is kept, and the command that goes on is printed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code = 0
     try:
         code = cli.main(prog_name="tec-cache", standalone_mode=False) or 0
     except click.UsageError as error:
@@ -350,28 +366,28 @@ def main() -> None:
             error.show()
             code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo(f"interrupted: what is finished is kept; go on with\n  {command_line()}", err=True)
-        code = EXIT_INTERRUPTED
-    except TecCacheError as error:
-        if debug:
-            traceback.print_exc()
-        code = fail(error)
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
-        where = error.filename or ""
-        todo = "check the disk and its permissions; what is finished is kept, the same command goes on"
-        code = fail(TecCacheError(f"{error.strerror or error}", where=str(where), todo=todo))
+        code = fail(Interrupted("interrupted: what is finished is kept", todo=f"go on with\n  {command_line()}"))
     except Exception as error:
-        if debug:
-            raise
-        todo = "this is a bug in tec-cache: please report it with the output of --debug"
-        code = fail(TecCacheError(f"{type(error).__name__}: {error}", todo=todo))
+        if "--debug" in sys.argv[1:]:
+            traceback.print_exc()
+        code = fail(explained(error))
     sys.stdout.flush()
+    sys.stderr.flush()
     if code == EXIT_INTERRUPTED:
         # threads that decode may still be busy; nothing of theirs is wanted any more
         os._exit(code)
     sys.exit(code)
+
+
+def explained(error: Exception) -> TecCacheError:
+    """Return an error as one that a user can act on."""
+    if isinstance(error, TecCacheError):
+        return error
+    if isinstance(error, OSError):
+        todo = "check the disk and its permissions; what is finished is kept, the same command goes on"
+        return TecCacheError(f"{error.strerror or error}", where=str(error.filename or ""), todo=todo)
+    todo = "this is a bug in tec-cache: please report it with the output of --debug"
+    return TecCacheError(f"{type(error).__name__}: {error}", todo=todo)
 
 
 if __name__ == "__main__":

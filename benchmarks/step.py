@@ -4,7 +4,7 @@
     python -m benchmarks.step                                   ViT-B/16 from ViT-B/16, batch 8
     python -m benchmarks.step --model vit_small_patch16_224
 
-All three kinds of step run in turn in one process on the same machine, so their ratios can be compared; weights
+The kinds run in turn in one process on the same machine, so their ratios can be compared; weights
 are random, which does not change the time. The limit is the student's step with its inputs and targets already on
 the device. The arithmetic's bound for equal models is (base forward + student) / student = (17.6 + 3 * 8.3) /
 (3 * 8.3) = 1.7 for ViT-B.
@@ -37,13 +37,18 @@ from tec_cache.config import ExtractConfig, TrainConfig
 from tec_cache.device import resolve_compute
 from tec_cache.distributed import Ranks
 
+ROUNDS = 2
+"""Stretches of each kind, so that a slow drift of the machine meets all kinds."""
+WARM_UP = 4
+"""Steps of a stretch that are not timed: more than the loader has ready when the stretch begins."""
+
 
 def main() -> None:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_base_patch16_224", help="architecture of base and student")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=6, help="steps of each kind that are timed")
+    parser.add_argument("--steps", type=int, default=6, help="timed steps in each of two stretches")
     parser.add_argument("--codec", default="fp16")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="auto")
@@ -52,7 +57,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seconds = measure(args, Path(folder))
     limit = statistics.median(seconds["limit"])
-    print(f"\n{args.model} from {args.model}, batch {args.batch_size}, {args.codec}, median of {args.steps} steps")
+    timed = f"median of {ROUNDS * args.steps} steps"
+    print(f"\n{args.model} from {args.model}, batch {args.batch_size}, {args.codec}, {timed}")
     print("kind      s/step   images/s   of the limit")
     for name, values in seconds.items():
         median = statistics.median(values)
@@ -77,12 +83,14 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     steps: dict[str, Callable[[], None]] = {name: stepper(args, cache, folder, more) for name, more in kinds.items()}
     steps["limit"] = stepper(args, cache, folder, {}, ready=True)
     seconds: dict[str, list[float]] = {name: [] for name in ("limit", "cached", "online")}
-    for turn in range(args.steps + 2):
+    for _ in range(ROUNDS):
         for name in seconds:
-            begin = time.perf_counter()
-            steps[name]()
-            if turn >= 2:  # the first two warm up caches, allocators and kernels
-                seconds[name].append(time.perf_counter() - begin)
+            # a stretch of one kind at a time: the loader of another one must not refill its queue meanwhile
+            for turn in range(WARM_UP + args.steps):
+                begin = time.perf_counter()
+                steps[name]()
+                if turn >= WARM_UP:
+                    seconds[name].append(time.perf_counter() - begin)
     return seconds
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from pipelines.extract_summary import Summary, describe, row_bytes
-from pipelines.prepare import TargetJob, prepare_cache, prepare_targets
+from pipelines.prepare import TargetJob, lock_views, prepare_cache, prepare_targets
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.pixels import JpegSettings, decode_crop, resize
 from tec_cache.cache.reader import Cache
@@ -47,10 +48,20 @@ def extract(
     ranks = ranks or Ranks.from_environment()
     quiet = quiet or not ranks.main
     begin = time.monotonic()
+    with ExitStack() as locks:
+        return _extract(config, dry_run, overwrite, quiet, ranks, locks, begin)
+
+
+def _extract(
+    config: ExtractConfig, dry_run: bool, overwrite: bool, quiet: bool, ranks: Ranks, locks: ExitStack, begin: float
+) -> Summary:
+    views_lock = locks.enter_context(ExitStack())
+    if config.input is not None and not dry_run:
+        views_lock.enter_context(lock_views(config, ranks))
     cache, plan, jpeg, shards, num_views = prepare_cache(config, dry_run=dry_run, overwrite=overwrite, ranks=ranks)
     job = None
     if config.base or config.name:
-        job = prepare_targets(config, cache, dry_run=dry_run, overwrite=overwrite, ranks=ranks)
+        job = prepare_targets(config, cache, dry_run=dry_run, overwrite=overwrite, ranks=ranks, locks=locks)
     summary = Summary(str(cache.layout.root), cache.fingerprint, job.name if job else None, num_views)
     if not dry_run:
         workers = config.workers or available_cores()
@@ -59,11 +70,13 @@ def extract(
                 for number, shard in enumerate(shards):
                     views = ViewsOfShard(cache, number, shard, plan, jpeg, num_views, config.on_error, ranks)
                     summary.views_made += views.make(pool, progress)
+            views_lock.close()  # others may add targets now
             if job is not None:
                 summary.targets_made = make_targets(cache, job, num_views, pool, ranks, quiet)
     summary.source_shards = len(cache.shards)
     summary.source_bytes = sum(shard.size for shard in shards if isinstance(shard, TarShard))
     if job is not None:
+        summary.first_row = job.base.first_row if job.spec.k is not None else ""
         summary.most_bytes_per_target = row_bytes(job.codec.arrays(job.spec))
     describe(summary, Cache(cache.layout, cache.manifest), job)
     summary.seconds = time.monotonic() - begin

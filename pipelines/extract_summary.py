@@ -37,9 +37,10 @@ class Summary:
     source_shards: int = 0
     source_bytes: int = 0
     """Of the shards, where they are tars."""
-    target_files: int = 0
     free_disk: int = 0
     shards_left: int = 0
+    first_row: str = ""
+    """Whose attention row 0 of the targets is."""
     num_targets: int = 0
     """Target sets in the cache."""
     seconds: float = 0.0
@@ -72,7 +73,6 @@ def describe(summary: Summary, cache: Cache, job: TargetJob | None) -> None:
             record = cache[job.name].record(unit)
             rows += record.count
             target_bytes += record.num_bytes
-            summary.target_files += len(record.files)
     for number, name in enumerate(cache.shards):
         record_of = cache.source_record(number)
         if record_of is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
 from tec_cache.cache.identity import FORMAT_VERSION, fingerprint, require_same
 from tec_cache.cache.layout import Layout, check_name
+from tec_cache.cache.lock import writing
 from tec_cache.cache.manifest import ensure_manifest, read_manifest
 from tec_cache.cache.pixels import RESIZER, JpegSettings
 from tec_cache.cache.reader import Cache
@@ -62,7 +64,7 @@ def prepare_cache(
     _refuse_overwrite_by_many(overwrite, ranks)
     stored: dict[str, Any] | None = None
     if layout.manifest.exists() and (any_record(layout.root / "records") or config.input is None):
-        # a manifest without a record is the trace of a command that failed before its first unit
+        # without a record nothing was committed: such a manifest binds nobody (other jobs are locked out)
         stored = read_manifest(layout.manifest)
     if stored is None and config.input is None:
         raise ConfigError("there is no cache here yet", where=config.cache, todo="give the photos it is made from")
@@ -179,15 +181,27 @@ def _count(shard: Shard, most: int, on_error: str) -> tuple[int, bool]:
     return count, True
 
 
-def prepare_targets(config: ExtractConfig, cache: Cache, *, dry_run: bool, overwrite: bool, ranks: Ranks) -> TargetJob:
-    """Load the base and open or create its target set."""
+def lock_views(config: ExtractConfig, ranks: Ranks) -> AbstractContextManager[None]:
+    """Keep other jobs from writing the views of the cache, or say why it cannot be written at all."""
+    try:
+        Path(config.cache).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TecCacheError(
+            f"the cache cannot be written: {error.strerror}", where=config.cache, todo="choose another --cache"
+        ) from error
+    return writing(Path(config.cache), "the views of this cache", ranks)
+
+
+def prepare_targets(
+    config: ExtractConfig, cache: Cache, *, dry_run: bool, overwrite: bool, ranks: Ranks, locks: ExitStack
+) -> TargetJob:
+    """Load the base and open or create its target set, locked until `locks` is closed."""
     name = check_name(config.name or default_name(str(config.base)))
     path = cache.layout.target_manifest(name)
     begun = any_record(cache.layout.root / "records" / "targets" / name)
     stored = read_manifest(path) if path.exists() and (begun or config.base is None) else None
-    if overwrite and stored is not None and not dry_run:
-        shutil.rmtree(cache.layout.target_folder(name))
-        shutil.rmtree(cache.layout.root / "records" / "targets" / name, ignore_errors=True)
+    replaces = overwrite and stored is not None
+    if replaces and config.base is not None:
         stored = None
     if config.base is None and stored is None:
         raise ConfigError(f"the cache has no target set {name!r} to go on with", todo="give --base")
@@ -229,9 +243,13 @@ def prepare_targets(config: ExtractConfig, cache: Cache, *, dry_run: bool, overw
         if stored is not None and not overwrite:
             require_same(before, identity, what=what, where=str(path), todo=todo)
     else:
+        locks.enter_context(writing(cache.layout.target_folder(name), f"the target set {name!r}", ranks))
+        if replaces:
+            _clear_targets(cache.layout, name)
         if stored is None:
             _forget_other(path, identity)
-        ensure_manifest(path, identity, _versions() | {"base": base_name}, what=what, todo=todo)
+        notes = _versions() | {"base": base_name, "first_row": base.first_row}
+        ensure_manifest(path, identity, notes, what=what, todo=todo)
     base.to(compute.device)
     return TargetJob(name, base, spec, codec, batch_size, compute, fingerprint(identity))
 
@@ -280,9 +298,17 @@ def _forget_other(manifest: Path, identity: dict[str, Any]) -> None:
         manifest.unlink(missing_ok=True)
 
 
+def _clear_targets(layout: Layout, name: str) -> None:
+    """Remove a target set, its records first: what has none does not exist. The lock file stays."""
+    shutil.rmtree(layout.root / "records" / "targets" / name, ignore_errors=True)
+    layout.target_manifest(name).unlink()
+    for unit in layout.target_folder(name).glob("*.zarr"):
+        shutil.rmtree(unit)
+
+
 def _clear(layout: Layout) -> None:
     """Remove what this project wrote below a cache folder, and nothing else."""
-    for name in ("cache.json", "views", "targets", "records"):
+    for name in ("records", "cache.json", "views", "targets"):
         path = layout.root / name
         if path.is_dir():
             shutil.rmtree(path)

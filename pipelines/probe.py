@@ -19,10 +19,10 @@ from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ProbeConfig
 from tec_cache.data.images import decode_photo
-from tec_cache.data.source import Photo, find_shards
+from tec_cache.data.source import Photo, find_shards, folder_classes
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, available_cores, resolve_compute
-from tec_cache.errors import ConfigError, SourceError
+from tec_cache.errors import ConfigError, SourceError, listed
 from tec_cache.probe.knn import knn_accuracy
 from tec_cache.probe.linear import linear_accuracy
 from tec_cache.progress import Progress
@@ -53,6 +53,7 @@ class ProbeSummary:
 def probe(config: ProbeConfig, *, quiet: bool = True) -> ProbeSummary:
     """Extract frozen features of both parts and score both probes. Raises ConfigError, SourceError, WeightsError."""
     begin = time.monotonic()
+    require_same_classes(config.train, config.test)
     compute = resolve_compute(config.device, config.precision)
     model = load_model(config).to(compute.device)
     train, train_labels, bad_train = features_of(model, config.train, config, compute, quiet)
@@ -72,6 +73,17 @@ def probe(config: ProbeConfig, *, quiet: bool = True) -> ProbeSummary:
         images_per_second=(len(train) + len(test)) / seconds,
         seconds=time.monotonic() - begin,
     )
+
+
+def require_same_classes(train: str, test: str) -> None:
+    """Refuse two folders of photos whose class folders differ: their labels are numbered by folder."""
+    ours, theirs = folder_classes(train), folder_classes(test)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise ConfigError(
+            f"the class folders differ: {listed(sorted(set(ours) ^ set(theirs)))} are in one of them only",
+            where=f"{train} and {test}",
+            todo="give both the same class folders, empty ones included",
+        )
 
 
 def load_model(config: ProbeConfig) -> FrozenBase:

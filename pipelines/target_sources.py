@@ -118,11 +118,11 @@ def choose_targets(config: TrainConfig, cache: Cache, compute: Compute, student_
             config.online,
             config.base_weights,
             grid=cache.grid,
-            last_layers=config.last_layers or 2,
+            last_layers=2 if config.last_layers is None else config.last_layers,
             k="recipe" if k is None else None if k == "none" else k,
         )
         how: Any = config.normalization or "patch"
-        return OnlineTargets(base, base.spec(how), config.tau or recipe.tau, compute)
+        return OnlineTargets(base, base.spec(how), recipe.tau if config.tau is None else config.tau, compute)
     return _cached(config, cache, compute, k)
 
 
@@ -169,7 +169,7 @@ def _cached(config: TrainConfig, cache: Cache, compute: Compute, k: Any) -> Cach
                 todo="leave out --k, give --k 0, or extract a set of the top rows",
             )
         spec = replace(spec, k=k)
-    tau = config.tau or recipe_of(_base_name(stored)).tau
+    tau = recipe_of(_base_name(stored)).tau if config.tau is None else config.tau
     return CachedTargets(stored, spec, tau, compute.device)
 
 

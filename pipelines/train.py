@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,15 @@ from tec_cache.device import Compute, available_cores, resolve_compute
 from tec_cache.distributed import Ranks, process_group
 from tec_cache.errors import ConfigError, TecCacheError
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
-from tec_cache.run.checkpoint import checkpoints, load_settings, run_file, save_settings
+from tec_cache.run.checkpoint import checkpoints, clear_run, load_settings, run_file, save_settings
 from tec_cache.student.model import Student, create_encoder
 from tec_cache.weights.load import load_strict
 
 # What may differ between a run and its resumption: it changes how fast the numbers come, not which.
-_FREE = frozenset(
-    {"cache", "out", "base_weights", "device", "precision", "threads", "workers", "micro_batch", "log_every",
-     "save_every", "steps"}
-)  # fmt: skip
+_FREE = {"cache", "out", "base_weights", "device", "precision", "threads", "workers", "micro_batch", "log_every",
+         "save_every", "steps"}  # fmt: skip
+# What is compared as it was resolved: the targets' identity, spec and tau, and the number of views.
+_RESOLVED = {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers"}
 
 
 def train(
@@ -47,9 +46,11 @@ def train(
     if compute.device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, available_cores() // ranks.world_size))
     cache = open_cache(config.cache)
+    run = Path(config.out)
+    if run_file(run).exists() and not overwrite:
+        config = as_begun(config, load_settings(run))
     source, student = prepare_student(config, cache, compute)
     settings = resolved_settings(config, cache, source, student)
-    run = Path(config.out)
     resume = prepare_run(run, settings, overwrite=overwrite, dry_run=dry_run, ranks=ranks)
     with process_group(ranks, compute.device.type):
         trainer = Trainer(config, cache, source, student, compute, ranks)
@@ -57,6 +58,20 @@ def train(
         if dry_run:
             return trainer.summary(finished=False, seconds=0.0)
         return trainer.run(run, quiet=quiet or not ranks.main)
+
+
+def as_begun(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
+    """Take what was left open, but may have changed in the cache since, from the run as it began.
+
+    A run goes on with its own views and target set when the cache has grown by others.
+    """
+    changes: dict[str, Any] = {}
+    if config.views is None:
+        changes["views"] = stored["num_views"]
+    chosen = config.target is not None or config.online is not None or config.pixels
+    if not chosen and stored["targets"]["kind"] == "cached":
+        changes["target"] = stored["targets"]["name"]
+    return replace(config, **changes)
 
 
 def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tuple[TargetSource, Student]:
@@ -97,8 +112,8 @@ def prepare_run(run: Path, settings: dict[str, Any], *, overwrite: bool, dry_run
     """Make the run's folder or check that it is the same run; return the checkpoint to go on from."""
     if overwrite and ranks.world_size > 1:
         raise ConfigError("--overwrite in several processes at once", todo="remove the run's folder yourself")
-    if overwrite and not dry_run and run_file(run).exists():
-        shutil.rmtree(run)
+    if overwrite and not dry_run:
+        clear_run(run)
     if run_file(run).exists() and not overwrite:
         stored = load_settings(run)
         require_same(
@@ -110,6 +125,12 @@ def prepare_run(run: Path, settings: dict[str, Any], *, overwrite: bool, dry_run
         )
         found = checkpoints(run)
         return found[-1] if found else None
+    if checkpoints(run) and not overwrite:
+        raise TecCacheError(
+            "there are checkpoints here, but not the settings of their run",
+            where=str(run),
+            todo="name another --out, or replace it with --overwrite",
+        )
     if not dry_run and ranks.main:
         try:
             save_settings(run, settings)
@@ -122,5 +143,5 @@ def prepare_run(run: Path, settings: dict[str, Any], *, overwrite: bool, dry_run
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a run's settings that a resumption must share."""
-    config = {name: value for name, value in settings["config"].items() if name not in _FREE}
+    config = {name: value for name, value in settings["config"].items() if name not in _FREE | _RESOLVED}
     return settings | {"config": config}

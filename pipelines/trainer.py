@@ -18,7 +18,7 @@ from tec_cache.cache.reader import Cache
 from tec_cache.config import TrainConfig
 from tec_cache.device import Compute
 from tec_cache.distributed import Ranks
-from tec_cache.errors import ConfigError, NonFiniteError
+from tec_cache.errors import ConfigError, NonFiniteError, TecCacheError
 from tec_cache.loader import Batch, Loader
 from tec_cache.progress import Progress
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
@@ -108,7 +108,7 @@ class Trainer:
         self.mean = torch.tensor(IMAGENET_MEAN, device=compute.device)
         self.std = torch.tensor(IMAGENET_STD, device=compute.device)
         self.step = 0
-        names = ["loss", "feature"] + (["attention"] if student.targets.k is not None else [])
+        names = ["loss", "feature"] + (["attention"] if student.targets.k is not None else []) + ["grad_norm"]
         self.sums = {name: torch.zeros((), device=compute.device) for name in names}
         self.summed = 0
         self.last: dict[str, float] = {}
@@ -116,9 +116,19 @@ class Trainer:
 
     def resume(self, path: Path | None) -> None:
         """Take up a checkpoint."""
-        if path is None:
-            return
-        state = load_checkpoint(path, self.compute.device)
+        if path is not None:
+            self._restore(load_checkpoint(path, self.compute.device))
+        if self.ranks.world_size > 1:
+            steps = torch.tensor([self.step, -self.step], device=self.compute.device)
+            torch.distributed.all_reduce(steps, op=torch.distributed.ReduceOp.MAX)
+            if steps[0] != -steps[1]:
+                raise TecCacheError(
+                    f"the ranks found different checkpoints (steps {-int(steps[1])} to {int(steps[0])})",
+                    where=self.config.out,
+                    todo="give an --out that all processes share",
+                )
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.student.load_state_dict(state["student"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.summed = int(state["step"]), int(state["summed"])
@@ -138,27 +148,23 @@ class Trainer:
         begin = time.monotonic()
         metrics = Metrics(run, resume_step=self.step) if self.ranks.main else None
         save_steps = max(1, round(self.config.save_every * self.loader.steps_per_epoch))
-        first = self.step
-        with (
-            stop_requested() as stop,
-            Progress("train", total=self.stop_step, noun="steps", quiet=quiet) as progress,
-        ):
-            progress.start_at(self.step)
+        first, size = self.step, self.config.batch_size
+        total = self.stop_step * size
+        with stop_requested(self.ranks) as stop, Progress("train", total=total, noun="images", quiet=quiet) as progress:
+            progress.start_at(self.step * size)
             batches = self.loader.batches(self.step, self.stop_step, micro_batches=self.micro_batches)
             for epoch, parts in batches:
-                self.train_step(epoch, parts)
-                at_end = self.step == self.stop_step
-                logs = at_end or self.step % self.config.log_every == 0
-                # a GPU is not waited for until something is written; a CPU costs nothing to ask
-                if logs or self.step % save_steps == 0 or self.compute.device.type == "cpu":
-                    self.require_finite(run)
+                at_end = self.step + 1 == self.stop_step
+                saves = at_end or (self.step + 1) % save_steps == 0
+                logs = at_end or (self.step + 1) % self.config.log_every == 0
+                self.train_step(epoch, parts, check=logs or saves)
                 if logs:
-                    rate = (self.step - first) * self.config.batch_size / (time.monotonic() - begin)
+                    rate = (self.step - first) * size / (time.monotonic() - begin)
                     self.log(metrics, epoch, rate)
-                stopping = stop.agreed(self.ranks, self.compute.device, ask=logs)
-                if (at_end or stopping or self.step % save_steps == 0) and self.ranks.main:
-                    save_checkpoint(run, self.step, self.state())
-                progress.advance(1, note=self.note())
+                stopping = stop.agreed()
+                if saves or stopping:
+                    self.save(run)
+                progress.advance(size, note=f"step {self.step:,} of {self.stop_step:,}{self.note()}")
                 if stopping:
                     break
             batches.close()
@@ -167,8 +173,12 @@ class Trainer:
         self.images = (self.step - first) * self.config.batch_size
         return self.summary(finished=self.step == self.stop_step, seconds=time.monotonic() - begin)
 
-    def train_step(self, epoch: int, parts: list[Batch]) -> None:
-        """One optimizer step on this rank's micro-batches."""
+    def train_step(self, epoch: int, parts: list[Batch], *, check: bool = True) -> None:
+        """One optimizer step on this rank's micro-batches.
+
+        check: stop before the update where a loss or the gradient is not finite. On a GPU this waits for it; what
+        is not finite stays so in the sums, so it is enough to ask before something is written.
+        """
         self.schedule.step_update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         for i, batch in enumerate(parts):
@@ -180,8 +190,10 @@ class Trainer:
                 (losses["loss"] / len(parts)).backward()
             for name, value in losses.items():
                 self.sums[name] += value.detach() / len(parts)
-        if self.config.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_grad)
+        # the norm is the same on all ranks, so all of them see what is not finite on any
+        self.sums["grad_norm"] += nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_grad or math.inf)
+        if check or self.compute.device.type == "cpu":
+            self.require_finite(self.step + 1)
         self.optimizer.step()
         self.step += 1
         self.summed += 1
@@ -199,26 +211,37 @@ class Trainer:
             total = total + self.config.attention_weight * losses["attention"]
         return {"loss": total, **losses}
 
-    def require_finite(self, run: Path) -> None:
-        """Stop before a checkpoint is overwritten with weights that a bad loss has spoiled."""
-        if math.isfinite(self.sums["loss"].item()):
+    def require_finite(self, step: int) -> None:
+        """Stop before weights that a bad loss or gradient has spoiled, or would spoil, are saved."""
+        if torch.stack([self.sums["loss"], self.sums["grad_norm"]]).isfinite().all():
             return
-        kept = checkpoints(run)
+        kept = checkpoints(Path(self.config.out))
         raise NonFiniteError(
-            f"the loss is not finite at step {self.step}",
+            f"the loss or its gradient is not finite at step {step}",
             where=f"last good checkpoint: {kept[-1] if kept else 'none yet'}",
-            todo="lower --base-lr, give --clip-grad 1, or --precision float32; the same command goes on from there",
+            todo="lower --base-lr, give --clip-grad 1, or --precision float32, with another --out",
         )
+
+    def save(self, run: Path) -> None:
+        """Write a checkpoint of the last step; all ranks take part."""
+        self.require_finite(self.step)
+        self.average_sums()
+        if self.ranks.main:
+            save_checkpoint(run, self.step, self.state())
+
+    def average_sums(self) -> None:
+        """Make the sums of losses the same on all ranks, for a log or a checkpoint."""
+        if self.ranks.world_size > 1:
+            values = torch.stack(list(self.sums.values()))
+            torch.distributed.all_reduce(values)
+            self.sums = dict(zip(self.sums, (values / self.ranks.world_size).unbind(), strict=True))
 
     def log(self, metrics: Metrics | None, epoch: int, rate: float) -> None:
         """Average the losses since the last line over steps and ranks, and write them."""
+        self.average_sums()
         values = torch.stack(list(self.sums.values())) / self.summed
-        if self.ranks.world_size > 1:
-            torch.distributed.all_reduce(values)
-            values /= self.ranks.world_size
         self.last = dict(zip(self.sums, values.tolist(), strict=True))
-        for total in self.sums.values():
-            total.zero_()
+        self.sums = {name: torch.zeros_like(total) for name, total in self.sums.items()}
         self.summed = 0
         if metrics is not None:
             lr = self.optimizer.param_groups[0]["lr"]
@@ -226,7 +249,7 @@ class Trainer:
 
     def note(self) -> str:
         """Write the last losses for the progress line."""
-        return ", ".join(f"{name} {value:.4f}" for name, value in self.last.items())
+        return "".join(f", {name} {value:.4f}" for name, value in self.last.items() if name != "grad_norm")
 
     def summary(self, *, finished: bool, seconds: float) -> TrainSummary:
         """Describe what was done."""

@@ -7,6 +7,7 @@ goes on with a cache need not repeat how it was made. What is given and differs 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 from tec_cache.errors import ConfigError, nearest
 
 
-def setting(default: Any, help: str, **extra: Any) -> Any:
+def setting(default: Any, text: str) -> Any:
     """Declare a field with its documentation string."""
-    return field(default=default, metadata={"help": help, **extra})
+    return field(default=default, metadata={"help": text})
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -33,6 +34,16 @@ def _check_positive(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}", todo="give a number of at least 1")
+
+
+def _check_range(config: Any, lowest: float, *names: str, open_end: bool = False, below: float = math.inf) -> None:
+    """Refuse numbers outside [lowest, below), or (lowest, below) with an open end; infinities and NaN too."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (lowest < value < below or (value == lowest and not open_end)):
+            limits = f"above {lowest}" if open_end else f"of at least {lowest}"
+            limits += f" and below {below}" if below < math.inf else ""
+            raise ConfigError(f"--{name.replace('_', '-')} {value}", todo=f"give a number {limits}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +149,14 @@ class TrainConfig:
         _check_choice("init", self.init, ("random", "base"))
         _check_choice("normalization", self.normalization, ("patch", "feature", "none"))
         _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
-        _check_positive(
-            self, "epochs", "batch_size", "micro_batch", "threads", "workers", "log_every", "steps", "views"
-        )
+        _check_positive(self, "epochs", "batch_size", "micro_batch", "threads", "workers", "log_every", "steps")
+        _check_positive(self, "views", "decoder_width", "decoder_heads", "last_layers")
+        _check_range(self, 0, "decoder_depth", "base_lr", "min_lr", "weight_decay")
+        _check_range(self, 0, "feature_weight", "attention_weight")
+        _check_range(self, 0, "tau", "clip_grad", "save_every", open_end=True)
+        _check_range(self, 0, "beta1", "beta2", below=1)
+        if self.feature_weight == self.attention_weight == 0:
+            raise ConfigError("both losses have the weight 0", todo="give one of them a weight")
         for name in ("cache", "out"):
             if not getattr(self, name):
                 raise ConfigError(f"no {name} was named", todo=f"give --{name} DIR")
@@ -153,10 +169,6 @@ class TrainConfig:
             raise ConfigError("pixels have no attention rows", todo="leave out --k")
         if self.init == "base" and self.pixels:
             raise ConfigError("--init base needs a base", todo="leave out --pixels or --init")
-        if self.decoder_depth < 0:
-            raise ConfigError(f"--decoder-depth {self.decoder_depth}", todo="give 0 or more")
-        if self.save_every <= 0:
-            raise ConfigError(f"--save-every {self.save_every}", todo="give a number above 0")
         if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(
                 f"a warm-up of {self.warmup_epochs} epochs in {self.epochs}", todo="give less --warmup-epochs"

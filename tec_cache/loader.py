@@ -6,7 +6,8 @@ Codes stay as they are stored and pixels stay uint8 until they are on the device
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import functools
+from collections import Counter, OrderedDict, deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,9 +62,11 @@ class _OpenUnit:
         shard = cache.shards[unit.shard]
         self.sample_keys = np.array([key64("sample", shard, key) for key in self.record.keys], dtype=np.uint64)
         self.labels = np.array([-1 if x is None else x for x in self.record.labels], dtype=np.int64)
-        self.arrays: dict[str, Any] = {}
-        if targets is not None and self.record.keys:
-            self.arrays = targets.open(unit)
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, Any]:
+        """The Zarr arrays, opened by the first worker that needs them."""
+        return {} if self.targets is None else self.targets.open(self.unit, self.record)
 
     def block(self, number: int) -> tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]:
         """Read one block: JPEGs and stored rows."""
@@ -114,6 +117,7 @@ class Loader:
         self._epoch = -1
         self._units: list[_OpenUnit] = []
         self._blocks: OrderedDict[tuple[int, int], Future[Any]] = OrderedDict()
+        self._holders: Counter[tuple[int, int]] = Counter()
         self._lock = Lock()
         self._order: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
         self._open_epoch(0)
@@ -149,9 +153,11 @@ class Loader:
                             if ahead:
                                 break  # units of the old epoch are still being read
                             self._open_epoch(epoch)
-                        first = place * self.batch_size + self.rank * share
-                        starts = range(first, first + share, size)
-                        ahead.append((epoch, [pool.submit(self._load, start, start + size) for start in starts]))
+                        mine = self._positions(place)[self.rank * share : (self.rank + 1) * share]
+                        parts = [mine[i : i + size] for i in range(0, share, size)]
+                        for part in parts:
+                            self._hold(part)
+                        ahead.append((epoch, [pool.submit(self._load, part) for part in parts]))
                         step += 1
                     epoch, futures = ahead.popleft()
                     yield epoch, [future.result() for future in futures]
@@ -167,6 +173,7 @@ class Loader:
             units = [unit for unit in self.cache.view_units if unit.view == view]
             self._units = [_OpenUnit(self.cache, self.targets, unit) for unit in units]
             self._blocks.clear()
+            self._holders.clear()
         self._order = epoch_order([len(u.record.keys) for u in self._units], seed=self.seed, epoch=epoch)
         if self._epoch >= 0 and len(self._order[0]) != self.num_samples:
             raise CacheError(
@@ -176,15 +183,44 @@ class Loader:
             )
         self._epoch = epoch
 
+    def _positions(self, place: int) -> npt.NDArray[np.int64]:
+        """Return the positions of one global batch, sorted by unit and row.
+
+        Which rows a batch holds is the epoch's order; within it they are sorted, so that each rank and
+        micro-batch needs few blocks.
+        """
+        positions = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
+        units, rows = self._order[0][positions], self._order[1][positions]
+        return positions[np.lexsort((rows, units))]
+
+    def _needed(self, positions: npt.NDArray[np.int64]) -> set[tuple[int, int]]:
+        units, rows = self._order[0][positions], self._order[1][positions]
+        return set(zip(units.tolist(), (rows // BLOCK_ROWS).tolist(), strict=True))
+
+    def _hold(self, positions: npt.NDArray[np.int64]) -> None:
+        """Keep the blocks of a batch from now until it is loaded."""
+        with self._lock:
+            for block in self._needed(positions):
+                self._holders[block] += 1
+
+    def _release(self, positions: npt.NDArray[np.int64]) -> None:
+        """Let go of a batch's blocks; of those that nobody waits for, the last window's are kept."""
+        with self._lock:
+            for block in self._needed(positions):
+                self._holders[block] -= 1
+                if not self._holders[block]:
+                    del self._holders[block]
+            idle = [block for block in self._blocks if block not in self._holders]
+            for block in idle[: max(0, len(idle) - WINDOW_BLOCKS)]:
+                del self._blocks[block]
+
     def _block(self, unit: int, number: int) -> tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]:
-        """Return a block, reading it once however many threads ask; the last 1.5 windows are kept."""
+        """Return a block, reading it once however many threads ask."""
         with self._lock:
             future = self._blocks.get((unit, number))
             mine = future is None
             if future is None:
                 future = self._blocks[unit, number] = Future()
-                while len(self._blocks) > WINDOW_BLOCKS * 3 // 2:
-                    self._blocks.popitem(last=False)
             else:
                 self._blocks.move_to_end((unit, number))
         if mine:
@@ -195,13 +231,19 @@ class Loader:
         block: tuple[list[bytes], dict[str, npt.NDArray[np.generic]]] = future.result()
         return block
 
-    def _load(self, start: int, stop: int) -> Batch:
-        """Load positions start..stop of the current epoch's order."""
-        units, rows = self._order[0][start:stop], self._order[1][start:stop]
-        pixels = {s: np.empty((stop - start, s, s, 3), np.uint8) for s in self.pixel_sizes}
+    def _load(self, positions: npt.NDArray[np.int64]) -> Batch:
+        """Load some positions of the current epoch's order."""
+        try:
+            return self._read(positions)
+        finally:
+            self._release(positions)
+
+    def _read(self, positions: npt.NDArray[np.int64]) -> Batch:
+        units, rows, count = self._order[0][positions], self._order[1][positions], len(positions)
+        pixels = {s: np.empty((count, s, s, 3), np.uint8) for s in self.pixel_sizes}
         codes: dict[str, npt.NDArray[np.generic]] = {}
-        keys = np.empty(stop - start, np.uint64)
-        labels = np.empty(stop - start, np.int64)
+        keys = np.empty(count, np.uint64)
+        labels = np.empty(count, np.int64)
         for i, (unit, row) in enumerate(zip(units.tolist(), rows.tolist(), strict=True)):
             number, within = divmod(row, BLOCK_ROWS)
             crops, arrays = self._block(unit, number)
@@ -210,7 +252,7 @@ class Loader:
                 out[i] = resize(crop, size)
             for name, values in arrays.items():
                 if name not in codes:
-                    codes[name] = np.empty((stop - start, *values.shape[1:]), values.dtype)
+                    codes[name] = np.empty((count, *values.shape[1:]), values.dtype)
                 codes[name][i] = values[within]
             keys[i] = self._units[unit].sample_keys[row]
             labels[i] = self._units[unit].labels[row]

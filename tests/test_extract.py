@@ -15,6 +15,7 @@ import torch
 
 import pipelines.extract
 from pipelines.extract import extract
+from tec_cache.cache.lock import writing
 from tec_cache.cache.reader import open_cache
 from tec_cache.distributed import Ranks
 from tec_cache.errors import CacheError, ConfigError, IdentityError, NonFiniteError, TecCacheError
@@ -259,3 +260,36 @@ def test_few_shards_are_shared_by_group_and_many_by_shard() -> None:
 
 def test_summary_is_plain_json(made_cache: Path, shards: Path, tiny_base: Path) -> None:
     assert json.loads(json.dumps(extract(tiny_config(shards, made_cache, tiny_base)).to_json()))["photos"] == 97
+
+
+def test_two_jobs_do_not_write_into_one_cache_at_once(
+    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """A second job, of any number of ranks, is refused by name; ranks of one job are not in each other's way."""
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    code = (
+        "import sys; from pathlib import Path; from tec_cache.cache.lock import writing\n"
+        "from tec_cache.distributed import Ranks\n"
+        "with writing(Path(sys.argv[1]), 'x', Ranks(1, 1, 2)):\n    print('locked', flush=True); sys.stdin.read()"
+    )
+    for folder in (cache, cache / "targets" / "tiny"):
+        command = [sys.executable, "-c", code, str(folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "locked\n"
+            with writing(folder, "x", Ranks(0, 0, 2)):
+                pass  # the other rank of the same job
+            with pytest.raises(TecCacheError, match="another job is writing"):
+                extract(tiny_config(shards, cache, tiny_base), ranks=Ranks(2, 2, 3))
+            other.stdin.close()  # type: ignore[union-attr]
+    extract(tiny_config(shards, cache, tiny_base))
+
+
+def test_a_base_without_a_class_token_says_what_row_0_is(
+    made_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    base = write_tiny_base(tmp_path / "gap", class_token=False, global_pool="avg", fc_norm=False)
+    summary = extract(tiny_config(None, cache, base))
+    assert "mean query" in summary.first_row
+    assert "mean query" in open_cache(cache)["gap"].manifest["notes"]["first_row"]

@@ -219,14 +219,25 @@ def test_decoding_leaves_the_warning_filters_alone(monkeypatch: pytest.MonkeyPat
     seen: list[object] = []
     real = Image.open
 
-    def spy(stream: io.BytesIO) -> Image.Image:
+    def spy(stream: io.BytesIO, formats: tuple[str, ...]) -> Image.Image:
         seen.append(list(warnings.filters))
-        return real(stream)
+        return real(stream, formats=formats)
 
     monkeypatch.setattr(Image, "open", spy)
     before = list(warnings.filters)
     decode_photo(encoded(photo(1)))
     assert seen == [before]
+
+
+def test_formats_that_start_other_programs_are_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    called: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: called.append(a))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(SourceError, match="not an image of a known format"):
+        decode_photo(eps)
+    assert not called
 
 
 # ---- stored crops --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tec_cache.cache.layout import BLOCK_ROWS
 from tec_cache.cache.pixels import decode_crop
 from tec_cache.cache.reader import open_cache
 from tec_cache.errors import CacheError, ConfigError
-from tec_cache.loader import Batch, Loader, epoch_order
+from tec_cache.loader import Batch, Loader, _OpenUnit, epoch_order
 from tec_cache.rng import key64
 
 
@@ -141,3 +142,27 @@ def test_damage_reaches_the_reader_and_does_not_hang(made_cache: Path, tmp_path:
         path.write_bytes(data[:1500] + bytes(len(data) - 1500))
     with pytest.raises(CacheError, match="damaged"):
         collect(loader(broken), 0, 6)
+
+
+@pytest.mark.parametrize(("workers", "ranks", "micro_batches"), [(1, 1, 1), (4, 1, 8), (2, 4, 2), (8, 4, 1)])
+def test_a_block_is_read_once_an_epoch_however_many_workers_ask(
+    made_cache: Path, workers: int, ranks: int, micro_batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ranks, each reads only the blocks of its own rows, and the ranks together few of them twice."""
+    reads: list[tuple[str, int]] = []
+    block = _OpenUnit.block
+
+    def counted(self: _OpenUnit, number: int) -> Any:
+        reads.append((str(self.unit), number))
+        return block(self, number)
+
+    monkeypatch.setattr(_OpenUnit, "block", counted)
+    batches = {}
+    for rank in range(ranks):
+        ours = loader(made_cache, batch_size=64, rank=rank, world_size=ranks, workers=workers)
+        before = len(reads)
+        batches[rank] = collect(ours, 0, 1, micro_batches)
+        mine = reads[before:]
+        assert len(mine) == len(set(mine)), "a rank reads a block once"
+    assert len(keys_of([b for parts in batches.values() for b in parts])) == 64
+    assert len(reads) <= len(set(reads)) + 2 * (ranks - 1)

@@ -22,7 +22,7 @@ from pipelines.train import train
 from pipelines.trainer import Trainer
 from tec_cache.cache.reader import TargetSet
 from tec_cache.config import TrainConfig
-from tec_cache.errors import ConfigError, IdentityError, NonFiniteError, WeightsError
+from tec_cache.errors import ConfigError, IdentityError, NonFiniteError, TecCacheError, WeightsError
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.optimizer import create_optimizer, create_schedule
@@ -102,8 +102,8 @@ def test_stopped_and_resumed_is_the_same_run_to_the_bit(
 def train_interrupted(config: Any, *, at: int) -> None:
     step = Trainer.train_step
 
-    def and_interrupt(self: Trainer, *args: Any) -> None:
-        step(self, *args)
+    def and_interrupt(self: Trainer, *args: Any, **more: Any) -> None:
+        step(self, *args, **more)
         if self.step == at:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -119,10 +119,10 @@ def test_a_kill_between_checkpoints_costs_only_the_steps_since(
     run = tmp_path / "r"
     step = Trainer.train_step
 
-    def die(self: Trainer, *args: Any) -> None:
+    def die(self: Trainer, *args: Any, **more: Any) -> None:
         if self.step == 11:
             raise MemoryError
-        step(self, *args)
+        step(self, *args, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", die)
@@ -192,9 +192,70 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
     assert all(torch.isfinite(v).all() for v in kept["student"].values())
 
 
+def test_a_gradient_that_is_not_finite_at_a_save_step_is_not_saved(
+    made_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "r"
+    inner = torch.nn.utils.clip_grad_norm_
+
+    def spoiled(parameters: Any, limit: float) -> torch.Tensor:
+        parameters = list(parameters)
+        if spoiled.calls == 5:  # type: ignore[attr-defined]
+            parameters[5].grad[0] = float("inf")
+        spoiled.calls += 1  # type: ignore[attr-defined]
+        return inner(parameters, limit)
+
+    spoiled.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoiled)
+    with pytest.raises(NonFiniteError, match="step 6"):
+        train(tiny_training(made_cache, run, epochs=17, steps=20, log_every=1000))
+    kept = load_checkpoint(checkpoints(run)[-1])
+    assert kept["step"] == 3
+    monkeypatch.undo()
+    assert train(tiny_training(made_cache, run, epochs=17, steps=20, log_every=1000)).finished
+
+
+def test_a_run_goes_on_when_the_cache_has_grown(
+    cached_run: Path, made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    cache, run = Path(shutil.copytree(made_cache, tmp_path / "c")), tmp_path / "r"
+    train(tiny_training(cache, run, epochs=17, steps=6))
+    extract(tiny_config(shards, cache, tiny_base, views=3))
+    extract(tiny_config(None, cache, tiny_base, k="1", name="another"))
+    train(tiny_training(cache, run, epochs=17, steps=12))
+    assert np.array_equal(losses(run), losses(cached_run)[:12])
+    with pytest.raises(IdentityError, match="num_views: stored 2, asked 3"):
+        train(tiny_training(cache, run, epochs=17, steps=14, views=3))
+
+
+def test_checkpoints_of_a_run_without_settings_are_not_taken_up(made_cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    train(tiny_training(made_cache, run, steps=2))
+    (run / "run.json").unlink()
+    (run / "notes.txt").write_text("mine")
+    with pytest.raises(TecCacheError, match="not the settings"):
+        train(tiny_training(made_cache, run, steps=3))
+    assert train(tiny_training(made_cache, run, steps=1), overwrite=True).steps == 1
+    assert [p.stem for p in checkpoints(run)] == ["step-000000001"]
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(made_cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    train(tiny_training(made_cache, run, steps=6))
+    last = checkpoints(run)[-1]
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    with pytest.raises(TecCacheError, match="damaged checkpoint"):
+        train(tiny_training(made_cache, run, steps=7))
+    last.unlink()
+    assert train(tiny_training(made_cache, run, steps=7)).finished, "as the message says"
+
+
 def test_pixels_need_no_base(made_cache: Path, tmp_path: Path) -> None:
     summary = train(tiny_training(made_cache, tmp_path / "r", epochs=17, steps=30, pixels=True))
-    assert set(summary.losses) == {"loss", "feature"}
+    assert set(summary.losses) == {"loss", "feature", "grad_norm"}
     curve = losses(tmp_path / "r")
     assert curve[-5:].mean() < 0.97 * curve[:5].mean()
 
@@ -234,13 +295,15 @@ def test_smaller_k_class_row_and_no_attention_are_free(made_cache: Path, tmp_pat
         ("0", {"loss", "feature", "attention"}),
         ("none", {"loss", "feature"}),
     ):
-        assert set(train(tiny_training(made_cache, tmp_path / k, steps=1, k=k, tau=0.7)).losses) == names
+        assert set(train(tiny_training(made_cache, tmp_path / k, steps=1, k=k, tau=0.7)).losses) == names | {
+            "grad_norm"
+        }
 
 
 def test_other_settings_are_refused_and_free_ones_are_not(made_cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "r"
     train(tiny_training(made_cache, run, steps=2))
-    with pytest.raises(IdentityError, match=r"config\.tau.*\n?.*targets\.tau"):
+    with pytest.raises(IdentityError, match=r"targets\.tau: stored 1\.0, asked 0\.5"):
         train(tiny_training(made_cache, run, steps=3, tau=0.5))
     assert train(tiny_training(made_cache, run, steps=3, workers=1, micro_batch=16)).steps == 3
     assert train(tiny_training(made_cache, run, steps=2, tau=0.5), overwrite=True).steps == 2

@@ -88,6 +88,11 @@ class FrozenBase(nn.Module):
             if hasattr(module, "fused_attn"):
                 module.fused_attn = True
 
+    @property
+    def first_row(self) -> str:
+        """Say whose attention row 0 is."""
+        return "class token" if self.has_class_token else "mean query of the patches: the base has no class token"
+
     def train(self, mode: bool = True) -> FrozenBase:
         """Stay in evaluation mode, whatever the module around it does."""
         return super().train(False)

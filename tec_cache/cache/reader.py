@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tec_cache.cache.layout import Layout, Unit
 from tec_cache.cache.manifest import read_manifest
-from tec_cache.cache.record import SourceRecord, TargetRecord, ViewsRecord
+from tec_cache.cache.record import SourceRecord, TargetRecord, ViewsRecord, hash_file
 from tec_cache.codec import Codec, get_codec
 from tec_cache.errors import CacheError, ConfigError, listed, nearest
 from tec_cache.types import TargetSpec
@@ -187,11 +187,11 @@ class TargetSet:
         """What decodes them."""
         return get_codec(self.identity["codec"])
 
-    def record(self, unit: Unit) -> TargetRecord:
+    def record(self, unit: Unit, views: ViewsRecord | None = None) -> TargetRecord:
         """Read the record of a unit and check that it belongs to this set and to the views beside it."""
         path = self.cache.layout.target_record(self.name, unit)
         record = TargetRecord.read(path)
-        views = self.cache.views_record(unit)
+        views = views or self.cache.views_record(unit)
         problem = ""
         if record.identity != self.fingerprint:
             problem = "a unit of another target set"
@@ -201,16 +201,21 @@ class TargetSet:
             raise CacheError(problem, where=str(path), todo=_AGAIN)
         return record
 
-    def open(self, unit: Unit) -> dict[str, Any]:
-        """Open the Zarr arrays of a unit for reading by rows, after checking the sizes of its files."""
+    def open(self, unit: Unit, views: ViewsRecord | None = None) -> dict[str, Any]:
+        """Open the Zarr arrays of a unit for reading by rows.
+
+        Sizes of all files and the SHA-256 of the metadata are checked now, the blocks by their CRC when read.
+        views: the record of the unit's views, if it was read already.
+        """
         import zarr
 
         folder = self.cache.layout.targets(self.name, unit)
-        record = self.record(unit)
-        for name, (size, _) in record.files.items():
+        for name, (size, sha256) in self.record(unit, views).files.items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != size:
                 raise CacheError("a file is gone or has another size", where=str(path), todo=_AGAIN)
+            if path.suffix == ".json" and hash_file(path) != sha256:
+                raise CacheError("damaged metadata of an array", where=str(path), todo=_AGAIN)
         group = zarr.open_group(folder, mode="r")
         return {name: group[name] for name in self.codec.arrays(self.spec)}
 
@@ -232,4 +237,8 @@ def _units(folder: Path) -> list[Unit]:
     """List the units that have a record in a folder."""
     if not folder.is_dir():
         return []
-    return sorted(Unit.parse(p.stem) for p in folder.iterdir() if p.suffix == ".json" and not p.name.startswith("."))
+    names = [p.stem for p in folder.iterdir() if p.suffix == ".json" and not p.name.startswith(".")]
+    try:
+        return sorted(Unit.parse(name) for name in names)
+    except ValueError as error:
+        raise CacheError(f"a foreign file among the records: {error}", where=str(folder), todo="remove it") from error

@@ -113,7 +113,7 @@ def hash_file(path: Path) -> str:
 
 
 def temporary(path: Path) -> Path:
-    """Return a hidden name beside `path` that no other process uses; `clear_temporaries` knows its form."""
+    """Return a hidden name beside `path` that no other process uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 

@@ -123,7 +123,7 @@ def commit_targets(
         write_zarr(draft, targets.arrays)
         files = _sync_tree(draft)
         if final.exists():
-            shutil.rmtree(final)  # left over without a record: nobody reads it
+            shutil.rmtree(final)  # left over without a record; the lock keeps other jobs away from this set
         draft.replace(final)
         sync_folder(final.parent)
     record = TargetRecord(
@@ -177,7 +177,7 @@ def _sync_tree(folder: Path) -> dict[str, list[Any]]:
 
 
 def _clear_temporaries(final: Path) -> None:
-    """Remove what a killed process left of this unit. Only one process owns a unit at a time."""
+    """Remove what a killed process left of this unit; the lock keeps other jobs out, ranks own other units."""
     for path in final.parent.glob(f".{final.name}.*.tmp"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

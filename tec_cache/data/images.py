@@ -14,6 +14,9 @@ from tec_cache.errors import SourceError
 # warning into an error would touch the warning filters of the whole process, and photos are decoded in threads.
 MAX_PIXELS = 89_478_485
 
+# Named, because Pillow also knows formats that start other programs (EPS calls Ghostscript) on a stranger's bytes.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+
 
 def decode_photo(data: bytes) -> Image.Image:
     """Decode a photo to an upright 8-bit RGB image.
@@ -22,7 +25,7 @@ def decode_photo(data: bytes) -> Image.Image:
     torchvision's and timm's loaders do). Raises SourceError for anything that is not a whole image.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise SourceError(f"{image.width} x {image.height} pixels are too many")
         sixteen = image.format in ("PNG", "PPM")  # their deep greyscale, in mode I or I;16, ends at 65535

@@ -186,12 +186,20 @@ def _folder_shards(root: Path, seed: int) -> list[Shard]:
             where=str(root),
             todo="give a folder of CLASS/NAME.jpg, or a pattern such as 'shards/*.tar'",
         )
-    classes = sorted({f.split("/")[0] for f in files if "/" in f})
+    classes = folder_classes(str(root)) or []
     numbers = {name: i for i, name in enumerate(classes)}
     order = permutation(key64("folder", seed, len(files)), len(files))
     labelled = [(files[i], numbers.get(files[i].split("/")[0]) if "/" in files[i] else None) for i in order]
     parts = [tuple(labelled[i : i + FOLDER_SHARD]) for i in range(0, len(labelled), FOLDER_SHARD)]
     return [FolderShard(f"folder-{i:06d}", len(part), root, part) for i, part in enumerate(parts)]
+
+
+def folder_classes(source: str) -> list[str] | None:
+    """Return the class folders of a folder of photos, in the order of their labels; None for shards."""
+    root = Path(source)
+    if not root.is_dir() or any(p.name.lower().endswith(SHARD_SUFFIXES) for p in root.iterdir()):
+        return None
+    return sorted(p.name for p in root.iterdir() if p.is_dir())
 
 
 class _StrictHeader(tarfile.TarInfo):

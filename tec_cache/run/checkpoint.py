@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +60,24 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
     return path
 
 
+def clear_run(run: Path) -> None:
+    """Remove what this project wrote into a run's folder, and nothing else; the settings go last."""
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    for path in (run / "metrics.jsonl", run_file(run)):
+        path.unlink(missing_ok=True)
+
+
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint. Raises TecCacheError if it is damaged."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch writes the checksums and does not look at them
+        if damaged is not None:
+            raise ValueError(f"{damaged} does not fit its checksum")
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        if not {"step", "student", "optimizer"} <= set(state):
+            raise ValueError("it is not a checkpoint of tec-cache train")
     except Exception as error:
         # torch raises RuntimeError, EOFError, UnpicklingError and others for a damaged file
         raise TecCacheError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from tec_cache.cache.record import write_atomically
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
@@ -36,10 +36,11 @@ def write_export(
     out.mkdir(parents=True, exist_ok=True)
     encoder: Any = student.encoder
     size = int(encoder.patch_embed.img_size[0])
-    save_file(export_state(student), out / "model.safetensors", metadata={"format": "pt"})
+    write_atomically(out / "model.safetensors", save(export_state(student), metadata={"format": "pt"}))
+    (out / ADAPTERS_FILE).unlink(missing_ok=True)
     if student.encoder_adapters is not None:
         adapters = {k: v.detach().cpu().float().contiguous() for k, v in student.encoder_adapters.state_dict().items()}
-        save_file(adapters, out / ADAPTERS_FILE, metadata={"format": "pt"})
+        write_atomically(out / ADAPTERS_FILE, save(adapters, metadata={"format": "pt"}))
     description = {
         "architecture": encoder_name,
         "num_classes": 0,

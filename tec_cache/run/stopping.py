@@ -13,26 +13,42 @@ from tec_cache.distributed import Ranks
 
 
 class StopRequest:
-    """Set by SIGINT or SIGTERM; the loop ends after the step it is in."""
+    """Set by SIGINT or SIGTERM.
 
-    def __init__(self) -> None:
+    Several ranks agree on the step after which to stop, or one would wait for the others for ever: each step
+    begins to exchange a flag on the CPU and reads it in the next, when it has long arrived.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
         self.asked = False
+        self._group: Any = torch.distributed.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._flag = torch.zeros(1)
+        self._work: Any = None
 
-    def agreed(self, ranks: Ranks, device: torch.device, *, ask: bool) -> bool:
-        """Say whether to stop now. Several ranks agree at the steps that are logged, so none waits for another."""
-        if ranks.world_size == 1:
+    def agreed(self) -> bool:
+        """Say whether the coming step is the last one; every rank calls this once a step."""
+        if self._group is None:
             return self.asked
-        if not ask:
-            return False
-        flag = torch.tensor(float(self.asked), device=device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+            if self._flag.item() > 0:
+                return True
+        self._flag = torch.tensor([float(self.asked)])
+        group, largest = self._group, torch.distributed.ReduceOp.MAX
+        self._work = torch.distributed.all_reduce(self._flag, op=largest, group=group, async_op=True)
+        return False
+
+    def finish(self) -> None:
+        """Wait for a flag that is still on its way."""
+        if self._work is not None:
+            self._work.wait()
 
 
 @contextmanager
-def stop_requested() -> Iterator[StopRequest]:
+def stop_requested(ranks: Ranks) -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request, and a second one into an exception as usual."""
-    request = StopRequest()
+    request = StopRequest(ranks)
 
     def ask(number: int, frame: Any) -> None:
         if request.asked:
@@ -46,6 +62,7 @@ def stop_requested() -> Iterator[StopRequest]:
         return
     try:
         yield request
+        request.finish()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -59,7 +59,7 @@ class EncoderAdapters(nn.Module):
     def forward(self, layers: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return Z_e (B, N, C)."""
         parts = self.contributions(layers)
-        total = parts[0]
+        total = parts[0].float()  # under autocast the parts are bfloat16, their sum need not be
         for part in parts[1:]:
             total = total + part
         out: torch.Tensor = self.norm_after(total)

@@ -92,7 +92,8 @@ class Decoder(nn.Module):
         query = nn.functional.linear(asked, query_weight, query_bias)
         key = nn.functional.linear(x[:, 1:], key_weight, key_bias)
         query, key = (t.unflatten(-1, (self.attention_heads, -1)).transpose(1, 2) for t in (query, key))
-        return (query @ key.transpose(-2, -1)).float() * self.attention_scale
+        with torch.autocast(x.device.type, enabled=False):  # products in bfloat16 would round the logits
+            return query.float() @ key.float().transpose(-2, -1) * self.attention_scale
 
 
 class _Norm(nn.LayerNorm):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.layers import Attention, DropPath, LayerScale, PatchDropout
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -52,8 +53,9 @@ class Student(nn.Module):
         if tau <= 0:
             raise ConfigError(f"tau {tau}", todo="give a --tau above 0")
         width, heads = decoder_shape(encoder.embed_dim)
-        width, heads = decoder_width or width, decoder_heads or heads
-        if width % heads:
+        width = width if decoder_width is None else decoder_width
+        heads = heads if decoder_heads is None else decoder_heads
+        if width < 1 or heads < 1 or width % heads:
             raise ConfigError(
                 f"a decoder of width {width} with {heads} heads", todo="use a width that the heads divide"
             )
@@ -162,6 +164,8 @@ def create_student(
 def create_encoder(name: str, grid: int, model_args: dict[str, Any] | None = None) -> VisionTransformer:
     """Create a timm model whose input is grid * patch pixels."""
     args = dict(model_args or {})
+    if "img_size" in args:
+        raise ConfigError("the student's input size follows from grid and patch", todo="leave out img_size")
     if not timm.is_model(name):
         near = nearest(name, timm.list_models("vit*"))
         raise ConfigError(f"timm {timm.__version__} knows no model {name!r}{near}", todo="see timm.list_models('vit*')")
@@ -173,6 +177,14 @@ def create_encoder(name: str, grid: int, model_args: dict[str, Any] | None = Non
     edge = grid * int(probe.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
     model = timm.create_model(name, num_classes=0, **args, img_size=edge)
     return model  # type: ignore[return-value]
+
+
+def _probability(module: Any) -> float:
+    """Return the probability of a dropout of any kind."""
+    for name in ("p", "drop_prob", "prob"):
+        if getattr(module, name, None) is not None:
+            return float(getattr(module, name))
+    return 0.0
 
 
 def check_class(encoder: nn.Module, name: str) -> None:
@@ -192,6 +204,13 @@ def check_encoder(encoder: VisionTransformer, grid: int) -> None:
         "it has register tokens": encoder.num_prefix_tokens > 1,
         "its class token has no position": encoder.no_embed_class,
         "it has no position embedding": encoder.pos_embed is None,
+        "it drops tokens, features or paths at random": any(
+            isinstance(m, nn.Dropout | DropPath | PatchDropout) and _probability(m) > 0 for m in encoder.modules()
+        ),
+        "its blocks have LayerScale or query and key norms": any(
+            isinstance(m, LayerScale) or (isinstance(m, Attention) and not isinstance(m.q_norm, nn.Identity))
+            for m in encoder.modules()
+        ),
         "it has a LayerNorm before the blocks": not isinstance(encoder.norm_pre, nn.Identity),
         "it has no final LayerNorm": isinstance(encoder.norm, nn.Identity),
         f"its grid is {encoder.patch_embed.grid_size}, the targets' is {grid} x {grid}": tuple(
