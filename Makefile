@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: demo test check unit bench clean
 
 demo: $(VENV)/stamp
-	python -m pipelines.demo demo-out
+	OMP_WAIT_POLICY=PASSIVE python -m pipelines.demo demo-out
 
 test: check unit
 

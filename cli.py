@@ -92,7 +92,10 @@ def settings(config: type, values: dict[str, Any], file: str | None) -> Any:
     }
     if "student_args" in given:
         given["student_args"] = dict(_name_and_value(text) for text in given["student_args"])
-    return config(**((read_toml(file, config) if file else {}) | given))
+    stored = read_toml(file, config) if file else {}
+    if "student_args" in stored and "student_args" in given:
+        given["student_args"] = stored["student_args"] | given["student_args"]
+    return config(**(stored | given))
 
 
 def _name_and_value(text: str) -> tuple[str, Any]:
@@ -178,7 +181,8 @@ def _extract_text(summary: Any, dry_run: bool, config: Any, world_size: int) -> 
         lines.append(f"to do        {summary.missing} units{more}")
         return "\n".join([*lines, "dry run: nothing was written"])
     seconds = human_seconds(summary.seconds)
-    lines.append(f"this run     {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
+    who = "this run    " if world_size == 1 else "this rank   "
+    lines.append(f"{who} {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
     if summary.missing and world_size > 1:
         lines.append(f"other ranks  {summary.missing} units are still theirs to finish")
     if config.views_only:
@@ -229,7 +233,10 @@ def train(
     if dry_run:
         lines.append("dry run: nothing was written")
     else:
-        lines.append(f"speed        {summary.images_per_second:,.1f} images/s in {human_seconds(summary.seconds)}")
+        if summary.images_per_second:
+            lines.append(f"speed        {summary.images_per_second:,.1f} images/s in {human_seconds(summary.seconds)}")
+        else:
+            lines.append("nothing left to do: this run had reached its last step")
         if summary.finished:
             lines.append(f"next         tec-cache export {summary.run} OUT")
         else:
@@ -314,12 +321,15 @@ def info(cache: str, as_json: bool, quiet: bool, debug: bool) -> None:
         f"views        {photos:,} photos, {found['num_views']} views of {found['size']} pixels, "
         f"{human_bytes(sum(v['bytes'] for v in found['views']))}",
         f"left out     {found['skipped_photos']} photos",
-        f"missing      {found['missing_units']} units of views",
+        f"missing      {found['missing_units']} units of views"
+        + (
+            f", and all of {found['unread_shards']} source shards not read to the end" if found["unread_shards"] else ""
+        ),
     ]
     for name, target in found["targets"].items():
         lines.append(
             f"targets      {name}: base {target['base']}, {target['codec']}, {target['normalization']}, "
-            f"k {target['k']}, {human_bytes(target['bytes_per_view'])} per view, "
+            f"k {'none' if target['k'] is None else target['k']}, {human_bytes(target['bytes_per_view'])} per view, "
             f"{target['missing_units']} units missing"
         )
     show(as_json, found, "\n".join(lines))
@@ -327,7 +337,8 @@ def info(cache: str, as_json: bool, quiet: bool, debug: bool) -> None:
 
 def command_line() -> str:
     """Return the command that this process was called with, for 'go on with'."""
-    command = ["tec-cache", *sys.argv[1:]]
+    # without --overwrite, which would begin from zero again
+    command = ["tec-cache", *(word for word in sys.argv[1:] if word != "--overwrite")]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         command = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "--no-python", *command]
     return shlex.join(command)
@@ -356,6 +367,8 @@ def main() -> None:
     """
     # a job's time limit ends like Ctrl-C: what is finished is kept, and the command that goes on is printed
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # OpenMP's threads wait by spinning: beside the loader's threads, or neighbours, that is many times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = 0
     try:
         code = cli.main(prog_name="tec-cache", standalone_mode=False) or 0
@@ -364,6 +377,10 @@ def main() -> None:
             code = fail(ConfigError(error.format_message()))
         else:
             error.show()
+            if "unexpected extra argument" in error.format_message():
+                click.echo(
+                    "Hint: quote a pattern such as 'shards/*.tar'; repeat --student-arg for each NAME=VALUE", err=True
+                )
             code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = fail(Interrupted("interrupted: what is finished is kept", todo=f"go on with\n  {command_line()}"))

@@ -62,7 +62,7 @@ def _extract(
     job = None
     if config.base or config.name:
         job = prepare_targets(config, cache, dry_run=dry_run, overwrite=overwrite, ranks=ranks, locks=locks)
-    summary = Summary(str(cache.layout.root), cache.fingerprint, job.name if job else None, num_views)
+    summary = Summary(config.cache, cache.fingerprint, job.name if job else None, num_views)
     if not dry_run:
         workers = config.workers or available_cores()
         with ThreadPoolExecutor(workers, thread_name_prefix="photos") as pool:
@@ -186,7 +186,8 @@ def make_targets(
     units = [u for u in cache.view_units if u.view < num_views and ranks.owns(u.shard, u.group, len(cache.shards))]
     left = [u for u in units if not cache.layout.target_record(job.name, u).exists()]
     made = 0
-    with Progress(f"targets {job.name}", noun="views", quiet=quiet) as progress:
+    total = sum(len(cache.views_record(unit).keys) for unit in left)
+    with Progress(f"targets {job.name}", total=total, quiet=quiet) as progress:
         for i, unit in enumerate(left):
             views = cache.views_record(unit)
             arrays = TargetArrays(len(views.keys), job.codec.arrays(job.spec))

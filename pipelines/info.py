@@ -47,6 +47,7 @@ def info(path: str) -> dict[str, Any]:
         "num_views": cache.num_views,
         "views": views,
         "skipped_photos": skipped,
+        "unread_shards": sum(cache.source_record(i) is None for i in range(len(cache.shards))),
         "missing_units": len(cache.missing_units(cache.num_views)),
         "targets": targets,
     }

@@ -15,7 +15,7 @@ import torch
 from tec_cache import __version__
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
-from tec_cache.cache.identity import FORMAT_VERSION, fingerprint, require_same
+from tec_cache.cache.identity import FORMAT_VERSION, differences, fingerprint, require_same
 from tec_cache.cache.layout import Layout, check_name
 from tec_cache.cache.lock import writing
 from tec_cache.cache.manifest import ensure_manifest, read_manifest
@@ -25,7 +25,7 @@ from tec_cache.codec import Codec, get_codec
 from tec_cache.config import ExtractConfig, parse_rows
 from tec_cache.data.source import Shard, find_shards
 from tec_cache.data.views import ViewPlan
-from tec_cache.device import Compute, available_cores, resolve_compute
+from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, SourceError, TecCacheError
 from tec_cache.types import TargetSpec
@@ -68,21 +68,25 @@ def prepare_cache(
         stored = read_manifest(layout.manifest)
     if stored is None and config.input is None:
         raise ConfigError("there is no cache here yet", where=config.cache, todo="give the photos it is made from")
-    fresh = overwrite and config.input is not None
-    plan, jpeg, settings = _view_settings(config, None if fresh or stored is None else stored["identity"])
+    plan, jpeg, settings = _view_settings(config, stored["identity"] if stored else None)
     shards: list[Shard] = []
     if config.input is None:
         assert stored is not None
         source = stored["identity"]["source"]
     else:
-        shards, source = _source(config, plan, fresh, stored)
+        shards, source = _source(config, plan, stored)
     identity = settings | {"source": source}
-    if stored is not None and fresh and stored["identity"] != identity and not dry_run:
-        _clear(layout)
+    if stored is not None and overwrite and differences(stored["identity"], identity):
+        if config.base:  # nothing is removed for a command that cannot be carried out
+            load_base(config.base, config.base_weights, grid=settings["grid"], k=None)
+        if dry_run:
+            layout = Layout(layout.root / ".replaced")  # what would be there afterwards: nothing yet
+        else:
+            _clear(layout)
         stored = None
     todo = "leave the settings as they were, name another --cache, or replace it with --overwrite"
     if dry_run:
-        if stored is not None and not fresh:
+        if stored is not None:
             require_same(stored["identity"], identity, what="the cache", where=str(layout.manifest), todo=todo)
         manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
     else:
@@ -131,14 +135,12 @@ def _view_settings(
     return plan, jpeg, settings
 
 
-def _source(
-    config: ExtractConfig, plan: ViewPlan, fresh: bool, stored: dict[str, Any] | None
-) -> tuple[list[Shard], dict[str, Any]]:
+def _source(config: ExtractConfig, plan: ViewPlan, stored: dict[str, Any] | None) -> tuple[list[Shard], dict[str, Any]]:
     """Find the shards; with a limit, count photos up to it so that every rank takes the same ones."""
     assert config.input is not None
     shards = find_shards(config.input, seed=plan.seed)
     limit = config.limit
-    if limit is None and stored is not None and not fresh:
+    if limit is None and stored is not None:
         limit = stored["identity"]["source"]["limit"]
     entries: list[dict[str, Any]] = []
     left = limit
@@ -221,7 +223,7 @@ def prepare_targets(
     spec = base.spec(config.normalization or (before["spec"]["normalization"] if before else "patch"))
     codec = get_codec(config.codec or before.get("codec") or "fp16")
     on_cpu = compute.device.type == "cpu"
-    threads = (config.threads or before.get("threads") or available_cores()) if on_cpu else None
+    threads = (config.threads or before.get("threads") or default_threads(ranks.world_size)) if on_cpu else None
     if threads is not None:
         # one machine gives one answer: matrix products depend on how many threads divide them
         torch.set_num_threads(threads)

@@ -59,7 +59,7 @@ def probe(config: ProbeConfig, *, quiet: bool = True) -> ProbeSummary:
     train, train_labels, bad_train = features_of(model, config.train, config, compute, quiet)
     test, test_labels, bad_test = features_of(model, config.test, config, compute, quiet)
     seconds = time.monotonic() - begin
-    linear = linear_accuracy(train, train_labels, test, test_labels, l2=config.l2)
+    linear = linear_accuracy(train, train_labels, test, test_labels, l2=config.l2, max_iter=2000)
     return ProbeSummary(
         model=config.model,
         knn=knn_accuracy(train, train_labels, test, test_labels, k=config.neighbours),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from pipelines.target_sources import TargetSource, base_weights_for, choose_targets
 from pipelines.trainer import Trainer, TrainSummary
 from tec_cache.cache.identity import require_same
+from tec_cache.cache.lock import writing
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import TrainConfig
-from tec_cache.device import Compute, available_cores, resolve_compute
+from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks, process_group
 from tec_cache.errors import ConfigError, TecCacheError
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
@@ -44,16 +46,19 @@ def train(
     ranks = ranks or Ranks.from_environment()
     compute = resolve_compute(config.device, config.precision, ranks.local_rank)
     if compute.device.type == "cpu":
-        torch.set_num_threads(config.threads or max(1, available_cores() // ranks.world_size))
+        torch.set_num_threads(config.threads or max(1, default_threads(ranks.world_size) // ranks.world_size))
     cache = open_cache(config.cache)
     run = Path(config.out)
-    if run_file(run).exists() and not overwrite:
+    if checkpoints(run) and run_file(run).exists() and not overwrite:
         config = as_begun(config, load_settings(run))
     source, student = prepare_student(config, cache, compute)
     settings = resolved_settings(config, cache, source, student)
-    resume = prepare_run(run, settings, overwrite=overwrite, dry_run=dry_run, ranks=ranks)
-    with process_group(ranks, compute.device.type):
+    resume = find_checkpoint(run, settings, overwrite=overwrite)
+    with process_group(ranks, compute.device.type), ExitStack() as lock:
         trainer = Trainer(config, cache, source, student, compute, ranks)
+        if not dry_run:
+            # only now, when nothing can be refused any more, is anything written or replaced
+            begin_run(run, settings, resume, overwrite=overwrite, ranks=ranks, lock=lock)
         trainer.resume(resume)
         if dry_run:
             return trainer.summary(finished=False, seconds=0.0)
@@ -108,37 +113,42 @@ def resolved_settings(config: TrainConfig, cache: Cache, source: TargetSource, s
     }
 
 
-def prepare_run(run: Path, settings: dict[str, Any], *, overwrite: bool, dry_run: bool, ranks: Ranks) -> Path | None:
-    """Make the run's folder or check that it is the same run; return the checkpoint to go on from."""
-    if overwrite and ranks.world_size > 1:
-        raise ConfigError("--overwrite in several processes at once", todo="remove the run's folder yourself")
-    if overwrite and not dry_run:
-        clear_run(run)
-    if run_file(run).exists() and not overwrite:
-        stored = load_settings(run)
-        require_same(
-            comparable(stored),
-            comparable(settings),
-            what="the run",
-            where=str(run),
-            todo="give the settings as they were, name another --out, or replace it with --overwrite",
-        )
-        found = checkpoints(run)
-        return found[-1] if found else None
-    if checkpoints(run) and not overwrite:
+def find_checkpoint(run: Path, settings: dict[str, Any], *, overwrite: bool) -> Path | None:
+    """Return the checkpoint to go on from, after checking that it is one of the same run."""
+    found = checkpoints(run)
+    if overwrite or not found:
+        return None
+    if not run_file(run).exists():
         raise TecCacheError(
             "there are checkpoints here, but not the settings of their run",
             where=str(run),
             todo="name another --out, or replace it with --overwrite",
         )
-    if not dry_run and ranks.main:
-        try:
+    require_same(
+        comparable(load_settings(run)),
+        comparable(settings),
+        what="the run",
+        where=str(run),
+        todo="give the settings as they were, name another --out, or replace it with --overwrite",
+    )
+    return found[-1]
+
+
+def begin_run(
+    run: Path, settings: dict[str, Any], resume: Path | None, *, overwrite: bool, ranks: Ranks, lock: ExitStack
+) -> None:
+    """Lock the run's folder until `lock` is closed; empty it and write the settings unless a run goes on."""
+    if overwrite and ranks.world_size > 1:
+        raise ConfigError("--overwrite in several processes at once", todo="remove the run's folder yourself")
+    try:
+        lock.enter_context(writing(run, "this run", ranks))
+        if resume is None and ranks.main:
+            clear_run(run)
             save_settings(run, settings)
-        except OSError as error:
-            raise TecCacheError(
-                f"the run cannot be written: {error.strerror}", where=str(run), todo="choose another --out"
-            ) from error
-    return None
+    except OSError as error:
+        raise TecCacheError(
+            f"the run cannot be written: {error.strerror}", where=str(run), todo="choose another --out"
+        ) from error
 
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tec_cache.config import ProbeConfig as ProbeConfig
     from tec_cache.config import TrainConfig as TrainConfig
     from tec_cache.errors import TecCacheError as TecCacheError
+    from tec_cache.loader import Loader as Loader
     from tec_cache.student.model import create_student as create_student
     from tec_cache.types import Targets as Targets
     from tec_cache.types import TargetSpec as TargetSpec
@@ -28,6 +29,7 @@ _PLACES = {
     "load_base": "tec_cache.base.load",
     "open_cache": "tec_cache.cache.reader",
     "create_student": "tec_cache.student.model",
+    "Loader": "tec_cache.loader",
     "Targets": "tec_cache.types",
     "TargetSpec": "tec_cache.types",
     "TecCacheError": "tec_cache.errors",

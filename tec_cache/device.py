@@ -32,6 +32,8 @@ def resolve_compute(device: str, precision: str, local_rank: int = 0) -> Compute
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         device = f"cuda:{local_rank}"
+    if device != "cpu" and not device.startswith("cuda:"):
+        raise ConfigError(f"unknown device {device!r}", todo="one of: auto, cpu, cuda, cuda:N")
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise ConfigError("no GPU is visible to torch", where=f"--device {device}", todo="use --device cpu")
@@ -41,6 +43,15 @@ def resolve_compute(device: str, precision: str, local_rank: int = 0) -> Compute
     if precision not in ("float32", "bfloat16"):
         raise ConfigError(f"unknown precision {precision!r}", todo="one of: auto, float32, bfloat16")
     return Compute(torch.device(device), precision)
+
+
+def default_threads(world_size: int) -> int:
+    """Return torch's threads on a CPU: OMP_NUM_THREADS where the user set it, else all cores.
+
+    torchrun sets OMP_NUM_THREADS itself, so with several processes it says nothing of the user's wish.
+    """
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wish) if wish.isdigit() and int(wish) > 0 and world_size == 1 else available_cores()
 
 
 def available_cores() -> int:

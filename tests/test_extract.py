@@ -17,6 +17,7 @@ import pipelines.extract
 from pipelines.extract import extract
 from tec_cache.cache.lock import writing
 from tec_cache.cache.reader import open_cache
+from tec_cache.config import ExtractConfig
 from tec_cache.distributed import Ranks
 from tec_cache.errors import CacheError, ConfigError, IdentityError, NonFiniteError, TecCacheError
 from tests.conftest import files_below, tiny_config, write_shards, write_tiny_base
@@ -293,3 +294,43 @@ def test_a_base_without_a_class_token_says_what_row_0_is(
     summary = extract(tiny_config(None, cache, base))
     assert "mean query" in summary.first_row
     assert "mean query" in open_cache(cache)["gap"].manifest["notes"]["first_row"]
+
+
+def test_overwrite_with_photos_keeps_the_views_when_only_the_targets_differ(
+    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """The refusal says "or --overwrite"; following it literally must not cost the views or another set."""
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    extract(tiny_config(None, cache, tiny_base, name="another"))
+    kept = {n: d for n, d in files_below(cache).items() if "tiny" not in n}
+    config = ExtractConfig(input=str(shards), cache=str(cache), base=str(tiny_base), codec="int8", device="cpu")
+    with pytest.raises(IdentityError, match=r"codec\.name"):
+        extract(config)
+    assert extract(config, overwrite=True, dry_run=True).missing == 0
+    extract(config, overwrite=True)
+    after = files_below(cache)
+    assert {n: after[n] for n in kept} == kept
+    assert open_cache(cache)["tiny"].codec.name == "int8"
+
+
+def test_overwrite_removes_nothing_for_a_command_that_cannot_be_carried_out(
+    made_cache: Path, shards: Path, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    before = files_below(cache)
+    for config in (
+        tiny_config(shards, cache, tmp_path / "nowhere", size=16),
+        tiny_config(None, cache, tmp_path / "nowhere", name="tiny"),
+    ):
+        with pytest.raises(ConfigError, match="unknown base"):
+            extract(config, overwrite=True)
+        assert files_below(cache) == before
+
+
+def test_dry_run_of_overwrite_says_what_would_be_left_to_do(
+    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    before = files_below(made_cache)
+    summary = extract(tiny_config(shards, made_cache, tiny_base, seed=5), overwrite=True, dry_run=True)
+    assert (summary.photos, summary.shards_left) == (0, 3)
+    assert files_below(made_cache) == before

@@ -344,3 +344,32 @@ def test_recipe_warmup() -> None:
     assert config(cache="c", out="r", epochs=20).resolved_warmup == 2
     with pytest.raises(ConfigError, match="warm-up"):
         config(cache="c", out="r", epochs=20, warmup_epochs=40)
+
+
+def test_a_refused_run_leaves_nothing_and_overwrite_removes_nothing_for_it(made_cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    with pytest.raises(ConfigError, match="does not fit"):
+        train(tiny_training(made_cache, run, batch_size=4096))
+    assert not run.exists()
+    train(tiny_training(made_cache, run, steps=2))
+    before = sorted(p.name for p in run.rglob("*"))
+    with pytest.raises(ConfigError, match="micro-batches of 7"):
+        train(tiny_training(made_cache, run, steps=2, micro_batch=7), overwrite=True)
+    assert sorted(p.name for p in run.rglob("*")) == before
+
+
+def test_a_checkpoint_that_cannot_be_written_says_how_to_go_on(
+    made_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "r"
+    train(tiny_training(made_cache, run, steps=3))
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("[enforce fail] unexpected pos")  # what torch says of a full disk
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(TecCacheError, match="bytes are free"):
+            train(tiny_training(made_cache, run, steps=6))
+    assert [p.stem for p in checkpoints(run)] == ["step-000000003"]
+    assert train(tiny_training(made_cache, run, steps=6)).finished

@@ -143,19 +143,27 @@ class Cache:
         try:
             handle = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise CacheError(f"crops are gone: {error.strerror}", where=str(path), todo=_AGAIN) from error
+            raise CacheError(
+                f"crops are gone: {error.strerror}", where=str(path), todo=_again(self.layout.views_record(unit))
+            ) from error
         try:
             for row in rows:
                 data = os.pread(handle, record.sizes[row], record.offsets[row])
                 if zlib.crc32(data) != record.crc32[row]:
-                    raise CacheError(f"crop {record.keys[row]!r} is damaged", where=f"{path}, row {row}", todo=_AGAIN)
+                    raise CacheError(
+                        f"crop {record.keys[row]!r} is damaged",
+                        where=f"{path}, row {row}",
+                        todo=_again(self.layout.views_record(unit)),
+                    )
                 crops.append(data)
         finally:
             os.close(handle)
         return crops
 
 
-_AGAIN = "remove the unit's record and run the same tec-cache extract again"
+def _again(record: Path) -> str:
+    """Return the remedy for a damaged unit."""
+    return f"remove {record} and run the same tec-cache extract again"
 
 
 @dataclass(frozen=True)
@@ -198,7 +206,7 @@ class TargetSet:
         elif (record.keys_sha256, record.views_sha256) != (views.keys_sha256, views.tar_sha256):
             problem = "these targets were made from other crops"
         if problem:
-            raise CacheError(problem, where=str(path), todo=_AGAIN)
+            raise CacheError(problem, where=str(path), todo=_again(path))
         return record
 
     def open(self, unit: Unit, views: ViewsRecord | None = None) -> dict[str, Any]:
@@ -213,9 +221,17 @@ class TargetSet:
         for name, (size, sha256) in self.record(unit, views).files.items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != size:
-                raise CacheError("a file is gone or has another size", where=str(path), todo=_AGAIN)
+                raise CacheError(
+                    "a file is gone or has another size",
+                    where=str(path),
+                    todo=_again(self.cache.layout.target_record(self.name, unit)),
+                )
             if path.suffix == ".json" and hash_file(path) != sha256:
-                raise CacheError("damaged metadata of an array", where=str(path), todo=_AGAIN)
+                raise CacheError(
+                    "damaged metadata of an array",
+                    where=str(path),
+                    todo=_again(self.cache.layout.target_record(self.name, unit)),
+                )
         group = zarr.open_group(folder, mode="r")
         return {name: group[name] for name in self.codec.arrays(self.spec)}
 
@@ -226,7 +242,9 @@ class TargetSet:
         except Exception as error:
             # zarr and numcodecs raise ValueError, RuntimeError and others for a checksum that does not fit
             where = f"{self.cache.layout.targets(self.name, unit)}, rows {start}..{stop}"
-            raise CacheError(f"damaged targets: {error}", where=where, todo=_AGAIN) from error
+            raise CacheError(
+                f"damaged targets: {error}", where=where, todo=_again(self.cache.layout.target_record(self.name, unit))
+            ) from error
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> Targets:
         """Decode stored rows, on the device they are on, to normalized float32 targets."""

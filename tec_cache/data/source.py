@@ -131,11 +131,12 @@ def find_shards(source: str, *, seed: int = 0) -> list[Shard]:
     path = Path(source)
     if path.is_dir():
         tars = sorted(str(p) for p in path.iterdir() if p.name.lower().endswith(SHARD_SUFFIXES))
-        return _tar_shards(tars) if tars else _folder_shards(path, seed)
-    urls = [match for url in expand_urls(source) for match in _glob(url)]
-    if not urls:
-        raise SourceError("no shard matches", where=source, todo="check the pattern; quote it in the shell")
-    return _tar_shards(urls)
+        return _tar_shards(tars, source) if tars else _folder_shards(path, seed)
+    try:
+        urls = [match for url in expand_urls(source) for match in _glob(url)]
+        return _tar_shards(urls, source)
+    except ImportError as error:  # fsspec names the package that a kind of URL needs
+        raise SourceError(f"{error}", where=source, todo="install that package into this environment") from error
 
 
 def _glob(url: str) -> list[str]:
@@ -146,8 +147,10 @@ def _glob(url: str) -> list[str]:
     return [str(fs.unstrip_protocol(match)) if "://" in url else str(match) for match in sorted(fs.glob(pattern))]
 
 
-def _tar_shards(urls: list[str]) -> list[Shard]:
+def _tar_shards(urls: list[str], source: str) -> list[Shard]:
     """Name the shards by their file names, or by their paths below the common folder where names repeat."""
+    if not urls:
+        raise SourceError("no shard matches", where=source, todo="check the pattern; quote it in the shell")
     if len(set(urls)) != len(urls):
         twice = next(url for url in urls if urls.count(url) > 1)
         raise SourceError("a shard is named twice", where=twice, todo="list every shard once")

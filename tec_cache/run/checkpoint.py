@@ -52,7 +52,15 @@ def checkpoints(run: Path) -> list[Path]:
 def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
     """Write the checkpoint of a finished step; a kill at any moment leaves the ones before it whole."""
     path = run / "checkpoints" / f"step-{step:09d}.pt"
-    write_durably(path, lambda stream: torch.save(state | {"step": step}, stream))
+    try:
+        write_durably(path, lambda stream: torch.save(state | {"step": step}, stream))
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        free = shutil.disk_usage(run).free
+        raise TecCacheError(
+            f"the checkpoint of step {step} cannot be written ({free:,} bytes are free): {error}",
+            where=str(path),
+            todo="make room; the same command goes on from the checkpoint before",
+        ) from error
     for old in checkpoints(run)[:-KEEP]:
         old.unlink()
     for left in path.parent.glob(".*.tmp"):
