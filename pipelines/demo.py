@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 SIZE, GRID = 32, 8
 STUDENT: dict[str, Any] = {"patch_size": SIZE // GRID, "embed_dim": 64, "depth": 6, "num_heads": 4}
-EPOCHS = 20
+EPOCHS = 15
 ONLINE_STEPS = 30
 SHARD = 512
 
