@@ -33,7 +33,7 @@ from tec_cache.types import TargetSpec
 DEFAULT_VIEWS = 4
 """Views per photo. Nobody has published what few views cost dense targets; for logits 50 stored views in place of
 400 lose nothing. Four views already give four crops and, masks being drawn anew in every epoch, another task each
-time; they fit on one disk (ImageNet, ViT-B, fp16: 1.9 TB with the crops), and more can be added later."""
+time; they fit on one disk (ImageNet, ViT-B, fp16: about 2 TB by arithmetic), and more can be added later."""
 
 
 @dataclass(frozen=True)
