@@ -48,39 +48,32 @@ def extract(
     ranks = ranks or Ranks.from_environment()
     quiet = quiet or not ranks.main
     begin = time.monotonic()
-    with ExitStack() as locks:
-        return _extract(config, dry_run, overwrite, quiet, ranks, locks, begin)
-
-
-def _extract(
-    config: ExtractConfig, dry_run: bool, overwrite: bool, quiet: bool, ranks: Ranks, locks: ExitStack, begin: float
-) -> Summary:
-    views_lock = locks.enter_context(ExitStack())
-    if config.input is not None and not dry_run:
-        views_lock.enter_context(lock_views(config, ranks))
-    cache, plan, jpeg, shards, num_views = prepare_cache(config, dry_run=dry_run, overwrite=overwrite, ranks=ranks)
-    job = None
-    if config.base or config.name:
-        job = prepare_targets(config, cache, dry_run=dry_run, overwrite=overwrite, ranks=ranks, locks=locks)
-    summary = Summary(config.cache, cache.fingerprint, job.name if job else None, num_views)
-    if not dry_run:
-        workers = config.workers or available_cores()
-        with ThreadPoolExecutor(workers, thread_name_prefix="photos") as pool:
-            with Progress("views", quiet=quiet) as progress:
-                for number, shard in enumerate(shards):
-                    views = ViewsOfShard(cache, number, shard, plan, jpeg, num_views, config.on_error, ranks)
-                    summary.views_made += views.make(pool, progress)
-            views_lock.close()  # others may add targets now
-            if job is not None:
-                summary.targets_made = make_targets(cache, job, num_views, pool, ranks, quiet)
-    summary.source_shards = len(cache.shards)
-    summary.source_bytes = sum(shard.size for shard in shards if isinstance(shard, TarShard))
-    if job is not None:
-        summary.first_row = job.base.first_row if job.spec.k is not None else ""
-        summary.most_bytes_per_target = row_bytes(job.codec.arrays(job.spec))
-    describe(summary, Cache(cache.layout, cache.manifest), job)
-    summary.seconds = time.monotonic() - begin
-    return summary
+    with ExitStack() as locks, ExitStack() as views_lock:
+        if config.input is not None and not dry_run:
+            views_lock.enter_context(lock_views(config, ranks))
+        cache, plan, jpeg, shards, num_views = prepare_cache(config, dry_run=dry_run, overwrite=overwrite, ranks=ranks)
+        job = None
+        if config.base or config.name:
+            job = prepare_targets(config, cache, dry_run=dry_run, overwrite=overwrite, ranks=ranks, locks=locks)
+        summary = Summary(config.cache, cache.fingerprint, job.name if job else None, num_views)
+        if not dry_run:
+            workers = config.workers or available_cores()
+            with ThreadPoolExecutor(workers, thread_name_prefix="photos") as pool:
+                with Progress("views", quiet=quiet) as progress:
+                    for number, shard in enumerate(shards):
+                        views = ViewsOfShard(cache, number, shard, plan, jpeg, num_views, config.on_error, ranks)
+                        summary.views_made += views.make(pool, progress)
+                views_lock.close()  # others may add targets now
+                if job is not None:
+                    summary.targets_made = make_targets(cache, job, num_views, pool, ranks, quiet)
+        summary.source_shards = len(cache.shards)
+        summary.source_bytes = sum(shard.size for shard in shards if isinstance(shard, TarShard))
+        if job is not None:
+            summary.first_row = job.base.first_row if job.spec.k is not None else ""
+            summary.most_bytes_per_target = row_bytes(job.codec.arrays(job.spec))
+        describe(summary, Cache(cache.layout, cache.manifest), job)
+        summary.seconds = time.monotonic() - begin
+        return summary
 
 
 @dataclass

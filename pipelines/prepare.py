@@ -75,10 +75,32 @@ def prepare_cache(
         source = stored["identity"]["source"]
     else:
         shards, source = _source(config, plan, stored)
-    identity = settings | {"source": source}
+    cache = _open_or_create(config, layout, stored, settings | {"source": source}, dry_run=dry_run, overwrite=overwrite)
+    _refuse_changed(cache, shards)
+    num_views = config.views or cache.num_views or (1 if plan.crop == "center" else DEFAULT_VIEWS)
+    if plan.crop == "center" and num_views > 1:
+        raise ConfigError("all views of a centre crop are the same", todo="give --views 1")
+    if config.input is None:
+        num_views = config.views or cache.num_views
+        if num_views > cache.num_views:
+            raise ConfigError(f"the cache has {cache.num_views} views", todo="give the photos to add views")
+        cache.require_complete(num_views)
+    return cache, plan, jpeg, shards, num_views
+
+
+def _open_or_create(
+    config: ExtractConfig,
+    layout: Layout,
+    stored: dict[str, Any] | None,
+    identity: dict[str, Any],
+    *,
+    dry_run: bool,
+    overwrite: bool,
+) -> Cache:
+    """Return the cache of this identity; refuse one of another, or replace it when that was asked for."""
     if stored is not None and overwrite and differences(stored["identity"], identity):
         if config.base:  # nothing is removed for a command that cannot be carried out
-            load_base(config.base, config.base_weights, grid=settings["grid"], k=None)
+            load_base(config.base, config.base_weights, grid=identity["grid"], k=None)
         if dry_run:
             layout = Layout(layout.root / ".replaced")  # what would be there afterwards: nothing yet
         else:
@@ -100,17 +122,7 @@ def prepare_cache(
                 where=config.cache,
                 todo="choose another --cache",
             ) from error
-    cache = Cache(layout, manifest)
-    _refuse_changed(cache, shards)
-    num_views = config.views or cache.num_views or (1 if plan.crop == "center" else DEFAULT_VIEWS)
-    if plan.crop == "center" and num_views > 1:
-        raise ConfigError("all views of a centre crop are the same", todo="give --views 1")
-    if config.input is None:
-        num_views = config.views or cache.num_views
-        if num_views > cache.num_views:
-            raise ConfigError(f"the cache has {cache.num_views} views", todo="give the photos to add views")
-        cache.require_complete(num_views)
-    return cache, plan, jpeg, shards, num_views
+    return Cache(layout, manifest)
 
 
 def _view_settings(
