@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check unit bench clean
+.PHONY: demo test check unit bench soak clean
 
 demo: $(VENV)/stamp
 	OMP_WAIT_POLICY=PASSIVE python -m pipelines.demo demo-out
@@ -21,6 +21,9 @@ unit: $(VENV)/stamp
 
 bench: $(VENV)/stamp
 	python -m benchmarks.step
+
+soak: $(VENV)/stamp
+	python -m benchmarks.soak
 
 $(VENV)/stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--model", default="vit_base_patch16_224", help="architecture of base and student")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6, help="timed steps in each of two stretches")
-    parser.add_argument("--codec", default="fp16")
+    parser.add_argument("--quality", default="default")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
@@ -58,7 +58,7 @@ def main() -> None:
         seconds = measure(args, Path(folder))
     limit = statistics.median(seconds["limit"])
     timed = f"median of {ROUNDS * args.steps} steps"
-    print(f"\n{args.model} from {args.model}, batch {args.batch_size}, {args.codec}, {timed}")
+    print(f"\n{args.model} from {args.model}, batch {args.batch_size}, {args.quality}, {timed}")
     print("kind      s/step   images/s   of the limit")
     for name, values in seconds.items():
         median = statistics.median(values)
@@ -75,7 +75,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     write_photos(folder / "photos.tar", max(2 * args.batch_size, 32))
     base = {"base": f"timm:{args.model}", "base_weights": str(weights)}
     source, cache = str(folder / "photos.tar"), str(folder / "cache")
-    extract(ExtractConfig(input=source, cache=cache, views=1, name="t", codec=args.codec, device=args.device, **base))
+    extract(
+        ExtractConfig(input=source, cache=cache, views=1, name="t", quality=args.quality, device=args.device, **base)
+    )
     kinds: dict[str, dict[str, Any]] = {
         "cached": {},
         "online": {"online": base["base"], "base_weights": base["base_weights"]},

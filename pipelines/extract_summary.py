@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,11 +32,14 @@ class Summary:
     bytes_per_crop: float = 0.0
     bytes_per_target: float = 0.0
     most_bytes_per_target: int = 0
-    """Of the target set before lossless compression, which gains a few per cent."""
+    """Of the target set's arrays before they are compressed."""
+    quality: str = ""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Of the stored targets, measured on views that the codec was not fitted on."""
     source_shards: int = 0
     source_bytes: int = 0
     """Of the shards, where they are tars."""
-    free_disk: int = 0
+    free_disk: int | None = None
     shards_left: int = 0
     first_row: str = ""
     """Whose attention row 0 of the targets is."""
@@ -58,31 +60,29 @@ def row_bytes(arrays: dict[str, ArraySpec]) -> int:
 
 def describe(summary: Summary, cache: Cache, job: TargetJob | None) -> None:
     """Fill in what the cache holds now."""
-    crops, crop_bytes, rows, target_bytes = 0, 0, 0, 0
-    for unit in cache.view_units:
-        if unit.view >= summary.num_views:
-            continue
-        views = cache.views_record(unit)
-        summary.units += 1
-        crops += len(views.keys)
-        crop_bytes += views.tar_bytes
+    units = [unit for unit in cache.view_units if unit.view < summary.num_views]
+    records = cache.views_records(units)
+    summary.units = len(units)
+    crops = sum(len(record.keys) for record in records)
+    for unit, record in zip(units, records, strict=True):
         if unit.view == 0:
-            summary.photos += len(views.keys)
-            summary.skipped += [[cache.shards[unit.shard], *pair] for pair in views.skipped]
-        if job is not None and cache.layout.target_record(job.name, unit).exists():
-            record = cache[job.name].record(unit)
-            rows += record.count
-            target_bytes += record.num_bytes
+            summary.photos += len(record.keys)
+            summary.skipped += [[cache.shards[unit.shard], *pair] for pair in record.skipped]
+    rows = target_bytes = 0
+    if job is not None and job.name in cache.target_names:
+        target = cache[job.name]
+        wanted = set(units)
+        coded = target.records([unit for unit in target.units if unit in wanted])
+        rows, target_bytes = sum(r.count for r in coded), sum(r.payload.size for r in coded if r.payload)
     for number, name in enumerate(cache.shards):
         record_of = cache.source_record(number)
         if record_of is None:
             summary.shards_left += 1
         elif record_of.damage:
             summary.skipped.append([name, "", record_of.damage])
-    summary.bytes_per_crop = crop_bytes / crops if crops else 0.0
+    summary.bytes_per_crop = sum(r.payload.size for r in records if r.payload) / crops if crops else 0.0
     summary.bytes_per_target = target_bytes / rows if rows else 0.0
-    root = next(p for p in [cache.layout.root.absolute(), *cache.layout.root.absolute().parents] if p.exists())
-    summary.free_disk = shutil.disk_usage(root).free
+    summary.free_disk = cache.store.free()
     summary.num_targets = len(cache.target_names)
     summary.missing = len(cache.missing_units(summary.num_views, job.name if job else None))
 

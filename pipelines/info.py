@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.reader import TargetSet, open_cache
+from tec_cache.codec.quality import Quality
 
 
 def info(path: str) -> dict[str, Any]:
@@ -12,28 +13,11 @@ def info(path: str) -> dict[str, Any]:
     cache = open_cache(path)
     views: list[dict[str, Any]] = [{"photos": 0, "bytes": 0} for _ in range(cache.num_views)]
     skipped = 0
-    for unit in cache.view_units:
-        record = cache.views_record(unit)
+    for unit, record in zip(cache.view_units, cache.views_records(cache.view_units), strict=True):
         views[unit.view]["photos"] += len(record.keys)
-        views[unit.view]["bytes"] += record.tar_bytes
+        views[unit.view]["bytes"] += record.payload.size if record.payload else 0
         skipped += len(record.skipped) if unit.view == 0 else 0
-    targets = {}
-    for name in cache.target_names:
-        target = cache[name]
-        there = [u for u in cache.view_units if cache.layout.target_record(name, u).exists()]
-        records = [target.record(unit) for unit in there]
-        rows, size = sum(r.count for r in records), sum(r.num_bytes for r in records)
-        targets[name] = {
-            "base": target.manifest["notes"]["base"],
-            "weights_sha256": target.identity["base"]["weights_sha256"],
-            "codec": target.codec.name,
-            **target.spec.to_json(),
-            "last_layers": target.identity["last_layers"],
-            "views": rows,
-            "bytes": size,
-            "bytes_per_view": size / rows if rows else 0.0,
-            "missing_units": len(cache.missing_units(cache.num_views, name)),
-        }
+    targets = {name: _target_set(cache[name]) for name in cache.target_names}
     plan = cache.identity["views"]
     return {
         "cache": path,
@@ -50,4 +34,31 @@ def info(path: str) -> dict[str, Any]:
         "unread_shards": sum(cache.source_record(i) is None for i in range(len(cache.shards))),
         "missing_units": len(cache.missing_units(cache.num_views)),
         "targets": targets,
+    }
+
+
+def _target_set(target: TargetSet) -> dict[str, Any]:
+    """Describe one target set."""
+    cache, codec = target.cache, target.codec_record
+    there = [unit for unit in target.units if unit in cache.view_unit_set]
+    records = target.records(there)
+    rows, size = sum(r.count for r in records), sum(r.payload.size for r in records if r.payload)
+    return {
+        "base": target.manifest["notes"]["base"],
+        "weights_sha256": target.identity["base"]["weights_sha256"],
+        "quality": str(Quality.from_json(target.identity["codec"])),
+        "asked_errors": {
+            name: target.identity["codec"][name] for name in ("mse", "kl") if name in target.identity["codec"]
+        },
+        "errors": codec.errors,
+        "fitted_views": codec.fitted_views,
+        "checked_views": codec.checked_views,
+        "codec_bytes": codec.payload.size if codec.payload else 0,
+        **target.spec.to_json(),
+        "last_layers": target.identity["last_layers"],
+        "views": rows,
+        "bytes": size,
+        "bytes_per_view": size / rows if rows else 0.0,
+        "finished_units": len(there),
+        "missing_units": len(cache.missing_units(cache.num_views, target.name)),
     }

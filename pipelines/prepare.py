@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,44 +13,62 @@ import torch
 from tec_cache import __version__
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
+from tec_cache.cache import layout
 from tec_cache.cache.identity import FORMAT_VERSION, differences, fingerprint, require_same
-from tec_cache.cache.layout import Layout, check_name
-from tec_cache.cache.lock import writing
+from tec_cache.cache.layout import check_name
+from tec_cache.cache.lock import CacheLock
 from tec_cache.cache.manifest import ensure_manifest, read_manifest
 from tec_cache.cache.pixels import RESIZER, JpegSettings
 from tec_cache.cache.reader import Cache
-from tec_cache.codec import Codec, get_codec
+from tec_cache.cache.remove import remove_all, remove_target_set
+from tec_cache.codec.quality import Quality
 from tec_cache.config import ExtractConfig, parse_rows
 from tec_cache.data.source import Shard, find_shards
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks
-from tec_cache.errors import ConfigError, IdentityError, SourceError, TecCacheError
+from tec_cache.errors import ConfigError, IdentityError, SourceError
+from tec_cache.store import Store
+from tec_cache.store.local import LocalStore
 from tec_cache.types import TargetSpec
 
 DEFAULT_VIEWS = 4
 """Views per photo. Nobody has published what few views cost dense targets; for logits 50 stored views in place of
 400 lose nothing. Four views already give four crops and, masks being drawn anew in every epoch, another task each
-time; they fit on one disk (ImageNet, ViT-B, fp16: about 2 TB by arithmetic), and more can be added later."""
+time; they fit on one disk, and more can be added later."""
+
+DEFAULT_FIT_VIEWS = 512
+"""Views from which the codec is fitted: 100,000 tokens, for bases of a few hundred to a thousand channels."""
+
+
+@dataclass(frozen=True)
+class ViewJob:
+    """How the views of a cache are cut, and from what; no shards where the photos were not given."""
+
+    plan: ViewPlan
+    jpeg: JpegSettings
+    shards: list[Shard]
+    num_views: int
 
 
 @dataclass(frozen=True)
 class TargetJob:
-    """One target set to be made: the base, how to store what it says, and on what to compute it."""
+    """One target set to be made: the base, how exactly to keep what it says, and on what to compute it."""
 
     name: str
     base: FrozenBase
     spec: TargetSpec
-    codec: Codec
+    quality: Quality
+    fit_views: int
     batch_size: int
     compute: Compute
     fingerprint: str
 
 
 def prepare_cache(
-    config: ExtractConfig, *, dry_run: bool, overwrite: bool, ranks: Ranks
-) -> tuple[Cache, ViewPlan, JpegSettings, list[Shard], int]:
-    """Open or create the cache. Returns it with its plan, JPEG settings, source shards and number of views.
+    config: ExtractConfig, store: Store, *, dry_run: bool, overwrite: bool, ranks: Ranks, lock: CacheLock
+) -> tuple[Cache, ViewJob]:
+    """Open or create the cache; return it with what is to be cut.
 
     Settings that were not given are the cache's, or the defaults where there is no cache yet.
     """
@@ -60,12 +76,13 @@ def prepare_cache(
         raise ConfigError("nothing to do", todo="give photos, or --base to add targets to a cache")
     if config.input and not (config.base or config.name or config.views_only):
         raise ConfigError("no base was named", todo="give --base mae (or another), or --views-only")
-    layout = Layout(Path(config.cache))
     _refuse_overwrite_by_many(overwrite, ranks)
+    if store.size(layout.PACK) is not None:
+        raise ConfigError("this is a pack, which is read only", where=config.cache, todo="tec-cache unpack PACK CACHE")
     stored: dict[str, Any] | None = None
-    if layout.manifest.exists() and (any_record(layout.root / "records") or config.input is None):
-        # without a record nothing was committed: such a manifest binds nobody (other jobs are locked out)
-        stored = read_manifest(layout.manifest)
+    if store.size(layout.MANIFEST) is not None and (anything_committed(store) or config.input is None):
+        # where nothing was committed a manifest binds nobody
+        stored = read_manifest(store, layout.MANIFEST)
     if stored is None and config.input is None:
         raise ConfigError("there is no cache here yet", where=config.cache, todo="give the photos it is made from")
     plan, jpeg, settings = _view_settings(config, stored["identity"] if stored else None)
@@ -75,7 +92,9 @@ def prepare_cache(
         source = stored["identity"]["source"]
     else:
         shards, source = _source(config, plan, stored)
-    cache = _open_or_create(config, layout, stored, settings | {"source": source}, dry_run=dry_run, overwrite=overwrite)
+    cache = _open_or_create(
+        config, store, stored, settings | {"source": source}, dry_run=dry_run, overwrite=overwrite, lock=lock
+    )
     _refuse_changed(cache, shards)
     num_views = config.views or cache.num_views or (1 if plan.crop == "center" else DEFAULT_VIEWS)
     if plan.crop == "center" and num_views > 1:
@@ -85,44 +104,41 @@ def prepare_cache(
         if num_views > cache.num_views:
             raise ConfigError(f"the cache has {cache.num_views} views", todo="give the photos to add views")
         cache.require_complete(num_views)
-    return cache, plan, jpeg, shards, num_views
+    return cache, ViewJob(plan, jpeg, shards, num_views)
 
 
 def _open_or_create(
     config: ExtractConfig,
-    layout: Layout,
+    store: Store,
     stored: dict[str, Any] | None,
     identity: dict[str, Any],
     *,
     dry_run: bool,
     overwrite: bool,
+    lock: CacheLock,
 ) -> Cache:
     """Return the cache of this identity; refuse one of another, or replace it when that was asked for."""
     if stored is not None and overwrite and differences(stored["identity"], identity):
         if config.base:  # nothing is removed for a command that cannot be carried out
             load_base(config.base, config.base_weights, grid=identity["grid"], k=None)
         if dry_run:
-            layout = Layout(layout.root / ".replaced")  # what would be there afterwards: nothing yet
-        else:
-            _clear(layout)
+            manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
+            return Cache(_Nothing(), manifest)  # what would be there afterwards
+        lock.own()
+        remove_all(store)
+        lock.share()
         stored = None
     todo = "leave the settings as they were, name another --cache, or replace it with --overwrite"
     if dry_run:
         if stored is not None:
-            require_same(stored["identity"], identity, what="the cache", where=str(layout.manifest), todo=todo)
+            where = store.place(layout.MANIFEST)
+            require_same(stored["identity"], identity, what="the cache", where=where, todo=todo)
         manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
     else:
-        try:
-            if stored is None:
-                _forget_other(layout.manifest, identity)
-            manifest = ensure_manifest(layout.manifest, identity, _versions(), what="the cache", todo=todo)
-        except OSError as error:
-            raise TecCacheError(
-                f"the cache cannot be written: {error.strerror}",
-                where=config.cache,
-                todo="choose another --cache",
-            ) from error
-    return Cache(layout, manifest)
+        if stored is None:
+            _forget_other(store, layout.MANIFEST, identity, lock)
+        manifest = ensure_manifest(store, layout.MANIFEST, identity, _versions(), what="the cache", todo=todo)
+    return Cache(store, manifest)
 
 
 def _view_settings(
@@ -195,25 +211,14 @@ def _count(shard: Shard, most: int, on_error: str) -> tuple[int, bool]:
     return count, True
 
 
-def lock_views(config: ExtractConfig, ranks: Ranks) -> AbstractContextManager[None]:
-    """Keep other jobs from writing the views of the cache, or say why it cannot be written at all."""
-    try:
-        Path(config.cache).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TecCacheError(
-            f"the cache cannot be written: {error.strerror}", where=config.cache, todo="choose another --cache"
-        ) from error
-    return writing(Path(config.cache), "the views of this cache", ranks)
-
-
 def prepare_targets(
-    config: ExtractConfig, cache: Cache, *, dry_run: bool, overwrite: bool, ranks: Ranks, locks: ExitStack
+    config: ExtractConfig, cache: Cache, *, dry_run: bool, overwrite: bool, ranks: Ranks, lock: CacheLock
 ) -> TargetJob:
-    """Load the base and open or create its target set, locked until `locks` is closed."""
-    name = check_name(config.name or default_name(str(config.base)))
-    path = cache.layout.target_manifest(name)
-    begun = any_record(cache.layout.root / "records" / "targets" / name)
-    stored = read_manifest(path) if path.exists() and (begun or config.base is None) else None
+    """Load the base and open or create its target set."""
+    name, store = check_name(config.name or default_name(str(config.base))), cache.store
+    path = layout.target_manifest(name)
+    begun = anything_committed(store, name)
+    stored = read_manifest(store, path) if store.size(path) is not None and (begun or config.base is None) else None
     replaces = overwrite and stored is not None
     if replaces and config.base is not None:
         stored = None
@@ -233,7 +238,13 @@ def prepare_targets(
         k=None if k == "none" else k,
     )
     spec = base.spec(config.normalization or (before["spec"]["normalization"] if before else "patch"))
-    codec = get_codec(config.codec or before.get("codec") or "fp16")
+    old_codec = before.get("codec")
+    quality = (
+        Quality.from_json(old_codec)
+        if config.quality is None and old_codec
+        else Quality.parse(config.quality or "default")
+    )
+    fit_views = config.fit_views or (old_codec or {}).get("fit_views") or DEFAULT_FIT_VIEWS
     on_cpu = compute.device.type == "cpu"
     threads = (config.threads or before.get("threads") or default_threads(ranks.world_size)) if on_cpu else None
     if threads is not None:
@@ -246,7 +257,7 @@ def prepare_targets(
         "resizer": RESIZER,
         "last_layers": base.last_layers,
         "spec": spec.to_json(),
-        "codec": codec.to_json(),
+        "codec": quality.to_json(fit_views),
         "precision": compute.precision,
         "batch_size": batch_size,
         "threads": threads,
@@ -255,17 +266,18 @@ def prepare_targets(
     what, todo = f"target set {name!r}", "give the settings as they were, another --name, or --overwrite"
     if dry_run:
         if stored is not None and not overwrite:
-            require_same(before, identity, what=what, where=str(path), todo=todo)
+            require_same(before, identity, what=what, where=store.place(path), todo=todo)
     else:
-        locks.enter_context(writing(cache.layout.target_folder(name), f"the target set {name!r}", ranks))
         if replaces:
-            _clear_targets(cache.layout, name)
+            lock.own()
+            remove_target_set(store, name)
+            lock.share()
         if stored is None:
-            _forget_other(path, identity)
+            _forget_other(store, path, identity, lock)
         notes = _versions() | {"base": base_name, "first_row": base.first_row}
-        ensure_manifest(path, identity, notes, what=what, todo=todo)
+        ensure_manifest(store, path, identity, notes, what=what, todo=todo)
     base.to(compute.device)
-    return TargetJob(name, base, spec, codec, batch_size, compute, fingerprint(identity))
+    return TargetJob(name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity))
 
 
 def default_name(base: str) -> str:
@@ -301,30 +313,22 @@ def _refuse_overwrite_by_many(overwrite: bool, ranks: Ranks) -> None:
         )
 
 
-def any_record(folder: Path) -> bool:
-    """Say whether anything was ever committed below a folder of records."""
-    return any(folder.rglob("*.json"))
+def anything_committed(store: Store, target: str | None = None) -> bool:
+    """Say whether anything was ever committed to a cache, or to one target set: a unit or a fitted codec."""
+    if target is not None:
+        return store.size(layout.codec_record(target)) is not None or bool(store.names(layout.target_records(target)))
+    return bool(store.names("records")) or any(n.endswith("/codec.json") for n in store.names(layout.TARGETS))
 
 
-def _forget_other(manifest: Path, identity: dict[str, Any]) -> None:
-    """Remove a manifest of other settings to which nothing was ever committed."""
-    if manifest.exists() and read_manifest(manifest)["identity"] != identity:
-        manifest.unlink(missing_ok=True)
+def _forget_other(store: Store, manifest: str, identity: dict[str, Any], lock: CacheLock) -> None:
+    """Remove a manifest of other settings to which nothing was ever committed, unless another job may be about to."""
+    if store.size(manifest) is not None and read_manifest(store, manifest)["identity"] != identity and lock.try_own():
+        store.remove(manifest)
+        lock.share()
 
 
-def _clear_targets(layout: Layout, name: str) -> None:
-    """Remove a target set, its records first: what has none does not exist. The lock file stays."""
-    shutil.rmtree(layout.root / "records" / "targets" / name, ignore_errors=True)
-    layout.target_manifest(name).unlink()
-    for unit in layout.target_folder(name).glob("*.zarr"):
-        shutil.rmtree(unit)
+class _Nothing(LocalStore):
+    """The empty store that would be left of a replaced cache."""
 
-
-def _clear(layout: Layout) -> None:
-    """Remove what this project wrote below a cache folder, and nothing else."""
-    for name in ("records", "cache.json", "views", "targets"):
-        path = layout.root / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    def __init__(self) -> None:
+        super().__init__(Path("/nonexistent"))

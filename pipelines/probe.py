@@ -15,6 +15,7 @@ import torch
 
 from tec_cache.base.load import load_base, native_grid, random_model
 from tec_cache.base.model import FrozenBase
+from tec_cache.cache.layout import BLOCK_ROWS
 from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ProbeConfig
@@ -190,9 +191,10 @@ def _of_cache(source: str) -> Iterator[tuple[Photo, str]]:
     for unit in cache.view_units:
         if unit.view == 0:
             record = cache.views_record(unit)
-            for row, key in enumerate(record.keys):
-                (data,) = cache.read_crops(unit, record, [row])
-                yield Photo(key, data, record.labels[row]), str(cache.layout.views(unit))
+            for start in range(0, len(record.keys), BLOCK_ROWS):
+                rows = range(start, min(start + BLOCK_ROWS, len(record.keys)))
+                for row, data in zip(rows, cache.read_crops(record, rows), strict=True):
+                    yield Photo(record.keys[row], data, record.labels[row]), f"{cache.store.url}, unit {unit}"
 
 
 def in_groups(items: Iterator[LabelledImage], size: int) -> Iterator[list[LabelledImage]]:

@@ -14,18 +14,19 @@ from pipelines.trainer import Trainer, TrainSummary
 from tec_cache.cache.identity import require_same
 from tec_cache.cache.lock import writing
 from tec_cache.cache.reader import Cache, open_cache
-from tec_cache.config import TrainConfig
+from tec_cache.config import TrainConfig, parse_bytes
 from tec_cache.device import Compute, default_threads, resolve_compute
-from tec_cache.distributed import Ranks, process_group
-from tec_cache.errors import ConfigError, TecCacheError
+from tec_cache.distributed import Ranks, agreed, process_group
+from tec_cache.errors import CacheError, ConfigError, TecCacheError
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.checkpoint import checkpoints, clear_run, load_settings, run_file, save_settings
+from tec_cache.store.staged import StagedStore
 from tec_cache.student.model import Student, create_encoder
 from tec_cache.weights.load import load_strict
 
 # What may differ between a run and its resumption: it changes how fast the numbers come, not which.
 _FREE = {"cache", "out", "base_weights", "device", "precision", "threads", "workers", "micro_batch", "log_every",
-         "save_every", "steps"}  # fmt: skip
+         "save_every", "steps", "on_error", "stage", "stage_bytes"}  # fmt: skip
 # What is compared as it was resolved: the targets' identity, spec and tau, and the number of views.
 _RESOLVED = {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers"}
 
@@ -47,14 +48,17 @@ def train(
     compute = resolve_compute(config.device, config.precision, ranks.local_rank)
     if compute.device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, default_threads(ranks.world_size) // ranks.world_size))
-    cache = open_cache(config.cache)
+    cache = staged(config, open_cache(config.cache))
     run = Path(config.out)
-    if checkpoints(run) and run_file(run).exists() and not overwrite:
-        config = as_begun(config, load_settings(run))
-    source, student = prepare_student(config, cache, compute)
-    settings = resolved_settings(config, cache, source, student)
-    resume = find_checkpoint(run, settings, overwrite=overwrite)
     with process_group(ranks, compute.device.type), ExitStack() as lock:
+        begun = load_settings(run) if checkpoints(run) and run_file(run).exists() and not overwrite else None
+        if begun is not None:
+            config = as_begun(config, begun)
+        if config.partial:
+            cache = cache.narrowed(agreed(finished_groups(config, cache, begun), ranks))
+        source, student = prepare_student(config, cache, compute)
+        settings = resolved_settings(config, cache, source, student)
+        resume = find_checkpoint(run, settings, overwrite=overwrite)
         trainer = Trainer(config, cache, source, student, compute, ranks)
         if not dry_run:
             # only now, when nothing can be refused any more, is anything written or replaced
@@ -63,6 +67,13 @@ def train(
         if dry_run:
             return trainer.summary(finished=False, seconds=0.0)
         return trainer.run(run, quiet=quiet or not ranks.main)
+
+
+def staged(config: TrainConfig, cache: Cache) -> Cache:
+    """Return the same cache, its payloads read from copies on a local disk where that was asked for."""
+    if config.stage is None:
+        return cache
+    return replace(cache, store=StagedStore(cache.store, Path(config.stage), parse_bytes(config.stage_bytes)))
 
 
 def as_begun(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
@@ -77,6 +88,19 @@ def as_begun(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
     if not chosen and stored["targets"]["kind"] == "cached":
         changes["target"] = stored["targets"]["name"]
     return replace(config, **changes)
+
+
+def finished_groups(config: TrainConfig, cache: Cache, begun: dict[str, Any] | None) -> frozenset[tuple[int, int]]:
+    """Return the groups of photos that are finished now, or that were when the run began."""
+    if begun is not None and begun["groups"] is not None:
+        return frozenset((shard, group) for shard, group in begun["groups"])
+    cached = config.online is None and not config.pixels
+    target = (config.target or (cache.target_names[0] if len(cache.target_names) == 1 else None)) if cached else None
+    groups = cache.finished_groups(config.views or cache.num_views, target)
+    if not groups:
+        todo = "wait until tec-cache extract has finished some"
+        raise CacheError("no group of photos is finished in all its views yet", where=config.cache, todo=todo)
+    return groups
 
 
 def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tuple[TargetSource, Student]:
@@ -108,6 +132,7 @@ def resolved_settings(config: TrainConfig, cache: Cache, source: TargetSource, s
         "targets": source.identity() | {"spec": student.targets.to_json(), "tau": student.tau},
         "cache": cache.fingerprint,
         "num_views": config.views or cache.num_views,
+        "groups": None if cache.only is None else sorted(list(group) for group in cache.only),
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
     }

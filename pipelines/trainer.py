@@ -46,6 +46,8 @@ class TrainSummary:
     """How often the base ran, for --online."""
     parameters: int
     trained_parameters: int
+    damaged: list[str]
+    """Damaged blocks that this process met and other rows stood in for (--on-error skip)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -79,6 +81,7 @@ class Trainer:
             world_size=ranks.world_size,
             workers=config.workers,
             pin_memory=compute.device.type == "cuda",
+            skip_damage=config.on_error == "skip",
         )
         share = config.batch_size // ranks.world_size
         self.micro_batches = math.ceil(share / (config.micro_batch or share))
@@ -249,7 +252,8 @@ class Trainer:
 
     def note(self) -> str:
         """Write the last losses for the progress line."""
-        return "".join(f", {name} {value:.4f}" for name, value in self.last.items() if name != "grad_norm")
+        losses = "".join(f", {name} {value:.4f}" for name, value in self.last.items() if name != "grad_norm")
+        return losses + (f", {len(self.loader.damaged)} damaged blocks" if self.loader.damaged else "")
 
     def summary(self, *, finished: bool, seconds: float) -> TrainSummary:
         """Describe what was done."""
@@ -265,4 +269,5 @@ class Trainer:
             base_calls=self.source.base.num_calls if isinstance(self.source, OnlineTargets) else None,
             parameters=sum(p.numel() for p in parameters),
             trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+            damaged=sorted(self.loader.damaged),
         )

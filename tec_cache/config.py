@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tec_cache.codec.quality import Quality
 from tec_cache.errors import ConfigError, nearest
 
 
@@ -70,21 +72,28 @@ class ExtractConfig:
     k: str | None = setting(None, "Attention rows beside the class token's: a number, all, none.  [default: base's]")
     normalization: str | None = setting(None, "patch, feature or none.  [default: patch]")
     last_layers: int | None = setting(None, "Blocks whose mean output is the feature target.  [default: 2]")
-    codec: str | None = setting(None, "How targets are stored: fp16 or int8.  [default: fp16]")
+    quality: str | None = setting(
+        None, "Error of stored targets: exact, high, default, small, or MSE,KL.  [default: default]"
+    )
+    fit_views: int | None = setting(None, "Views from which the codec is fitted.  [default: 512]")
     batch_size: int | None = setting(None, "Views per batch of the base.  [default: 64]")
     threads: int | None = setting(None, "Threads of the base on a CPU.  [default: all cores]")
     precision: str | None = setting(None, "Of the base: float32 or bfloat16.  [default: bfloat16 on a GPU]")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
     workers: int | None = setting(None, "Threads that decode and crop photos.  [default: all cores]")
     on_error: str = setting("stop", "What a broken photo or shard does: stop or skip (counted and named).")
+    part: str | None = setting(None, "Do part I of N, for instance 3/16: one of N independent jobs.")
 
     def __post_init__(self) -> None:
         _check_choice("on_error", self.on_error, ("stop", "skip"))
         _check_choice("crop", self.crop, ("random", "center"))
         _check_choice("normalization", self.normalization, ("patch", "feature", "none"))
-        _check_choice("codec", self.codec, ("fp16", "int8"))
+        if self.quality is not None:
+            Quality.parse(self.quality)
+        parse_part(self.part)
         _check_choice("precision", self.precision, ("float32", "bfloat16"))
         _check_positive(self, "views", "size", "limit", "batch_size", "threads", "workers", "last_layers", "group_size")
+        _check_positive(self, "fit_views")
         if not self.cache:
             raise ConfigError("no cache was named", todo="give --cache DIR")
         if self.grid is not None and self.grid < 2:
@@ -124,6 +133,7 @@ class TrainConfig:
     last_layers: int | None = setting(None, "Blocks averaged by the base.  [default: stored; 2 online]")
     feature_weight: float = setting(1.0, "Weight of the feature loss.")
     attention_weight: float = setting(1.0, "Weight of the attention loss.")
+    partial: bool = setting(False, "Train on the units that are finished now, while extraction goes on.")
     views: int | None = setting(None, "Views to use; epoch e reads view e mod views.  [default: all]")
     epochs: int = setting(300, "Epochs; one epoch shows each photo once.")
     steps: int | None = setting(None, "Stop after N steps of the schedule.")
@@ -141,12 +151,16 @@ class TrainConfig:
     precision: str = setting("auto", "auto, float32 or bfloat16.")
     threads: int | None = setting(None, "Threads of torch on a CPU.  [default: all cores]")
     workers: int = setting(2, "Threads that read and decode.")
+    stage: str | None = setting(None, "Local folder for copies of what is read from the cache; shared by a node.")
+    stage_bytes: str | None = setting(None, "Most bytes of copies: 200GB, 500MB.  [default: 90 % of the free disk]")
+    on_error: str = setting("stop", "What a damaged block does: stop, or skip (other rows of the batch stand in).")
     log_every: int = setting(20, "Steps between two lines of metrics.jsonl.")
     save_every: float = setting(1.0, "Epochs between two checkpoints.")
 
     def __post_init__(self) -> None:
         _check_choice("adapters", self.adapters, ("both", "input", "encoder", "none"))
         _check_choice("init", self.init, ("random", "base"))
+        _check_choice("on_error", self.on_error, ("stop", "skip"))
         _check_choice("normalization", self.normalization, ("patch", "feature", "none"))
         _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
         _check_positive(self, "epochs", "batch_size", "micro_batch", "threads", "workers", "log_every", "steps")
@@ -169,6 +183,9 @@ class TrainConfig:
             raise ConfigError("pixels have no attention rows", todo="leave out --k")
         if self.init == "base" and self.pixels:
             raise ConfigError("--init base needs a base", todo="leave out --pixels or --init")
+        if self.stage_bytes is not None and self.stage is None:
+            raise ConfigError("--stage-bytes without --stage", todo="name a local folder: --stage DIR")
+        parse_bytes(self.stage_bytes)
         if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(
                 f"a warm-up of {self.warmup_epochs} epochs in {self.epochs}", todo="give less --warmup-epochs"
@@ -210,6 +227,44 @@ class ProbeConfig:
         for name in ("model", "train", "test"):
             if not getattr(self, name):
                 raise ConfigError(f"no {name} was named", todo="tec-cache probe MODEL --train SHARDS --test SHARDS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What to plan: an extraction, the trainings that use it, and how long to measure."""
+
+    extract: ExtractConfig
+    train: TrainConfig
+    """Its cache and out are not looked at."""
+    images: int | None = setting(None, "Photos there are, where INPUT is a part of them.  [default: counted]")
+    seconds: float = setting(20.0, "Seconds to measure for; loading the models comes on top.")
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "images")
+        _check_range(self, 0, "seconds", open_end=True)
+
+
+def parse_part(text: str | None) -> tuple[int, int]:
+    """Read I/N, counted from 1, as (I - 1, N); None is the whole."""
+    if text is None:
+        return 0, 1
+    first, slash, second = text.partition("/")
+    part, parts = (int(word) if word.isascii() and word.isdigit() else 0 for word in (first, second))
+    if not slash or not 1 <= part <= parts:
+        raise ConfigError(f"--part {text}", todo="give I/N with I from 1 to N, for instance --part 3/16")
+    return part - 1, parts
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """Read a size in powers of 1000, as they are printed: 200GB, 1.5 TB, 500000000; None stays None."""
+    if text is None:
+        return None
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", text.strip().upper())
+    size = int(float(match[1]) * units[match[2] or ""]) if match else 0
+    if not size:
+        raise ConfigError(f"{text!r} is not a size", todo="give a number and a unit, for instance 200GB or 500MB")
+    return size
 
 
 def parse_rows(text: str | int | None) -> Any:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from tec_cache.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,9 @@ class Ranks:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    part: int = 0
+    """Which of several independent jobs this is, from zero."""
+    parts: int = 1
 
     @classmethod
     def from_environment(cls) -> Ranks:
@@ -31,14 +37,35 @@ class Ranks:
         """Whether this is rank 0, the one that talks."""
         return self.rank == 0
 
+    @property
+    def alone(self) -> bool:
+        """Whether this process does all the work."""
+        return self.world_size * self.parts == 1
+
+    def with_part(self, part: tuple[int, int]) -> Ranks:
+        """Return the same rank as one of part i (from zero) of n independent jobs."""
+        return replace(self, part=part[0], parts=part[1])
+
     def owns(self, shard: int, group: int, num_shards: int) -> bool:
         """Say whether a group of samples is this rank's work.
 
         With many shards each rank reads its own; with few (less than 4 a rank) all read and take turns by group.
         """
-        if num_shards >= 4 * self.world_size:
-            return shard % self.world_size == self.rank
-        return (shard + group) % self.world_size == self.rank
+        workers, worker = self.world_size * self.parts, self.part * self.world_size + self.rank
+        if num_shards >= 4 * workers:
+            return shard % workers == worker
+        return (shard + group) % workers == worker
+
+
+def agreed(value: T, ranks: Ranks) -> T:
+    """Return rank 0's value in every rank of a process group."""
+    if ranks.world_size == 1:
+        return value
+    import torch.distributed as dist
+
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 @contextmanager

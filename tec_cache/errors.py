@@ -49,6 +49,14 @@ class CacheError(TecCacheError):
     exit_code = 3
 
 
+GO_ON = "what is committed stays valid, the same command goes on"
+"""How a StorageError's remedy ends; the command line prints the command after it."""
+
+
+class StorageError(TecCacheError):
+    """A disk or store that is full, read-only or gone."""
+
+
 class NonFiniteError(TecCacheError):
     """A NaN or an infinity where a number was expected."""
 

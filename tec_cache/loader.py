@@ -7,6 +7,7 @@ Codes stay as they are stored and pixels stay uint8 until they are on the device
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter, OrderedDict, deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ import torch
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import Cache, TargetSet
-from tec_cache.cache.record import ViewsRecord
+from tec_cache.cache.record import TargetRecord, ViewsRecord
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.rng import bits, key64, permutation
 
@@ -56,26 +57,20 @@ class Batch:
 class _OpenUnit:
     """What is kept in memory of a unit: where its crops lie, who they are, its arrays."""
 
-    def __init__(self, cache: Cache, targets: TargetSet | None, unit: Unit) -> None:
-        self.cache, self.targets, self.unit = cache, targets, unit
-        self.record: ViewsRecord = cache.views_record(unit)
+    def __init__(self, cache: Cache, targets: TargetSet | None, unit: Unit, record: ViewsRecord) -> None:
+        self.cache, self.targets, self.unit, self.record = cache, targets, unit, record
         shard = cache.shards[unit.shard]
         self.sample_keys = np.array([key64("sample", shard, key) for key in self.record.keys], dtype=np.uint64)
         self.labels = np.array([-1 if x is None else x for x in self.record.labels], dtype=np.int64)
 
     @functools.cached_property
-    def arrays(self) -> dict[str, Any]:
-        """The Zarr arrays, opened by the first worker that needs them."""
-        return {} if self.targets is None else self.targets.open(self.unit, self.record)
+    def target_record(self) -> TargetRecord | None:
+        """Where the targets' blocks lie, read by the first worker that needs them."""
+        return None if self.targets is None else self.targets.record(self.unit, self.record)
 
     def block(self, number: int) -> tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]:
-        """Read one block: JPEGs and stored rows."""
-        start = number * BLOCK_ROWS
-        stop = min(start + BLOCK_ROWS, len(self.record.keys))
-        crops = self.cache.read_crops(self.unit, self.record, range(start, stop))
-        if self.targets is None:
-            return crops, {}
-        return crops, self.targets.read(self.arrays, start, stop, self.unit)
+        """Read one block: JPEGs and stored rows, each array from one range of its file."""
+        return self.cache.read_block(self.record, number, self.targets, self.target_record)
 
 
 class Loader:
@@ -84,6 +79,8 @@ class Loader:
     batch_size: global. The batch of step s is positions [s B, (s + 1) B) of the epoch's order, divided evenly
     among `world_size` ranks; neither ranks nor workers change the order. Epoch e reads view e mod `num_views`
     and no other file. The tail of less than one batch is left out; it differs in each epoch.
+    skip_damage: let other rows of the micro-batch stand in for those of a damaged block, and name it in `damaged`,
+    instead of raising CacheError.
     pixel_sizes: sizes to which the crops are resized (the stored size costs nothing).
     """
 
@@ -100,6 +97,7 @@ class Loader:
         world_size: int = 1,
         workers: int = 2,
         pin_memory: bool = False,
+        skip_damage: bool = False,
     ) -> None:
         self.cache, self.targets = cache, targets
         self.num_views = num_views or cache.num_views
@@ -113,7 +111,8 @@ class Loader:
             )
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.seed, self.workers, self.pin_memory = seed, max(1, workers), pin_memory
-        self.pixel_sizes = pixel_sizes
+        self.pixel_sizes, self.skip_damage = pixel_sizes, skip_damage
+        self.damaged: set[str] = set()
         self._epoch = -1
         self._units: list[_OpenUnit] = []
         self._blocks: OrderedDict[tuple[int, int], Future[Any]] = OrderedDict()
@@ -125,7 +124,7 @@ class Loader:
         if batch_size > self.num_samples:
             raise ConfigError(
                 f"a batch of {batch_size} does not fit into an epoch of {self.num_samples} views",
-                where=str(cache.layout.root),
+                where=cache.store.url,
                 todo=f"use --batch-size {self.num_samples} or less",
             )
 
@@ -171,14 +170,15 @@ class Loader:
         view = epoch % self.num_views
         if self._epoch < 0 or view != self._epoch % self.num_views:
             units = [unit for unit in self.cache.view_units if unit.view == view]
-            self._units = [_OpenUnit(self.cache, self.targets, unit) for unit in units]
+            records = self.cache.views_records(units)
+            self._units = [_OpenUnit(self.cache, self.targets, u, r) for u, r in zip(units, records, strict=True)]
             self._blocks.clear()
             self._holders.clear()
         self._order = epoch_order([len(u.record.keys) for u in self._units], seed=self.seed, epoch=epoch)
         if self._epoch >= 0 and len(self._order[0]) != self.num_samples:
             raise CacheError(
                 f"view {view} has {len(self._order[0])} crops, view 0 has {self.num_samples}",
-                where=str(self.cache.layout.root),
+                where=self.cache.store.url,
                 todo="the source changed between two extractions: make the cache again",
             )
         self._epoch = epoch
@@ -244,7 +244,8 @@ class Loader:
         codes: dict[str, npt.NDArray[np.generic]] = {}
         keys = np.empty(count, np.uint64)
         labels = np.empty(count, np.int64)
-        for i, (unit, row) in enumerate(zip(units.tolist(), rows.tolist(), strict=True)):
+        whole = self._whole(units, rows)
+        for i, (unit, row) in enumerate(whole):
             number, within = divmod(row, BLOCK_ROWS)
             crops, arrays = self._block(unit, number)
             crop = decode_crop(crops[within])
@@ -262,6 +263,25 @@ class Loader:
             keys,
             torch.from_numpy(labels),
         )
+
+    def _whole(self, units: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Return (unit, row) of each place, those of damaged blocks replaced by others in turn, if that is asked."""
+        places = list(zip(units.tolist(), rows.tolist(), strict=True))
+        if not self.skip_damage:
+            return places
+        bad = set()
+        for unit, number in {(unit, row // BLOCK_ROWS) for unit, row in places}:
+            try:
+                self._block(unit, number)
+            except CacheError as error:
+                bad.add((unit, number))
+                self.damaged.add(f"unit {self._units[unit].unit}, block {number}: {error.what}")
+        good = [place for place in places if (place[0], place[1] // BLOCK_ROWS) not in bad]
+        if not good:
+            todo = "tec-cache verify CACHE --full lists what is damaged, --repair drops it"
+            raise CacheError("every block of a batch is damaged", where=self.cache.store.url, todo=todo)
+        stand_in = itertools.cycle(good)
+        return [next(stand_in) if (unit, row // BLOCK_ROWS) in bad else (unit, row) for unit, row in places]
 
     def _tensor(self, values: npt.NDArray[Any]) -> torch.Tensor:
         # torch computes little with uint16, and row numbers fit into int16's positive half up to 181 x 181 patches

@@ -17,7 +17,7 @@ class TargetSpec:
     """What a set of targets consists of; everything that a student's heads need to know."""
 
     grid: int
-    """Patch tokens per side; L = grid * grid."""
+    """Patch tokens per column (and per row, unless `columns` says otherwise)."""
     channels: int
     """C, width of the feature target."""
     num_heads: int
@@ -27,11 +27,19 @@ class TargetSpec:
     attention target at all."""
     normalization: Normalization
     """How the features were normalized: over the patches of a view, over the channels of a token, not."""
+    columns: int | None = None
+    """Patch tokens per row where they are not `grid` as well."""
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of patch tokens; token r * columns + c lies in row r, column c."""
+        return self.grid, self.columns or self.grid
 
     @property
     def num_tokens(self) -> int:
         """L, the number of patch tokens."""
-        return self.grid * self.grid
+        rows, columns = self.grid_shape
+        return rows * columns
 
     @property
     def num_rows(self) -> int:

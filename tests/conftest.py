@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipelines.extract import extract
+from tec_cache.cache.layout import Unit
+from tec_cache.cache.reader import Cache
 from tec_cache.config import ExtractConfig, TrainConfig
 
 GOLDEN = Path(__file__).parent / "data" / "golden_mae_like.npz"
@@ -115,7 +117,8 @@ def tiny_config(shards: Path | None, cache: Path, base: Path | None, **changes: 
     if shards is not None:
         values |= {"views": 2, "size": 32, "grid": 4, "group_size": 16}
     if base is not None:
-        values |= {"k": "3", "batch_size": 8}
+        # exact, so that numbers can be compared; what a lossy quality changes is tested for itself
+        values |= {"k": "3", "batch_size": 8, "quality": "exact"}
     return ExtractConfig(**(values | changes))
 
 
@@ -124,6 +127,14 @@ def made_cache(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_base
     """A cache of two views with the target set "tiny"; tests that change it copy it first."""
     cache = tmp_path_factory.mktemp("caches") / "made"
     extract(tiny_config(shards, cache, tiny_base))
+    return cache
+
+
+@pytest.fixture(scope="session")
+def coded_cache(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_base: Path) -> Path:
+    """The same with the default quality: a fitted codec and int8 codes."""
+    cache = tmp_path_factory.mktemp("caches") / "coded"
+    extract(tiny_config(shards, cache, tiny_base, quality="default"))
     return cache
 
 
@@ -144,6 +155,13 @@ def tiny_training(cache: Path, run: Path, **changes: object) -> TrainConfig:
         "log_every": 1,
     }
     return TrainConfig(**(values | changes))
+
+
+def payload_of(cache: Cache, unit: Unit, target: str | None = None) -> Path:
+    """The tar of a unit of a local cache, or the zip of its targets."""
+    record = cache.views_record(unit) if target is None else cache[target].record(unit)
+    assert record.payload is not None
+    return Path(cache.store.place(record.payload.name))
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shlex
 import sys
 import tarfile
 from collections.abc import Callable
@@ -19,7 +21,7 @@ import cli
 from tec_cache.cache.layout import Unit, crop_name
 from tec_cache.cache.pixels import decode_crop
 from tec_cache.cache.reader import Cache, open_cache
-from tests.conftest import encoded, files_below, photo, write_shards, write_tar, write_tiny_base
+from tests.conftest import encoded, files_below, payload_of, photo, write_shards, write_tar, write_tiny_base
 
 
 @dataclass
@@ -39,8 +41,11 @@ class Ran:
 
     @property
     def lines(self) -> list[str]:
-        """The error, which must have three lines: what, where, remedy."""
+        """The error, which must have three lines: what, where, remedy (and behind it the command that goes on)."""
         lines = self.err.splitlines()
+        if "the same command goes on" in lines[2] and len(lines) == 4:
+            command = lines.pop()
+            assert command.strip() == shlex.join(sys.argv)
         assert len(lines) == 3, self.err
         assert lines[0].startswith("error: ")
         assert lines[1].startswith("  where: ")
@@ -75,9 +80,12 @@ def tec(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 SMALL = ["--size", 32, "--grid", 4, "--group-size", 4, "--threads", 1, "--workers", 2, "--device", "cpu", "--quiet"]
 
 
+TARGETS = ["--k", 3, "--batch-size", 8, "--quality", "exact"]
+
+
 def extract_args(source: Path, cache: Path, base: Path | None, *more: object) -> list[object]:
     """Two views of 32 pixels and the targets of a tiny base; options given twice count the second time."""
-    targets = ["--views-only"] if base is None else ["--base", base, "--k", 3, "--batch-size", 8]
+    targets = ["--views-only"] if base is None else ["--base", base, *TARGETS]
     return ["extract", source, "--cache", cache, "--views", 2, *SMALL, *targets, *more]
 
 
@@ -162,7 +170,7 @@ def test_a_broken_photo_is_left_out_of_all_views_and_named(
         assert keys_of(cache, view) == ["p7", "p8", "p0", "p1", "p2", "p3", "p4", "p5"]
         assert cache.views_record(Unit(1, 1, view)).skipped == [[key, left_out[2]]]
         assert cache.views_record(Unit(1, 0, view)).skipped == []
-        with tarfile.open(cache.layout.views(Unit(1, 1, view))) as tar:
+        with tarfile.open(payload_of(cache, Unit(1, 1, view))) as tar:
             names = {crop_name(k, view) for k in ("p4", "p5")}
             assert set(tar.getnames()) == {f"{n}.{e}" for n in names for e in ("jpg", "cls")}
     assert cache.views_record(Unit(1, 1, 0)).labels == [4, 5]
@@ -290,7 +298,7 @@ def test_keys_with_dots_and_photos_of_one_pixel_are_no_errors(
     cache = open_cache(path)
     assert keys_of(cache, 0) == keys_of(cache, 1) == keys
     assert cache.views_record(Unit(0, 0, 0)).labels == [3, None, None, None]
-    urls = [str(cache.layout.views(Unit(0, group, 1))) for group in (0, 1)]
+    urls = [str(payload_of(cache, Unit(0, group, 1))) for group in (0, 1)]
     samples = list(wds.WebDataset(urls, shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == [crop_name(key, 1) for key in keys]
     assert all(decode_crop(sample["jpg"]).shape == (32, 32, 3) for sample in samples)
@@ -390,10 +398,11 @@ def test_a_file_in_the_way_inside_the_cache(tec: Run, tmp_path: Path, small: Pat
     assert tec(*extract_args(small, cache, tiny_base)).code == 0
 
 
+@pytest.mark.parametrize(("syncs", "stage"), [(20, "first shard"), (32, "second shard"), (50, "targets")])
 def test_a_full_disk_keeps_what_is_finished(
-    tec: Run, tmp_path: Path, small: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    tec: Run, tmp_path: Path, small: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, syncs: int, stage: str
 ) -> None:
-    real, left = os.fsync, 20
+    real, left = os.fsync, syncs
 
     def fsync(handle: int) -> None:
         nonlocal left
@@ -406,14 +415,22 @@ def test_a_full_disk_keeps_what_is_finished(
     command = extract_args(small, tmp_path / "cache", tiny_base)
     ran = tec(*command)
     assert ran.code == 1
-    assert "No space left on device" in ran.err
-    assert "the same command goes on" in ran.err
-    kept = open_cache(tmp_path / "cache").view_units
-    assert kept
+    first, where, todo, again = (line.strip() for line in ran.err.splitlines())
+    what, where = first.removeprefix("error: "), where.removeprefix("where: ")
+    # the bytes needed, the bytes there are, and how to go on
+    needed = rf"about [\d.]+ [kKM]?B more are needed for the {'targets' if stage == 'targets' else 'views'}"
+    assert re.fullmatch(rf"the disk is full: {needed}, [\d.]+ .?B are free", what), what
+    assert where.startswith(str(tmp_path / "cache"))
+    assert todo.endswith("the same command goes on")
+    assert again.startswith("tec-cache extract")
+    kept = open_cache(tmp_path / "cache")
+    assert kept.view_units
+    assert {unit.shard for unit in kept.view_units} == ({0} if stage == "first shard" else {0, 1})
+    assert bool(kept["tiny"].units if kept.target_names else []) == (stage == "targets")
     monkeypatch.setattr(os, "fsync", real)
     ran = tec(*command, "--json")
     assert ran.code == 0
-    assert ran.json["views_made"] < 16
+    assert ran.json["views_made"] + ran.json["targets_made"] < 32
     assert tec(*extract_args(small, tmp_path / "fresh", tiny_base)).code == 0
     assert files_below(tmp_path / "cache") == files_below(tmp_path / "fresh")
 
@@ -457,12 +474,14 @@ def test_other_view_settings_are_all_named(tec: Run, cache: Path, small: Path, t
 
 def test_other_target_settings_are_all_named(tec: Run, cache: Path, small: Path, tiny_base: Path) -> None:
     untouched = files_below(cache)
-    changes = ["--k", 2, "--codec", "int8", "--batch-size", 4, "--last-layers", 1, "--normalization", "feature"]
+    changes = ["--k", 2, "--quality", "default", "--batch-size", 4, "--last-layers", 1, "--normalization", "feature"]
     ran = tec(*extract_args(small, cache, tiny_base, *changes))
     assert ran.code == 2
     for field in ("spec.k: stored 3, asked 2", "batch_size: stored 8, asked 4", "last_layers: stored 2, asked 1"):
         assert field in ran.err
-    for field in ("codec", "spec.normalization: stored"):
+    for field in ('codec.name: stored "exact", asked "transform"', "codec.mse: stored null, asked 0.04"):
+        assert field in ran.err
+    for field in ("codec.fit_views: stored null, asked 512", "spec.normalization: stored"):
         assert field in ran.err
     assert "spec.channels" not in ran.err
     assert files_below(cache) == untouched
@@ -509,10 +528,15 @@ def test_a_third_view_leaves_the_first_two_and_equals_a_fresh_cache(tec: Run, tm
     assert touched <= {name for name in before if name.startswith("records/source/")}
     assert all("v02" in name for name in set(after) - set(before))
     assert tec(*extract_args(source, tmp_path / "fresh", tiny_base, *skip, "--views", 3)).code == 0
-    assert after == files_below(tmp_path / "fresh")
+    fresh = files_below(tmp_path / "fresh")
+    # the codec was made, and its errors measured, from the views that were there then
+    codec = "targets/tiny/codec.json"
+    assert after.pop(codec) == before[codec]
+    fresh.pop(codec)
+    assert after == fresh
     # asking for fewer again takes nothing away
     assert tec(*extract_args(source, tmp_path / "grown", tiny_base, *skip)).json["num_views"] == 2
-    assert files_below(tmp_path / "grown") == after
+    assert files_below(tmp_path / "grown") == after | {codec: before[codec]}
 
 
 def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -606,7 +630,7 @@ def test_a_limit_is_remembered_and_crops_do_not_depend_on_it(tec: Run, tmp_path:
         one, other = few.views_record(unit), everything.views_record(unit)
         rows = range(len(one.keys))
         assert one.keys == other.keys[: len(one.keys)]
-        assert few.read_crops(unit, one, rows) == everything.read_crops(unit, other, rows)
+        assert few.read_crops(one, rows) == everything.read_crops(other, rows)
     ran = tec(*extract_args(small, tmp_path / "few", None, "--limit", 7))
     assert ran.code == 2
     assert "source.limit: stored 6, asked 7" in ran.err
@@ -624,7 +648,8 @@ def test_a_limit_is_remembered_and_crops_do_not_depend_on_it(tec: Run, tmp_path:
         (["extract", "x", "--cache", "y", "--veiws", "3"], "--views"),
         (["probe", "x", "--neighbors", "3"], "--neighbours"),
         (["extract", "x", "--cache", "y", "--on-error", "skp"], "skip"),
-        (["extract", "x", "--cache", "y", "--codec", "int4"], "int8"),
+        (["extract", "x", "--cache", "y", "--quality", "defualt"], "default"),
+        (["extract", "x", "--cache", "y", "--qualty", "default"], "--quality"),
     ],
 )
 def test_mistyped_words_name_the_nearest(tec: Run, args: list[str], near: str) -> None:
@@ -667,7 +692,11 @@ def test_a_settings_file_counts_below_the_command_line(tec: Run, tmp_path: Path,
         "flip = [1, 2]",
         'scale = "half"',
         "scale = [0.5]",
-        "codec = 3",
+        "quality = 3",
+        "quality = [0.04, 0.03]",
+        'quality = "int8"',
+        'part = "0/2"',
+        "part = 1",
         "views_only = 'no'",
         "k = 2.5",
         "[extract]\nviews = 2",
@@ -705,6 +734,11 @@ def test_a_settings_file_that_is_not_text(tec: Run, tmp_path: Path, small: Path)
         (["extract", "{small}", "--cache", "{tmp}/c", "--views-only", "--scale", "0.5", "0.1"], 2),
         (["extract", "{small}", "--cache", "{tmp}/c", "--views-only", "--config", "{tmp}/none.toml"], 2),
         (["extract", "{small}", "--cache", "{tmp}/c", "--base", "mae", "--k", "some"], 2),
+        (["extract", "{small}", "--cache", "{tmp}/c", "--base", "mae", "--quality", "0.04"], 2),
+        (["extract", "{small}", "--cache", "{tmp}/c", "--base", "mae", "--part", "3/2"], 2),
+        (["extract", "{small}", "--cache", "{tmp}/c", "--views-only", "--part", "²/3"], 2),
+        (["fit", "{small}", "--cache", "{tmp}/c"], 2),
+        (["fit", "--cache", "{tmp}/c"], 2),
         (["extract", "{small}", "--cache", "{tmp}/c", "--base", "ibot"], 1),
         (["extract", "{small}", "--cache", "{tmp}/c", "--name", "nothing"], 2),
         (["extract", "{small}", "--cache", "{tmp}/c", "--name", "a/b", "--base", "mae"], 2),

@@ -51,7 +51,7 @@ def test_the_commands_are_those_of_the_readme() -> None:
         assert f"tec-cache {name}" in text
 
 
-@pytest.mark.parametrize("name", ["extract", "train"])
+@pytest.mark.parametrize("name", ["extract", "fit", "train"])
 def test_no_option_is_taken_by_torchrun_for_its_own(name: str) -> None:
     """`torchrun --no-python tec-cache train --run X` fails: argparse sees an abbreviation of --run-path."""
     from torch.distributed.run import get_args_parser
@@ -126,7 +126,13 @@ def test_the_built_wheel_works_in_an_empty_folder(tmp_path: Path, made_cache: Pa
         (["train", "--cache", "c"], 2, "no out was named"),
         (["train", "--cache", "c", "--out", "r", "--student-arg", "depth"], 2, "NAME=VALUE"),
         (["train", "--cache", "c", "--out", "r", "--adapters", "inputt"], 2, "did you mean input"),
-        (["info", "nowhere"], 2, "does not exist"),
+        (["extract", "x", "--cache", "c", "--base", "mae", "--quality", "hihg"], 2, "did you mean high"),
+        (["extract", "x", "--cache", "c", "--base", "mae", "--quality", "0.5,0.03"], 2, "give mse from 0.003 to 0.3"),
+        (["extract", "x", "--cache", "c", "--base", "mae", "--part", "17/16"], 2, "--part 3/16"),
+        (["fit", "x", "--cache", "c", "--base", "mea"], 2, "did you mean mae"),
+        (["info", "memory://nowhere"], 2, "there is no cache here"),
+        (["info", "nothing://nowhere"], 2, "Protocol not known: nothing"),
+        (["info", "nowhere"], 2, "there is no cache here"),
         (["extract", "x", "--cache", "c", "--views", "four"], 2, "not a valid integer"),
     ],
 )
@@ -193,6 +199,6 @@ def test_train_from_the_command_line(made_cache: Path, tmp_path: Path) -> None:
 
 
 def test_flags_and_config_name_the_same_settings() -> None:
-    for name, config in (("extract", ExtractConfig), ("train", TrainConfig)):
+    for name, config in (("extract", ExtractConfig), ("fit", ExtractConfig), ("train", TrainConfig)):
         parameters = {p.name for p in commands()[name].params}
         assert set(config.__dataclass_fields__) <= parameters

@@ -7,6 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,19 @@ import pytest
 import torch
 
 import pipelines.extract
+import pipelines.make_views
+import tec_cache.cache.lock
 from pipelines.extract import extract
-from tec_cache.cache.lock import writing
+from tec_cache.base.model import FrozenBase
+from tec_cache.cache import layout
 from tec_cache.cache.reader import open_cache
+from tec_cache.cache.remove import clear_leftovers
 from tec_cache.config import ExtractConfig
 from tec_cache.distributed import Ranks
 from tec_cache.errors import CacheError, ConfigError, IdentityError, NonFiniteError, TecCacheError
-from tests.conftest import files_below, tiny_config, write_shards, write_tiny_base
+from tec_cache.store import open_store
+from tec_cache.types import Targets
+from tests.conftest import files_below, payload_of, tiny_config, write_shards, write_tiny_base
 
 SCRIPTS = Path(sys.executable).parent
 
@@ -33,7 +42,7 @@ def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def flags(config: Any) -> list[str]:
-    names = ("cache", "base", "views", "size", "grid", "group_size", "k", "batch_size", "threads", "device")
+    names = ("cache", "base", "views", "size", "grid", "group_size", "k", "batch_size", "threads", "device", "quality")
     return [part for n in names for part in (f"--{n.replace('_', '-')}", str(getattr(config, n)))]
 
 
@@ -63,8 +72,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(
     config = tiny_config(shards, tmp_path / "c", tiny_base)
     commits = {"commit_views": 0, "commit_targets": 0}
 
-    def mortal(name: str) -> Any:
-        inner = getattr(pipelines.extract, name)
+    def mortal(module: Any, name: str) -> Any:
+        inner = getattr(module, name)
 
         def commit(*args: Any) -> Any:
             commits[name] += 1
@@ -74,8 +83,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(
 
         return commit
 
-    for name in commits:
-        monkeypatch.setattr(pipelines.extract, name, mortal(name))
+    for module, name in ((pipelines.make_views, "commit_views"), (pipelines.extract, "commit_targets")):
+        monkeypatch.setattr(module, name, mortal(module, name))
     deaths = 0
     while True:
         try:
@@ -91,34 +100,85 @@ def test_leftovers_of_a_kill_are_removed_and_never_read(
     made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
-    unit = open_cache(cache).view_units[0]
-    layout = open_cache(cache).layout
-    layout.views_record(unit).unlink()
-    layout.target_record("tiny", unit).unlink()
-    layout.views(unit).write_bytes(b"half a tar")
-    (layout.views(unit).parent / f".{unit}.tar.0123456789ab.tmp").write_bytes(b"rubbish")
-    (layout.targets("tiny", unit) / "zarr.json").write_text("half")
-    draft = layout.targets("tiny", unit).parent / f".{unit}.zarr.0123456789ab.tmp"
-    draft.mkdir()
-    (draft / "x").write_text("rubbish")
+    opened = open_cache(cache)
+    unit, whole = opened.view_units[0], opened.view_units[1]
+    left = []
+    for target, record in (("", layout.views_record(unit)), ("tiny", layout.target_record("tiny", unit))):
+        # the payload of a unit whose record was never written: half of it, so that reading it would be an error
+        ours = payload_of(open_cache(made_cache), unit, target or None)
+        path = cache / ours.relative_to(made_cache)
+        path.unlink()
+        left.append(path.with_name(path.name.replace(path.name.split(".")[-2], "0" * 16)))
+        left[-1].write_bytes(ours.read_bytes()[:1000])
+        (cache / record).unlink()
+        # what another job made of a unit that was there already
+        ours = payload_of(opened, whole, target or None)
+        left.append(ours.with_name(ours.name.replace(ours.name.split(".")[-2], "f" * 16)))
+        left[-1].write_bytes(b"rubbish")
+    left.append(cache / layout.codec_payload("tiny", "0" * 64))
+    left[-1].write_bytes(b"parameters of a fit that lost")
+    (cache / ".drafts").mkdir(exist_ok=True)
+    left += [cache / ".drafts" / "0123456789ab", cache / ".drafts" / ".000000.000-v00.json.0123456789ab.tmp"]
+    for path in left[-2:]:
+        path.write_bytes(b"half of something")
+    # a folder of somebody else's is left alone, wherever it is
+    mine = [cache / n for n in ("notes.txt", "views/notes.tar", "targets/tiny/notes.zip", "targets/mine/plan.txt")]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    fresh = open_cache(cache)
+    assert unit not in fresh.view_unit_set
+    assert unit not in fresh["tiny"].units
+    assert fresh.missing_units(2, "tiny") == [unit]
     extract(tiny_config(shards, cache, tiny_base))
+    assert not any(path.exists() for path in left)
+    assert [path.read_text() for path in mine] == ["mine"] * 4
+    for path in mine:
+        path.unlink()
     assert files_below(cache) == files_below(made_cache)
+
+
+def test_leftovers_are_named_and_what_is_recorded_is_none(made_cache: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    assert clear_leftovers(open_store(cache)) == []
+    unit = open_cache(cache).view_units[3]
+    name = layout.views_payload(unit, "0" * 64)
+    (cache / name).write_bytes(b"")
+    assert clear_leftovers(open_store(cache)) == [name]
+    assert files_below(cache) == files_below(made_cache)
+
+
+def test_leftovers_stay_while_another_job_may_still_need_them(
+    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """A payload whose record is about to be written looks like one that was left behind."""
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    name = layout.views_payload(open_cache(cache).view_units[3], "0" * 64)
+    (cache / name).write_bytes(b"just put")
+    with another_job(cache, "share"):
+        extract(tiny_config(shards, cache, tiny_base))
+        assert (cache / name).exists()
+    extract(tiny_config(shards, cache, tiny_base))
+    assert not (cache / name).exists()
 
 
 def test_a_second_target_set_needs_no_photos(made_cache: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
     before = files_below(cache)
     other = write_tiny_base(tmp_path / "other", seed=1, embed_dim=96, num_heads=6)
-    summary = extract(tiny_config(None, cache, other, codec="int8", k="5"))
+    summary = extract(tiny_config(None, cache, other, quality="0.05,0.04", k="5"))
     assert (summary.views_made, summary.targets_made) == (0, 194)
     after = files_below(cache)
     assert {n: after[n] for n in before} == before
     opened = open_cache(cache)
     assert opened.target_names == ["other", "tiny"]
     other_set = opened["other"]
-    assert (other_set.spec.channels, other_set.spec.num_rows, other_set.codec.name) == (96, 6, "int8")
+    assert (other_set.spec.channels, other_set.spec.num_rows, other_set.codec.name) == (96, 6, "transform")
+    assert (opened["tiny"].codec.name, opened["tiny"].identity["codec"]) == ("fp16", {"name": "exact"})
     # going on needs neither the settings nor the base's name repeated
-    assert extract(tiny_config(None, cache, None, name="other")).targets_made == 0
+    again = extract(tiny_config(None, cache, None, name="other"))
+    assert (again.targets_made, again.quality) == (0, "0.05,0.04")
+    assert files_below(cache) == after
 
 
 def test_views_only_then_targets_is_the_same_as_both_at_once(
@@ -136,7 +196,7 @@ def test_views_only_then_targets_is_the_same_as_both_at_once(
     [({"size": 40}, "views.size"), ({"seed": 1}, "views.seed"), ({"grid": 2}, "grid"), ({"flip": 0.0}, "views.flip"),
      ({"jpeg_quality": 80}, "jpeg.quality"), ({"scale": (0.5, 1.0)}, "views.scale"), ({"group_size": 8}, "group_size"),
      ({"limit": 50}, "source.limit"), ({"k": "2"}, "spec.k"), ({"k": "none"}, "spec.k"),
-     ({"codec": "int8"}, "codec.name"),
+     ({"quality": "default"}, "codec.name"), ({"quality": "0.05,0.04"}, "codec.mse"),
      ({"normalization": "none"}, "spec.normalization"), ({"last_layers": 1}, "last_layers"),
      ({"batch_size": 4}, "batch_size"), ({"threads": 2}, "threads"), ({"precision": "bfloat16"}, "precision")],
 )  # fmt: skip
@@ -165,19 +225,28 @@ def test_overwrite_replaces_a_target_set_and_leaves_the_views(
 ) -> None:
     cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
     views = files_below(cache / "views")
+    (cache / "targets" / "tiny" / "notes.txt").write_text("mine")
     extract(tiny_config(None, cache, tiny_base, k="2"), overwrite=True)
     assert open_cache(cache)["tiny"].spec.k == 2
     assert files_below(cache / "views") == views
+    assert (cache / "targets" / "tiny" / "notes.txt").read_text() == "mine"
 
 
 def test_overwrite_replaces_a_cache_but_nothing_of_the_users(
     made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
-    (cache / "notes.txt").write_text("mine")
+    mine = [cache / name for name in ("notes.txt", "views/notes.txt", "targets/tiny/notes.txt")]
+    for path in mine:
+        path.write_text("mine")
     extract(tiny_config(shards, cache, tiny_base, seed=9), overwrite=True)
     assert open_cache(cache).identity["views"]["seed"] == 9
-    assert (cache / "notes.txt").read_text() == "mine"
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    fresh = tmp_path / "fresh"
+    extract(tiny_config(shards, fresh, tiny_base, seed=9))
+    for path in mine:
+        path.unlink()
+    assert files_below(cache) == files_below(fresh)
     with pytest.raises(ConfigError, match="several processes"):
         extract(tiny_config(shards, cache, tiny_base, seed=8), overwrite=True, ranks=Ranks(0, 0, 2))
 
@@ -189,27 +258,33 @@ def test_dry_run_writes_nothing(shards: Path, tiny_base: Path, tmp_path: Path) -
     assert summary.free_disk > 0
 
 
-def test_a_target_that_is_not_finite_names_the_sample(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fitted", "key", "where"), [(True, "p00010", "unit 000000.000-v00"), (False, None, "sample")])
+def test_a_target_that_is_not_finite_names_the_sample(
+    shards: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitted: bool, key: str, where: str
+) -> None:
+    """The base of the second batch gives a NaN for its third view: of the first unit, or of the views of the fit."""
     cache = tmp_path / "c"
     extract(tiny_config(shards, cache, None, views_only=True))
-    with pytest.MonkeyPatch.context() as patch:
-        inner = pipelines.extract.TargetJob  # the base of the second batch gives a NaN for its third view
-        calls = {"n": 0}
-        from tec_cache.base.model import FrozenBase
+    if fitted:
+        extract(tiny_config(None, cache, tiny_base), fit_only=True)
+    forward, calls = FrozenBase.forward, [0]
 
-        forward = FrozenBase.forward
+    def spoiled(self: FrozenBase, images: torch.Tensor) -> Targets:
+        targets = forward(self, images)
+        calls[0] += 1
+        if calls[0] == 2:
+            targets.features[2, 0, 0] = float("nan")
+        return targets
 
-        def spoiled(self: Any, images: torch.Tensor) -> Any:
-            targets = forward(self, images)
-            calls["n"] += 1
-            if calls["n"] == 2:
-                targets.features[2, 0, 0] = float("nan")
-            return targets
-
-        patch.setattr(FrozenBase, "forward", spoiled)
-        assert inner is not None
-        with pytest.raises(NonFiniteError, match=r"'p00010'"):
-            extract(tiny_config(None, cache, tiny_base))
+    monkeypatch.setattr(FrozenBase, "forward", spoiled)
+    with pytest.raises(NonFiniteError, match=r"not finite for 'p000\d\d'") as error:
+        extract(tiny_config(None, cache, tiny_base))
+    if key:
+        assert f"'{key}'" in error.value.what
+    assert where in error.value.where
+    assert not open_cache(cache)["tiny"].units
+    monkeypatch.undo()
+    assert extract(tiny_config(None, cache, tiny_base)).missing == 0
 
 
 def test_all_rows_no_rows_and_class_row_only(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
@@ -219,7 +294,7 @@ def test_all_rows_no_rows_and_class_row_only(shards: Path, tiny_base: Path, tmp_
         extract(tiny_config(None, cache, tiny_base, k=k, name=f"k-{k}"))
         tiny = open_cache(cache)[f"k-{k}"]
         assert tiny.spec.num_rows == rows
-        arrays = tiny.open(open_cache(cache).view_units[0])
+        arrays = tiny.read_unit(tiny.record(open_cache(cache).view_units[0]))
         assert set(arrays) == ({"features"} if k == "none" else {"features", "attention"})
 
 
@@ -241,7 +316,7 @@ def test_what_cannot_be_done_is_said(shards: Path, tiny_base: Path, tmp_path: Pa
 
 def test_targets_wait_for_whole_views(made_cache: Path, tiny_base: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
-    open_cache(cache).layout.source_record(1).unlink()
+    (cache / layout.source_record(1)).unlink()
     with pytest.raises(CacheError, match="missing"):
         extract(tiny_config(None, cache, tiny_base))
 
@@ -263,27 +338,83 @@ def test_summary_is_plain_json(made_cache: Path, shards: Path, tiny_base: Path) 
     assert json.loads(json.dumps(extract(tiny_config(shards, made_cache, tiny_base)).to_json()))["photos"] == 97
 
 
-def test_two_jobs_do_not_write_into_one_cache_at_once(
+@contextmanager
+def another_job(cache: Path, hold: str) -> Iterator[None]:
+    """Another process that holds the cache: `share` as a writer, `own` as one that removes."""
+    code = (
+        "import sys; from tec_cache.cache.lock import cache_lock; from tec_cache.store import open_store\n"
+        "with cache_lock(open_store(sys.argv[1])) as lock:\n"
+        "    getattr(lock, sys.argv[2])(); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(cache), hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == "held\n"
+        try:
+            yield
+        finally:
+            other.stdin.close()
+
+
+def test_nothing_is_removed_while_another_job_writes(
     made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    """A second job, of any number of ranks, is refused by name; ranks of one job are not in each other's way."""
     cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
-    code = (
-        "import sys; from pathlib import Path; from tec_cache.cache.lock import writing\n"
-        "from tec_cache.distributed import Ranks\n"
-        "with writing(Path(sys.argv[1]), 'x', Ranks(1, 1, 2)):\n    print('locked', flush=True); sys.stdin.read()"
-    )
-    for folder in (cache, cache / "targets" / "tiny"):
-        command = [sys.executable, "-c", code, str(folder)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-            assert other.stdout is not None
-            assert other.stdout.readline() == "locked\n"
-            with writing(folder, "x", Ranks(0, 0, 2)):
-                pass  # the other rank of the same job
-            with pytest.raises(TecCacheError, match="another job is writing"):
-                extract(tiny_config(shards, cache, tiny_base), ranks=Ranks(2, 2, 3))
-            other.stdin.close()  # type: ignore[union-attr]
-    extract(tiny_config(shards, cache, tiny_base))
+    replacing = [tiny_config(shards, cache, tiny_base, seed=9), tiny_config(None, cache, tiny_base, k="2")]
+    with another_job(cache, "share"):
+        for config in replacing:
+            with pytest.raises(TecCacheError, match="another job is writing to this cache") as error:
+                extract(config, overwrite=True)
+            assert error.value.where == str(cache)
+            assert "wait until it is done" in error.value.todo
+        assert files_below(cache) == files_below(made_cache)
+        # writing beside it is no harm, and training asks for no lock
+        extract(tiny_config(shards, cache, tiny_base, views=3))
+    for config in replacing[::-1]:
+        extract(config, overwrite=True)
+    assert open_cache(cache).identity["views"]["seed"] == 9
+
+
+def test_nothing_is_written_while_another_job_removes(
+    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tec_cache.cache.lock, "PATIENCE", 0.2)
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    with another_job(cache, "own"):
+        with pytest.raises(TecCacheError, match="another job is removing"):
+            extract(tiny_config(shards, cache, tiny_base, views=3))
+        extract(tiny_config(shards, cache, tiny_base, views=3), dry_run=True)
+        assert files_below(cache) == files_below(made_cache)
+    extract(tiny_config(shards, cache, tiny_base, views=3))
+
+
+def test_a_job_waits_while_another_one_clears_up(
+    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Every job has the cache alone for a moment, at its beginning and end; the others must not fail for it."""
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    holding = another_job(cache, "own")
+    holding.__enter__()
+    timer = threading.Timer(0.5, lambda: holding.__exit__(None, None, None))
+    timer.start()
+    assert extract(tiny_config(shards, cache, tiny_base)).missing == 0
+    timer.join()
+
+
+def test_jobs_that_do_the_same_at_once_give_the_undisturbed_cache(
+    coded_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Jobs that know nothing of each other, each with all units as its work, the fit of the codec too."""
+    config = tiny_config(shards, tmp_path / "c", tiny_base, quality="default")
+    command = [str(SCRIPTS / "tec-cache"), "extract", str(shards), *flags(config), "--json"]
+    jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [(*job.communicate(timeout=120), job.returncode) for job in jobs]
+    for out, err, code in ended:
+        assert (code, err) == (0, "")
+        assert json.loads(out)["missing"] == 0
+    extract(config)  # whatever the losers left is cleared
+    assert files_below(tmp_path / "c") == files_below(coded_cache)
 
 
 def test_a_base_without_a_class_token_says_what_row_0_is(
@@ -303,14 +434,15 @@ def test_overwrite_with_photos_keeps_the_views_when_only_the_targets_differ(
     cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
     extract(tiny_config(None, cache, tiny_base, name="another"))
     kept = {n: d for n, d in files_below(cache).items() if "tiny" not in n}
-    config = ExtractConfig(input=str(shards), cache=str(cache), base=str(tiny_base), codec="int8", device="cpu")
+    config = ExtractConfig(input=str(shards), cache=str(cache), base=str(tiny_base), quality="small", device="cpu")
     with pytest.raises(IdentityError, match=r"codec\.name"):
         extract(config)
     assert extract(config, overwrite=True, dry_run=True).missing == 0
     extract(config, overwrite=True)
     after = files_below(cache)
     assert {n: after[n] for n in kept} == kept
-    assert open_cache(cache)["tiny"].codec.name == "int8"
+    assert open_cache(cache)["tiny"].identity["codec"]["mse"] == 0.1
+    assert open_cache(cache)["another"].identity["codec"] == {"name": "exact"}
 
 
 def test_overwrite_removes_nothing_for_a_command_that_cannot_be_carried_out(

@@ -57,16 +57,18 @@ def test_a_window_reads_few_blocks_and_mixes_all_of_them() -> None:
     assert np.bincount(units[window], minlength=8).max() <= 8 * BLOCK_ROWS
 
 
-def test_every_row_comes_with_its_own_crop_targets_and_label(made_cache: Path) -> None:
-    cache = open_cache(made_cache)
+@pytest.mark.parametrize("quality", ["exact", "default"])
+def test_every_row_comes_with_its_own_crop_targets_and_label(quality: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue("made_cache" if quality == "exact" else "coded_cache")
+    cache = open_cache(path)
     expected = {}
     for unit in [u for u in cache.view_units if u.view == 1]:
         record = cache.views_record(unit)
-        arrays = {n: a[...] for n, a in cache["tiny"].open(unit).items()}
-        for row, data in enumerate(cache.read_crops(unit, record, range(len(record.keys)))):
+        arrays = cache["tiny"].read_unit(cache["tiny"].record(unit))
+        for row, data in enumerate(cache.read_crops(record, range(len(record.keys)))):
             key = key64("sample", cache.shards[unit.shard], record.keys[row])
             expected[key] = (decode_crop(data), {n: a[row] for n, a in arrays.items()}, record.labels[row])
-    ours = loader(made_cache)
+    ours = loader(path)
     batches = collect(ours, ours.steps_per_epoch, 2 * ours.steps_per_epoch)  # epoch 1 reads view 1
     assert len(batches) == 97 // 16
     for batch in batches:
@@ -137,7 +139,9 @@ def test_an_incomplete_cache_and_an_impossible_batch_are_refused(made_cache: Pat
 
 def test_damage_reaches_the_reader_and_does_not_hang(made_cache: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(made_cache, tmp_path / "c"))
-    for path in (broken / "views").glob("*-v00.tar"):
+    paths = list((broken / "views").glob("*-v00.*.tar"))
+    assert len(paths) == 8
+    for path in paths:
         data = path.read_bytes()
         path.write_bytes(data[:1500] + bytes(len(data) - 1500))
     with pytest.raises(CacheError, match="damaged"):

@@ -62,23 +62,25 @@ def test_cached_equals_online_and_the_base_runs_in_every_step(
 def test_shifting_the_cached_rows_by_one_breaks_the_agreement(
     cached_run: Path, made_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = TargetSet.read
+    read = TargetSet.read_block
 
     def shifted(self: TargetSet, *args: Any) -> Any:
         return {name: np.roll(values, 1, axis=0) for name, values in read(self, *args).items()}
 
-    monkeypatch.setattr(TargetSet, "read", shifted)
+    monkeypatch.setattr(TargetSet, "read_block", shifted)
     train(tiny_training(made_cache, tmp_path / "shifted", epochs=17, steps=10))
     assert np.abs(losses(tmp_path / "shifted") - losses(cached_run)[:10]).max() > 1e-2
 
 
-def test_int8_targets_train_nearly_as_exact_ones(
-    cached_run: Path, made_cache: Path, tiny_base: Path, tmp_path: Path
+@pytest.mark.parametrize(("quality", "most"), [("0.003,0.001", 0.01), ("high", 0.05), ("default", 0.1)])
+def test_coded_targets_train_nearly_as_exact_ones(
+    cached_run: Path, made_cache: Path, tiny_base: Path, tmp_path: Path, quality: str, most: float
 ) -> None:
     cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
-    extract(tiny_config(None, cache, tiny_base, codec="int8", name="int8"))
-    train(tiny_training(cache, tmp_path / "r", epochs=17, steps=10, target="int8"))
-    assert np.abs(losses(tmp_path / "r") - losses(cached_run)[:10]).max() < 5e-3
+    extract(tiny_config(None, cache, tiny_base, quality=quality, name="coded"))
+    train(tiny_training(cache, tmp_path / "r", epochs=17, steps=10, target="coded"))
+    found = np.abs(losses(tmp_path / "r") - losses(cached_run)[:10]).max()
+    assert 1e-6 < found < most
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -1,20 +1,28 @@
-"""Where things lie in a cache folder. Every name of the format is made here and nowhere else.
+"""Where things lie in a cache. Every name of the format is made here and nowhere else.
 
 CACHE/
-  cache.json                              identity of the views: plan, JPEG, grid, group size, source shards
-  views/000123.002-v03.tar                source shard 123, group 2, view 3: crops, plain WebDataset
-  targets/NAME/target.json                identity of one target set: base, weights, normalization, k, codec
-  targets/NAME/000123.002-v03.zarr/       its arrays, standard Zarr v3; row i belongs to crop i of the tar
-  records/source/000123.json              shard 123 was read to its end: photos, groups, damage
-  records/views/000123.002-v03.json       commit record of a unit of views: keys, offsets, checksums, skipped
-  records/targets/NAME/000123.002-v03.json   commit record of a unit of targets
+  cache.json                                identity of the views: plan, JPEG, grid, group size, source shards
+  views/000123.002-v03.HASH.tar             source shard 123, group 2, view 3: crops, plain WebDataset
+  targets/NAME/target.json                  identity of one target set: base, weights, normalization, k, quality
+  targets/NAME/codec.json                   the codec as it was fitted, once, and its measured errors
+  targets/NAME/codec.HASH.safetensors       its parameters, where it has any
+  targets/NAME/000123.002-v03.HASH.zip      a unit's arrays, standard Zarr v3 in a zip; row i belongs to crop i
+  records/source/000123.json                shard 123 was read to its end: photos, groups, damage
+  records/views/000123.002-v03.json         commit record of a unit of views: payload, keys, offsets, checksums
+  records/targets/NAME/000123.002-v03.json  commit record of a unit of targets: payload, block positions
+
+PACK/ (tec-cache pack) has the same cache.json, targets/NAME/{target.json,codec*} and records/source, and
+  pack.json                                 identity of the pack: of which cache, how many views, which target sets
+  000123.002-v03.HASH.tar                   a unit's crops and codes, plain WebDataset
+  records/packed/000123.002-v03.json        commit record of a unit: keys, positions, checksums
+
+HASH is the first 16 digits of the file's SHA-256: two jobs that make one unit differently do not overwrite each
+other, and the record, which only one of them can create, says whose counts.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -41,49 +49,80 @@ class Unit(NamedTuple):
     def parse(cls, text: str) -> Unit:
         """Read a unit's name back; raises ValueError for anything else."""
         match = _UNIT.fullmatch(text)
-        if match is None:
+        unit = cls(*(int(part) for part in match.groups())) if match else None
+        if unit is None or str(unit) != text:  # one unit, one name: 0000001 is not 000001 once more
             raise ValueError(f"not the name of a unit: {text!r}")
-        return cls(*(int(part) for part in match.groups()))
+        return unit
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The paths of one cache."""
+MANIFEST = "cache.json"
+PACK = "pack.json"
+VIEWS = "views"
+TARGETS = "targets"
+SOURCE_RECORDS = "records/source"
+VIEW_RECORDS = "records/views"
+PACK_RECORDS = "records/packed"
 
-    root: Path
 
-    @property
-    def manifest(self) -> Path:
-        """cache.json."""
-        return self.root / "cache.json"
+def target_manifest(name: str) -> str:
+    """target.json of a target set."""
+    return f"{TARGETS}/{name}/target.json"
 
-    def views(self, unit: Unit) -> Path:
-        """Tar of a unit's crops."""
-        return self.root / "views" / f"{unit}.tar"
 
-    def target_folder(self, name: str) -> Path:
-        """Folder of one target set."""
-        return self.root / "targets" / name
+def codec_record(name: str) -> str:
+    """codec.json of a target set."""
+    return f"{TARGETS}/{name}/codec.json"
 
-    def target_manifest(self, name: str) -> Path:
-        """target.json of one target set."""
-        return self.target_folder(name) / "target.json"
 
-    def targets(self, name: str, unit: Unit) -> Path:
-        """Zarr group of a unit's targets."""
-        return self.target_folder(name) / f"{unit}.zarr"
+def codec_payload(name: str, sha256: str) -> str:
+    """Parameters of a target set's codec."""
+    return f"{TARGETS}/{name}/codec.{sha256[:16]}.safetensors"
 
-    def source_record(self, shard: int) -> Path:
-        """Record that a source shard was read to its end."""
-        return self.root / "records" / "source" / f"{shard:06d}.json"
 
-    def views_record(self, unit: Unit) -> Path:
-        """Commit record of a unit's crops."""
-        return self.root / "records" / "views" / f"{unit}.json"
+def views_payload(unit: Unit, sha256: str) -> str:
+    """Tar of a unit's crops."""
+    return f"{VIEWS}/{unit}.{sha256[:16]}.tar"
 
-    def target_record(self, name: str, unit: Unit) -> Path:
-        """Commit record of a unit's targets."""
-        return self.root / "records" / "targets" / name / f"{unit}.json"
+
+def target_payload(name: str, unit: Unit, sha256: str) -> str:
+    """Zip of a unit's targets."""
+    return f"{TARGETS}/{name}/{unit}.{sha256[:16]}.zip"
+
+
+def source_record(shard: int) -> str:
+    """Record that a source shard was read to its end."""
+    return f"{SOURCE_RECORDS}/{shard:06d}.json"
+
+
+def views_record(unit: Unit) -> str:
+    """Commit record of a unit's crops."""
+    return f"{VIEW_RECORDS}/{unit}.json"
+
+
+def target_records(name: str) -> str:
+    """Folder of a target set's commit records."""
+    return f"records/targets/{name}"
+
+
+def target_record(name: str, unit: Unit) -> str:
+    """Commit record of a unit's targets."""
+    return f"{target_records(name)}/{unit}.json"
+
+
+def pack_payload(unit: Unit, sha256: str) -> str:
+    """Tar of a unit's crops and codes in a pack."""
+    return f"{unit}.{sha256[:16]}.tar"
+
+
+def pack_record(unit: Unit) -> str:
+    """Commit record of a unit of a pack."""
+    return f"{PACK_RECORDS}/{unit}.json"
+
+
+def unit_of(name: str) -> Unit | None:
+    """Return the unit whose payload or record a name is; None for anything else."""
+    match = _UNIT.match(name.rpartition("/")[2])
+    return Unit(*(int(part) for part in match.groups())) if match else None
 
 
 def check_name(name: str) -> str:

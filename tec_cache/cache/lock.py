@@ -1,23 +1,74 @@
-"""One writer at a time: advisory locks that end with the process that holds them."""
+"""Who may write and who may remove: advisory locks that end with the process that holds them.
+
+Writers share a cache: each commits units of its own, and of two that make the same unit one wins. Removing
+(--overwrite, rm, repair, and the clearing of what killed jobs left) wants the cache for itself. An object store
+has no locks; there, removing while others write is the user's own care.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tec_cache.distributed import Ranks
 from tec_cache.errors import TecCacheError
+from tec_cache.store import Store
+from tec_cache.store.files import make_folder
+
+PATIENCE = 60.0
+"""Seconds that a writer waits: every job has the cache alone for a moment, to clear what killed jobs left."""
 
 _RANGE = 1 << 30
+_TODO = "wait until it is done, then run this command again"
+
+
+class CacheLock:
+    """A job's hold on a cache."""
+
+    def __init__(self, file: IO[bytes] | None, where: str) -> None:
+        self._file, self._where = file, where
+
+    def share(self) -> None:
+        """Write beside other writers. Raises TecCacheError where another job is still removing after a while."""
+        end = time.monotonic() + PATIENCE
+        while not self._try(fcntl.LOCK_SH):
+            if time.monotonic() > end:
+                raise TecCacheError("another job is removing parts of this cache", where=self._where, todo=_TODO)
+            time.sleep(0.05)
+
+    def own(self) -> None:
+        """Have the cache alone. Raises TecCacheError while any other job writes."""
+        if not self.try_own():
+            raise TecCacheError("another job is writing to this cache", where=self._where, todo=_TODO)
+
+    def try_own(self) -> bool:
+        """Have the cache alone if nobody else writes; say whether it worked."""
+        return self._try(fcntl.LOCK_EX)
+
+    def _try(self, kind: int) -> bool:
+        return self._file is None or _lock(self._file, kind)
+
+
+@contextmanager
+def cache_lock(store: Store) -> Iterator[CacheLock]:
+    """Open a lock on a cache, not held yet, for the length of the block."""
+    if store.folder is None:
+        yield CacheLock(None, store.url)
+        return
+    make_folder(store.folder)
+    with (store.folder / ".lock").open("a+b") as file:
+        yield CacheLock(file, store.url)
 
 
 @contextmanager
 def writing(folder: Path, what: str, ranks: Ranks) -> Iterator[None]:
-    """Keep other jobs from writing into `folder` for the length of the block.
+    """Keep other jobs from writing into a run's folder for the length of the block.
 
     Each of a job's ranks locks its own share of a range of bytes, so ranks do not disturb each other, while any
     two jobs overlap somewhere, whatever their numbers of ranks. Raises TecCacheError where another job holds it.
@@ -25,16 +76,19 @@ def writing(folder: Path, what: str, ranks: Ranks) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     first, end = (_RANGE * i // ranks.world_size for i in (ranks.rank, ranks.rank + 1))
     with (folder / ".lock").open("ab") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, end - first, first, os.SEEK_SET)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise TecCacheError(
-                    f"another job is writing {what}",
-                    where=str(folder),
-                    todo="wait until it is done, then run this command again: it makes what is left",
-                ) from error
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            # a file system without locks: two jobs on one cache are then the user's own care
+        if not _lock(file, fcntl.LOCK_EX, end - first, first):
+            raise TecCacheError(f"another job is writing {what}", where=str(folder), todo=_TODO)
         yield
+
+
+def _lock(file: IO[bytes], kind: int, length: int = 0, start: int = 0) -> bool:
+    """Lock a range of a file without waiting; say whether nobody was in the way."""
+    try:
+        fcntl.lockf(file, kind | fcntl.LOCK_NB, length, start, os.SEEK_SET)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        # a file system without locks: two jobs on one cache are then the user's own care
+    return True

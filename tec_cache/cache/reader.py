@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
-import os
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tec_cache.cache.layout import Layout, Unit
+from tec_cache.cache import layout
+from tec_cache.cache.blocks import read_block
+from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.manifest import read_manifest
-from tec_cache.cache.record import SourceRecord, TargetRecord, ViewsRecord, hash_file
+from tec_cache.cache.record import MEND, CodecRecord, SourceRecord, TargetRecord, ViewsRecord
 from tec_cache.codec import Codec, get_codec
 from tec_cache.errors import CacheError, ConfigError, listed, nearest
+from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
 
 if TYPE_CHECKING:
@@ -24,17 +28,27 @@ if TYPE_CHECKING:
 
     from tec_cache.types import Targets
 
+RECORD_THREADS = 16
+"""Records are small; from an object store each is a round trip."""
+
 
 def open_cache(path: str | Path) -> Cache:
-    """Open a cache folder. Raises ConfigError where there is none, CacheError where it is damaged."""
-    layout = Layout(Path(path))
-    if not layout.manifest.is_file():
+    """Open a cache, or a pack of one, in a folder or at a URL.
+
+    Raises ConfigError where there is none, CacheError where it is damaged.
+    """
+    store = open_store(path)
+    if store.size(layout.PACK) is not None:
+        from tec_cache.cache.packed import open_pack
+
+        return open_pack(store)
+    if store.size(layout.MANIFEST) is None:
         raise ConfigError(
             "there is no cache here",
             where=str(path),
             todo="make one: tec-cache extract SHARDS --cache DIR --base mae",
         )
-    return Cache(layout, read_manifest(layout.manifest))
+    return Cache(store, read_manifest(store, layout.MANIFEST))
 
 
 @dataclass(frozen=True)
@@ -44,8 +58,14 @@ class Cache:
     `cache["mae"]` is a target set; `cache.identity` says how the views were made.
     """
 
-    layout: Layout
+    store: Store
     manifest: dict[str, Any]
+    only: frozenset[tuple[int, int]] | None = None
+    """Groups (shard, group) to which this cache is narrowed; None: all."""
+
+    mend: ClassVar[str] = MEND
+    """What to do about damage."""
+    go_on: ClassVar[str] = "run the same tec-cache extract again, it goes on where it stopped"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -76,7 +96,21 @@ class Cache:
     @functools.cached_property
     def view_units(self) -> list[Unit]:
         """All committed units of views, sorted; what has no record is not there."""
-        return _units(self.layout.root / "records" / "views")
+        return self.committed()
+
+    def committed(self, target: str | None = None) -> list[Unit]:
+        """List the units of views, or of a target set, that have a record by now, sorted."""
+        return self._wanted(
+            units_in(self.store, layout.VIEW_RECORDS if target is None else layout.target_records(target))
+        )
+
+    def _wanted(self, units: list[Unit]) -> list[Unit]:
+        return units if self.only is None else [unit for unit in units if (unit.shard, unit.group) in self.only]
+
+    @functools.cached_property
+    def view_unit_set(self) -> frozenset[Unit]:
+        """The same, for looking up."""
+        return frozenset(self.view_units)
 
     @functools.cached_property
     def num_views(self) -> int:
@@ -86,84 +120,135 @@ class Cache:
     @functools.cached_property
     def target_names(self) -> list[str]:
         """Names of the target sets."""
-        return sorted(p.parent.name for p in (self.layout.root / "targets").glob("*/target.json"))
+        parts = [name.split("/") for name in self.store.names(layout.TARGETS)]
+        return sorted(part[1] for part in parts if part[2:] == ["target.json"])
 
     def __getitem__(self, name: str) -> TargetSet:
         if name not in self.target_names:
             raise ConfigError(
                 f"this cache has no target set {name!r}{nearest(name, self.target_names)}",
-                where=str(self.layout.root),
+                where=self.store.url,
                 todo=f"it has: {', '.join(self.target_names) or 'none; make one with tec-cache extract --base'}",
             )
-        return TargetSet(self, name, read_manifest(self.layout.target_manifest(name)))
+        return TargetSet(self, name, read_manifest(self.store, layout.target_manifest(name)))
 
     def views_record(self, unit: Unit) -> ViewsRecord:
         """Read the record of a unit of views and check that it belongs to this cache."""
-        path = self.layout.views_record(unit)
-        record = ViewsRecord.read(path)
+        name = layout.views_record(unit)
+        record = ViewsRecord.read(self.store, name)
+        problem = ""
         if record.identity != self.fingerprint:
-            raise CacheError("a unit of another cache", where=str(path), todo="remove it and extract again")
+            problem = "a unit of another cache"
+        elif record.payload and record.payload.name != layout.views_payload(unit, record.payload.sha256):
+            problem = "the record of another unit"
+        if problem:
+            raise CacheError(problem, where=self.store.place(name), todo=MEND)
         return record
+
+    def views_records(self, units: Iterable[Unit]) -> list[ViewsRecord]:
+        """Read many records, several at a time."""
+        with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
+            return list(pool.map(self.views_record, units))
 
     def source_record(self, shard: int) -> SourceRecord | None:
         """Read the record that a source shard was read to its end, if there is one."""
-        path = self.layout.source_record(shard)
-        return SourceRecord.read(path) if path.exists() else None
+        return None if self.store.size(layout.source_record(shard)) is None else self._source_record(shard)
+
+    def _source_record(self, shard: int) -> SourceRecord:
+        name = layout.source_record(shard)
+        record = SourceRecord.read(self.store, name)
+        if record.shard != self.shards[shard]:
+            raise CacheError("the record of another source shard", where=self.store.place(name), todo=MEND)
+        return record
+
+    @functools.cached_property
+    def groups(self) -> dict[int, int]:
+        """Number of groups of each source shard that was read to its end."""
+        names = set(self.store.names(layout.SOURCE_RECORDS))
+        shards = [shard for shard in range(len(self.shards)) if layout.source_record(shard) in names]
+        with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
+            records = pool.map(self._source_record, shards)
+            return {shard: record.groups for shard, record in zip(shards, records, strict=True)}
 
     def missing_units(self, num_views: int, target: str | None = None) -> list[Unit]:
         """List the units that are not there; a shard not read to its end stands for its first missing group."""
-        folder = self.layout.root / "records" / (f"targets/{target}" if target else "views")
-        there = set(_units(folder))
+        there = set(self.view_units if target is None else self.committed(target))
+        if self.only is not None:
+            return [u for s, g in sorted(self.only) for v in range(num_views) if (u := Unit(s, g, v)) not in there]
         missing = []
         for shard in range(len(self.shards)):
-            record = self.source_record(shard)
-            if record is None:
+            if shard not in self.groups:
                 groups = 1 + max((u.group for u in there if u.shard == shard), default=-1)
                 missing.append(Unit(shard, groups, 0))
                 continue
-            wanted = (Unit(shard, g, v) for g in range(record.groups) for v in range(num_views))
+            wanted = (Unit(shard, g, v) for g in range(self.groups[shard]) for v in range(num_views))
             missing += [unit for unit in wanted if unit not in there]
         return missing
 
     def require_complete(self, num_views: int, target: str | None = None) -> None:
         """Raise CacheError unless every unit of the first `num_views` views (and of a target set) is there."""
-        missing, root = self.missing_units(num_views, target), str(self.layout.root)
+        missing = self.missing_units(num_views, target)
         if missing or not self.view_units:
             what = f"target set {target!r}" if target else "the views"
             whole = min((unit.view for unit in missing), default=0)
-            todo = "run the same tec-cache extract again, it goes on where it stopped"
+            todo = self.go_on
             if whole:
                 todo += f"; or use the {whole} whole views: --views {whole}"
-            raise CacheError(f"{what}: units are missing, {listed(map(str, missing))}", where=root, todo=todo)
+            what = f"{what}: units are missing, {listed(map(str, missing))}"
+            raise CacheError(what, where=self.store.url, todo=todo)
 
-    def read_crops(self, unit: Unit, record: ViewsRecord, rows: Sequence[int]) -> list[bytes]:
-        """Read the JPEGs of some rows of a unit, each checked against its CRC-32."""
-        path = self.layout.views(unit)
-        crops = []
+    def finished_groups(self, num_views: int, target: str | None = None) -> frozenset[tuple[int, int]]:
+        """List the groups (shard, group) of which all views, and their targets, are committed by now."""
+        there = set(self.view_units)
+        if target is not None:
+            there &= set(self[target].units)
+        groups = {(unit.shard, unit.group) for unit in there}
+        return frozenset((s, g) for s, g in groups if all(Unit(s, g, v) in there for v in range(num_views)))
+
+    def narrowed(self, groups: Iterable[tuple[int, int]]) -> Cache:
+        """Return the same cache, limited to some groups of samples."""
+        return replace(self, only=frozenset(groups))
+
+    def read_crops(self, record: ViewsRecord, rows: Sequence[int]) -> list[bytes]:
+        """Read the JPEGs of some rows of a unit, each checked against its CRC-32; successive rows in one piece."""
+        if not rows or record.payload is None:
+            return []
+        offsets, sizes = record.offsets, record.sizes
+        name = record.payload.name
         try:
-            handle = os.open(path, os.O_RDONLY)
+            if list(rows) == list(range(rows[0], rows[-1] + 1)):
+                start = offsets[rows[0]]
+                (piece,) = self.store.read_ranges(name, [(start, offsets[rows[-1]] + sizes[rows[-1]] - start)])
+                crops = [piece[offsets[row] - start : offsets[row] - start + sizes[row]] for row in rows]
+            else:
+                crops = self.store.read_ranges(name, [(offsets[row], sizes[row]) for row in rows])
         except OSError as error:
-            raise CacheError(
-                f"crops are gone: {error.strerror}", where=str(path), todo=_again(self.layout.views_record(unit))
-            ) from error
-        try:
-            for row in rows:
-                data = os.pread(handle, record.sizes[row], record.offsets[row])
-                if zlib.crc32(data) != record.crc32[row]:
-                    raise CacheError(
-                        f"crop {record.keys[row]!r} is damaged",
-                        where=f"{path}, row {row}",
-                        todo=_again(self.layout.views_record(unit)),
-                    )
-                crops.append(data)
-        finally:
-            os.close(handle)
+            raise unreadable("crops", self.store.place(name), error, self.mend) from error
+        for row, crop in zip(rows, crops, strict=True):
+            if zlib.crc32(crop) != record.crc32[row]:
+                if self.store.drop_copy(name):
+                    return self.read_crops(record, rows)
+                where = f"{self.store.place(name)}, row {row}"
+                raise CacheError(f"crop {record.keys[row]!r} is damaged", where=where, todo=self.mend)
         return crops
 
+    def read_block(
+        self, views: ViewsRecord, number: int, targets: TargetSet | None, coded: TargetRecord | None
+    ) -> tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]:
+        """Read block `number` of a unit: its crops as JPEGs, and the stored arrays (rows, ...) of a target set."""
+        crops = self.read_crops(views, block_rows(len(views.keys), number))
+        return crops, {} if targets is None or coded is None else targets.read_block(coded, number)
 
-def _again(record: Path) -> str:
-    """Return the remedy for a damaged unit."""
-    return f"remove {record} and run the same tec-cache extract again"
+
+def block_rows(count: int, number: int) -> range:
+    """Return the rows of block `number` of a unit of `count`."""
+    return range(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, count))
+
+
+def unreadable(what: str, where: str, error: OSError, todo: str = MEND) -> CacheError:
+    """Say that a file is gone or cannot be read."""
+    gone = "are gone" if isinstance(error, FileNotFoundError) else "cannot be read"
+    return CacheError(f"{what} {gone}: {error.strerror or error}", where=where, todo=todo)
 
 
 @dataclass(frozen=True)
@@ -191,72 +276,107 @@ class TargetSet:
         return TargetSpec(**self.identity["spec"])
 
     @functools.cached_property
+    def units(self) -> list[Unit]:
+        """All committed units, sorted."""
+        return self.cache.committed(self.name)
+
+    @functools.cached_property
+    def codec_record(self) -> CodecRecord:
+        """How the set is coded, and its measured errors. Raises CacheError where it was never fitted."""
+        store, name = self.cache.store, layout.codec_record(self.name)
+        if store.size(name) is None:
+            todo = "run the same tec-cache extract again"
+            raise CacheError(f"target set {self.name!r} has no codec yet", where=store.place(name), todo=todo)
+        record = CodecRecord.read(store, name)
+        payload = record.payload
+        other = payload is not None and payload.name != layout.codec_payload(self.name, payload.sha256)
+        if record.identity != self.fingerprint or other:
+            raise CacheError("the codec of another target set", where=store.place(name), todo="restore it from a copy")
+        return record
+
+    @functools.cached_property
     def codec(self) -> Codec:
         """What decodes them."""
-        return get_codec(self.identity["codec"])
+        payload, store = self.codec_record.payload, self.cache.store
+        parameters = None
+        if payload is not None:
+            try:
+                parameters = store.read(payload.name)
+            except OSError as error:
+                raise unreadable("the codec's parameters", store.place(payload.name), error) from error
+            if sha256(parameters).hexdigest() != payload.sha256:
+                todo = "restore it from a copy: without it no unit of the set can be decoded"
+                raise CacheError("the codec's parameters are damaged", where=store.place(payload.name), todo=todo)
+        return get_codec(self.identity["codec"], parameters)
 
     def record(self, unit: Unit, views: ViewsRecord | None = None) -> TargetRecord:
-        """Read the record of a unit and check that it belongs to this set and to the views beside it."""
-        path = self.cache.layout.target_record(self.name, unit)
-        record = TargetRecord.read(path)
+        """Read the record of a unit and check that it belongs to this set and to the views beside it.
+
+        views: the record of the unit's views, if it was read already.
+        """
+        store, name = self.cache.store, layout.target_record(self.name, unit)
+        record = TargetRecord.read(store, name)
         views = views or self.cache.views_record(unit)
+        codec = self.codec_record.payload
         problem = ""
         if record.identity != self.fingerprint:
             problem = "a unit of another target set"
-        elif (record.keys_sha256, record.views_sha256) != (views.keys_sha256, views.tar_sha256):
+        elif record.payload and record.payload.name != layout.target_payload(self.name, unit, record.payload.sha256):
+            problem = "the record of another unit"
+        elif record.codec_sha256 != (codec.sha256 if codec else ""):
+            problem = "these targets were coded with other parameters"
+        elif (record.keys_sha256, record.views_sha256) != (
+            views.keys_sha256,
+            views.payload.sha256 if views.payload else "",
+        ):
             problem = "these targets were made from other crops"
         if problem:
-            raise CacheError(problem, where=str(path), todo=_again(path))
+            raise CacheError(problem, where=store.place(name), todo=MEND)
         return record
 
-    def open(self, unit: Unit, views: ViewsRecord | None = None) -> dict[str, Any]:
-        """Open the Zarr arrays of a unit for reading by rows.
+    def records(self, units: Sequence[Unit]) -> list[TargetRecord]:
+        """Read many records, several at a time."""
+        with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
+            return list(pool.map(self.record, units))
 
-        Sizes of all files and the SHA-256 of the metadata are checked now, the blocks by their CRC when read.
-        views: the record of the unit's views, if it was read already.
-        """
-        import zarr
-
-        folder = self.cache.layout.targets(self.name, unit)
-        for name, (size, sha256) in self.record(unit, views).files.items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != size:
-                raise CacheError(
-                    "a file is gone or has another size",
-                    where=str(path),
-                    todo=_again(self.cache.layout.target_record(self.name, unit)),
-                )
-            if path.suffix == ".json" and hash_file(path) != sha256:
-                raise CacheError(
-                    "damaged metadata of an array",
-                    where=str(path),
-                    todo=_again(self.cache.layout.target_record(self.name, unit)),
-                )
-        group = zarr.open_group(folder, mode="r")
-        return {name: group[name] for name in self.codec.arrays(self.spec)}
-
-    def read(self, arrays: dict[str, Any], start: int, stop: int, unit: Unit) -> dict[str, npt.NDArray[np.generic]]:
-        """Read rows start..stop of every array; a damaged block is a CacheError."""
+    def read_block(self, record: TargetRecord, number: int) -> dict[str, npt.NDArray[np.generic]]:
+        """Read block `number` of a unit: array -> (rows, ...), rows = BLOCK_ROWS or what is left at the end."""
+        if record.payload is None:
+            return {}
+        store, name = self.cache.store, record.payload.name
+        places = {array: blocks[number] for array, blocks in record.blocks.items()}
         try:
-            return {name: array[start:stop] for name, array in arrays.items()}
-        except Exception as error:
-            # zarr and numcodecs raise ValueError, RuntimeError and others for a checksum that does not fit
-            where = f"{self.cache.layout.targets(self.name, unit)}, rows {start}..{stop}"
-            raise CacheError(
-                f"damaged targets: {error}", where=where, todo=_again(self.cache.layout.target_record(self.name, unit))
-            ) from error
+            pieces = store.read_ranges(name, [(offset, size) for offset, size, _ in places.values()])
+        except OSError as error:
+            raise unreadable("targets", store.place(name), error) from error
+        rows, specs = min(BLOCK_ROWS, record.count - number * BLOCK_ROWS), self.codec.arrays(self.spec)
+        arrays = {}
+        for (array, (_, _, crc)), data in zip(places.items(), pieces, strict=True):
+            if zlib.crc32(data) != crc:
+                if store.drop_copy(name):
+                    return self.read_block(record, number)
+                where = f"{store.place(name)}, {array}, rows from {number * BLOCK_ROWS}"
+                raise CacheError("damaged targets", where=where, todo=MEND)
+            arrays[array] = read_block(data, specs[array])[:rows]
+        return arrays
+
+    def read_unit(self, record: TargetRecord) -> dict[str, npt.NDArray[np.generic]]:
+        """Read all rows of a unit: array -> (count, ...)."""
+        import numpy as np
+
+        blocks = [self.read_block(record, number) for number in range(-(-record.count // BLOCK_ROWS))]
+        return {name: np.concatenate([block[name] for block in blocks]) for name in record.blocks}
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> Targets:
         """Decode stored rows, on the device they are on, to normalized float32 targets."""
         return self.codec.decode(arrays, self.spec)
 
 
-def _units(folder: Path) -> list[Unit]:
-    """List the units that have a record in a folder."""
-    if not folder.is_dir():
-        return []
-    names = [p.stem for p in folder.iterdir() if p.suffix == ".json" and not p.name.startswith(".")]
+def units_in(store: Store, folder: str) -> list[Unit]:
+    """List the units that have a record in a folder of records."""
+    names = [name.rpartition("/")[2].removesuffix(".json") for name in store.names(folder)]
     try:
         return sorted(Unit.parse(name) for name in names)
     except ValueError as error:
-        raise CacheError(f"a foreign file among the records: {error}", where=str(folder), todo="remove it") from error
+        todo = "remove it"
+        raise CacheError(f"a foreign file among the records: {error}", where=store.place(folder), todo=todo) from error

@@ -1,20 +1,28 @@
-"""Commit records: small JSON files, written last and atomically. What has none does not exist."""
+"""Commit records: small sealed JSON files, created last and never changed. What has none does not exist."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
-from tec_cache.cache.identity import canonical_json
+from tec_cache.cache.sealed import seal, unseal
 from tec_cache.errors import CacheError
+from tec_cache.store import Store
 
 R = TypeVar("R", bound="_Record")
+
+MEND = "tec-cache verify CACHE --repair drops what is bad, then run the same tec-cache extract again"
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A file that a record names; its name holds the first half of its hash."""
+
+    name: str
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,22 +30,34 @@ class _Record:
     """JSON in, JSON out; unknown and missing fields are refused."""
 
     @classmethod
-    def read(cls: type[R], path: Path) -> R:
-        """Read a record. Raises CacheError if it is damaged."""
+    def read(cls: type[R], store: Store, name: str) -> R:
+        """Read a record. Raises CacheError if it is damaged or gone."""
         try:
-            values = json.loads(path.read_bytes())
-            names = {f.name for f in fields(cls)}
-            if set(values) != names:
-                raise ValueError(f"fields {sorted(set(values) ^ names)} are missing or unknown")
-            return cls(**values)
+            return cls.from_bytes(store.read(name))
         except (OSError, ValueError, TypeError) as error:
-            raise CacheError(
-                f"damaged record: {error}", where=str(path), todo="remove it and run the same extract again"
-            ) from error
+            raise CacheError(f"damaged record: {error}", where=store.place(name), todo=MEND) from error
 
-    def write(self, path: Path) -> None:
-        """Write the record atomically; a reader sees all of it or none."""
-        write_atomically(path, canonical_json(asdict(self)) + b"\n")
+    @classmethod
+    def from_bytes(cls: type[R], data: bytes) -> R:
+        """Read a record's bytes. Raises ValueError or TypeError if they are damaged."""
+        values = unseal(data)
+        names = {f.name for f in fields(cls)}
+        if set(values) != names:
+            raise ValueError(f"fields {sorted(set(values) ^ names)} are missing or unknown")
+        return cls(**cls._typed(values))
+
+    @staticmethod
+    def _typed(values: dict[str, Any]) -> dict[str, Any]:
+        """Turn plain JSON values into the fields' types."""
+        return values | {"payload": _payload(values.get("payload"))} if "payload" in values else values
+
+    def to_bytes(self) -> bytes:
+        """Return the record as it is written."""
+        return seal(asdict(self))
+
+    def create(self: R, store: Store, name: str) -> R:
+        """Write the record unless one is there; return the one that is there afterwards."""
+        return self if store.create(name, self.to_bytes()) else type(self).read(store, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +86,50 @@ class ViewsRecord(_Record):
     keys_sha256: str
     labels: list[int | None]
     offsets: list[int]
-    """Byte position of each crop's JPEG within the tar."""
+    """Byte position of each crop's JPEG within the tar, rising."""
     sizes: list[int]
     crc32: list[int]
     """Of each JPEG; checked whenever a crop is read."""
-    tar_bytes: int
-    """0 and no tar where every sample of the group is broken."""
-    tar_sha256: str
+    payload: Payload | None
+    """The tar; None where every sample of the group is broken."""
     skipped: list[list[str]]
     """[key, reason] of each broken sample of the group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedCodes:
+    """One target set's members in a unit of a pack, and the targets of the cache that they were made from."""
+
+    identity: str
+    """Fingerprint of the target set."""
+    codec_sha256: str
+    payload: Payload | None
+    """The cache's zip of Zarr arrays, which unpacking makes again."""
+    arrays_sha256: str
+    """Of the arrays' values, `tec_cache.cache.frames.hash_arrays`: they must come back whatever wrote the zip."""
+    offsets: list[int]
+    """Byte position of each crop's member within the pack's tar, rising."""
+    sizes: list[int]
+    crc32: list[int]
+    """Of each member; checked whenever it is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackRecord(ViewsRecord):
+    """One unit of a pack. Offsets and payload are those of the pack's tar, which holds the codes as well."""
+
+    views: Payload | None
+    """The cache's tar of the same crops, which unpacking makes again."""
+    targets: dict[str, PackedCodes]
+
+    @staticmethod
+    def _typed(values: dict[str, Any]) -> dict[str, Any]:
+        codes = {
+            name: PackedCodes(**(entry | {"payload": _payload(entry["payload"])}))
+            for name, entry in values["targets"].items()
+        }
+        payloads = {name: _payload(values[name]) for name in ("payload", "views")}
+        return values | payloads | {"targets": codes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,18 +138,37 @@ class TargetRecord(_Record):
 
     identity: str
     """Fingerprint of the target set."""
+    codec_sha256: str
+    """Of the codec's parameters with which it was encoded; empty where the codec has none."""
     count: int
     keys_sha256: str
     """Of the keys of the views it was made from."""
     views_sha256: str
-    """Of the tar it was made from."""
-    files: dict[str, list[Any]]
-    """Relative path -> [bytes, SHA-256] of every file of the Zarr group."""
+    """Of the tar it was made from; empty where there is none."""
+    payload: Payload | None
+    """The zip of Zarr arrays; None for a unit without samples."""
+    blocks: dict[str, list[list[int]]]
+    """Array -> [byte position in the zip, bytes, CRC-32] of each block of rows."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes on disk of the unit's targets."""
-        return sum(int(size) for size, _ in self.files.values())
+
+@dataclass(frozen=True, kw_only=True)
+class CodecRecord(_Record):
+    """How a target set is coded: fitted once, before its first unit."""
+
+    identity: str
+    """Fingerprint of the target set."""
+    payload: Payload | None
+    """The fitted parameters; None for a codec without any."""
+    fitted_views: int
+    """Views from which the parameters were fitted."""
+    checked_views: int
+    """Views of other photos on which the errors were measured."""
+    errors: dict[str, float]
+    """`tec_cache.codec.errors` names -> value."""
+
+
+def _payload(values: dict[str, Any] | None) -> Payload | None:
+    return None if values is None else Payload(**values)
 
 
 def hash_keys(keys: Iterable[str]) -> str:
@@ -104,57 +178,3 @@ def hash_keys(keys: Iterable[str]) -> str:
         data = key.encode()
         digest.update(len(data).to_bytes(4, "little") + data)
     return digest.hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, as hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def temporary(path: Path) -> Path:
-    """Return a hidden name beside `path` that no other process uses."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-
-
-def write_durably(path: Path, write: Callable[[IO[bytes]], object], *, once: bool = False) -> bool:
-    """Let `write` fill a file that is there whole or not at all, even after a power cut.
-
-    once: leave a file that is there already, and return False; safe among several processes.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = temporary(path)
-    try:
-        with draft.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if once:
-            os.link(draft, path)  # unlike rename, link fails where the name is taken
-        else:
-            draft.replace(path)
-    except FileExistsError:
-        return False
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
-    return True
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file durably, in place of one that is there."""
-    write_durably(path, lambda stream: stream.write(data))
-
-
-def create_once(path: Path, data: bytes) -> bool:
-    """Create a file unless it exists; return whether this call created it."""
-    return write_durably(path, lambda stream: stream.write(data), once=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

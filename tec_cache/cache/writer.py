@@ -1,32 +1,39 @@
-"""The writing half of the cache: payload first, synced, under a temporary name; then the record."""
+"""The writing half of the cache: payload first, durable, under a name of its own; then the record, created once.
+
+Whoever creates the record of a unit has made it. Another job that made the same unit meanwhile finds the record,
+removes its own payload unless the record names that very file, and goes on.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import webdataset as wds
 
-from tec_cache.cache.layout import BLOCK_ROWS, Layout, Unit, crop_name
-from tec_cache.cache.record import (
-    TargetRecord,
-    ViewsRecord,
-    hash_file,
-    hash_keys,
-    sync_folder,
-    temporary,
+from tec_cache.cache.blocks import write_zip
+from tec_cache.cache.layout import (
+    Unit,
+    crop_name,
+    target_payload,
+    target_record,
+    views_payload,
+    views_record,
 )
+from tec_cache.cache.record import PackRecord, Payload, TargetRecord, ViewsRecord, hash_keys
 from tec_cache.codec import ArraySpec
+from tec_cache.store import Store
+from tec_cache.store.files import hash_file
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+R = TypeVar("R", ViewsRecord, TargetRecord, PackRecord)
 
 
 @dataclass(frozen=True)
@@ -64,122 +71,104 @@ class TargetArrays:
 
 
 def commit_views(
-    layout: Layout, unit: Unit, crops: Sequence[Crop], skipped: Sequence[tuple[str, str]], identity: str
+    store: Store, unit: Unit, crops: Sequence[Crop], skipped: Sequence[tuple[str, str]], identity: str
 ) -> ViewsRecord:
-    """Write the tar of a unit and its record. The tar holds no times, users or hosts."""
-    final = layout.views(unit)
-    offsets, sizes = [], []
-    tar_bytes, tar_sha256 = 0, ""
-    _clear_temporaries(final)
-    if crops:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        draft = temporary(final)
-        with draft.open("wb") as stream:
-            with wds.TarWriter(stream, user="", group="", mtime=0, encoder=False) as tar:
-                for crop in crops:
-                    fields = {"__key__": crop_name(crop.key, unit.view), "jpg": crop.jpeg}
-                    if crop.label is not None:
-                        fields["cls"] = str(crop.label).encode()
-                    tar.write(fields)
-            stream.flush()
-            os.fsync(stream.fileno())
-        with tarfile.open(draft) as written:
-            for info in written:
-                if info.name.endswith(".jpg"):
-                    offsets.append(info.offset_data)
-                    sizes.append(info.size)
-        tar_bytes, tar_sha256 = draft.stat().st_size, hash_file(draft)
-        draft.replace(final)
-        sync_folder(final.parent)
+    """Write the tar of a unit and its record; return the record that counts."""
     keys = [crop.key for crop in crops]
-    record = ViewsRecord(
-        identity=identity,
-        keys=keys,
-        keys_sha256=hash_keys(keys),
-        labels=[crop.label for crop in crops],
-        offsets=offsets,
-        sizes=sizes,
-        crc32=[zlib.crc32(crop.jpeg) for crop in crops],
-        tar_bytes=tar_bytes,
-        tar_sha256=tar_sha256,
-        skipped=[list(pair) for pair in skipped],
+    crc32 = [zlib.crc32(crop.jpeg) for crop in crops]
+    sizes = [len(crop.jpeg) for crop in crops]
+
+    def record(payload: Payload | None, offsets: list[int]) -> ViewsRecord:
+        return ViewsRecord(
+            identity=identity,
+            keys=keys,
+            keys_sha256=hash_keys(keys),
+            labels=[crop.label for crop in crops],
+            offsets=offsets,
+            sizes=sizes,
+            crc32=crc32,
+            payload=payload,
+            skipped=[list(pair) for pair in skipped],
+        )
+
+    if not crops:
+        return record(None, []).create(store, views_record(unit))
+    return commit(
+        store,
+        views_record(unit),
+        write=lambda path: _write_tar(path, crops, unit),
+        name=lambda sha256: views_payload(unit, sha256),
+        record=record,
     )
-    record.write(layout.views_record(unit))
-    return record
 
 
 def commit_targets(
-    layout: Layout, name: str, unit: Unit, targets: TargetArrays, views: ViewsRecord, identity: str
+    store: Store, name: str, unit: Unit, targets: TargetArrays, views: ViewsRecord, identity: str, codec_sha256: str
 ) -> TargetRecord:
-    """Write the Zarr group of a unit's targets and its record."""
+    """Write the arrays of a unit's targets and their record; return the record that counts."""
     if targets.filled != targets.count or targets.count != len(views.keys):
         raise ValueError(f"{unit}: {targets.filled} rows of {targets.count} for {len(views.keys)} crops")
-    final = layout.targets(name, unit)
-    files: dict[str, list[Any]] = {}
-    _clear_temporaries(final)
-    if targets.count:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        draft = temporary(final)
-        write_zarr(draft, targets.arrays)
-        files = _sync_tree(draft)
-        if final.exists():
-            shutil.rmtree(final)  # left over without a record; the lock keeps other jobs away from this set
-        draft.replace(final)
-        sync_folder(final.parent)
-    record = TargetRecord(
-        identity=identity,
-        count=targets.count,
-        keys_sha256=views.keys_sha256,
-        views_sha256=views.tar_sha256,
-        files=files,
-    )
-    record.write(layout.target_record(name, unit))
-    return record
 
-
-def write_zarr(folder: Path, arrays: dict[str, npt.NDArray[np.generic]]) -> None:
-    """Write arrays as one Zarr v3 group: one shard file an array, inner chunks of `BLOCK_ROWS` rows.
-
-    Standard codec names only (sharding_indexed, bytes, blosc, crc32c), so that any Zarr v3 reader opens it.
-    The checksum comes after the compressor: zstd alone does not notice a flipped bit.
-    """
-    import zarr
-    from zarr.codecs import BloscCodec, Crc32cCodec
-    from zarr.storage import LocalStore
-
-    group = zarr.create_group(store=LocalStore(folder), zarr_format=3)
-    for name, values in arrays.items():
-        shuffle: Literal["bitshuffle", "noshuffle"] = "bitshuffle" if values.dtype.itemsize > 1 else "noshuffle"
-        blosc = BloscCodec(cname="zstd", clevel=3, shuffle=shuffle, typesize=values.dtype.itemsize)
-        rows = -(-len(values) // BLOCK_ROWS) * BLOCK_ROWS
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            dtype=values.dtype,
-            chunks=(BLOCK_ROWS, *values.shape[1:]),
-            shards=(rows, *values.shape[1:]),
-            compressors=[blosc, Crc32cCodec()],
-            config={"write_empty_chunks": True},  # so that a missing chunk is never a legal one
+    def record(payload: Payload | None, blocks: dict[str, list[list[int]]]) -> TargetRecord:
+        return TargetRecord(
+            identity=identity,
+            codec_sha256=codec_sha256,
+            count=targets.count,
+            keys_sha256=views.keys_sha256,
+            views_sha256=views.payload.sha256 if views.payload else "",
+            payload=payload,
+            blocks=blocks,
         )
-        array[...] = values
+
+    if not targets.count:
+        return record(None, {}).create(store, target_record(name, unit))
+    return commit(
+        store,
+        target_record(name, unit),
+        write=lambda path: write_zip(path, targets.arrays, targets.specs),
+        name=lambda sha256: target_payload(name, unit, sha256),
+        record=record,
+    )
 
 
-def _sync_tree(folder: Path) -> dict[str, list[Any]]:
-    """Sync every file below a folder; return relative path -> [bytes, SHA-256]."""
-    files: dict[str, list[Any]] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-        files[path.relative_to(folder).as_posix()] = [path.stat().st_size, hash_file(path)]
-    for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
-        sync_folder(path)
-    return files
+def put_payload(store: Store, draft: Path, name: Callable[[str], str]) -> Payload:
+    """Give a finished draft the name that holds its hash."""
+    sha256 = hash_file(draft)
+    payload = Payload(name(sha256), draft.stat().st_size, sha256)
+    store.put(draft, payload.name)
+    return payload
 
 
-def _clear_temporaries(final: Path) -> None:
-    """Remove what a killed process left of this unit; the lock keeps other jobs out, ranks own other units."""
-    for path in final.parent.glob(f".{final.name}.*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+def commit(
+    store: Store,
+    record_name: str,
+    *,
+    write: Callable[[Path], Any],
+    name: Callable[[str], str],
+    record: Callable[[Payload | None, Any], R],
+) -> R:
+    """Write a payload and its record; return the record that counts.
+
+    `write` returns what `record` wants to know of the payload's inside.
+    """
+    with store.draft() as draft:
+        inside = write(draft)
+        payload = put_payload(store, draft, name)
+    made = record(payload, inside)
+    there = made.create(store, record_name)
+    if there.payload is None or there.payload.name != payload.name:
+        store.remove(payload.name)  # another job was first
+    return there
+
+
+def _write_tar(path: Path, crops: Sequence[Crop], unit: Unit) -> list[int]:
+    """Write crops as plain WebDataset, without times, users or hosts; return the position of each JPEG."""
+    with path.open("wb") as stream:
+        with wds.TarWriter(stream, user="", group="", mtime=0, encoder=False) as tar:
+            for crop in crops:
+                fields = {"__key__": crop_name(crop.key, unit.view), "jpg": crop.jpeg}
+                if crop.label is not None:
+                    fields["cls"] = str(crop.label).encode()
+                tar.write(fields)
+    with tarfile.open(path) as written:
+        return [info.offset_data for info in written if info.name.endswith(".jpg")]

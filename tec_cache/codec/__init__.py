@@ -1,21 +1,22 @@
 """How targets become small arrays and come back.
 
-A codec is a frozen object with a name, known to `get_codec`. Its contract:
+A codec is a frozen object that `get_codec` makes. Its contract:
 
 - `arrays(spec)` names the arrays it stores per view, with the shape and dtype of one row.
 - `encode(targets, spec)` takes *normalized* targets of a batch (any device) and gives those arrays, batch first.
   A value that it cannot hold is an error, never a silent clip.
 - `decode(arrays, spec)` takes the same arrays as tensors on any device and gives float32 `Targets`. It needs
-  nothing but what `to_json` wrote down.
+  nothing but what `to_bytes` wrote down.
 - Attention logits are stored without the mean of each row, which the softmax removes anyway: they come back
   up to a constant per row.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from tec_cache.errors import ConfigError, nearest
+from tec_cache.errors import CacheError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,14 +25,19 @@ if TYPE_CHECKING:
 
     from tec_cache.types import Targets, TargetSpec
 
-CODECS = ("fp16", "int8")
-
 
 class ArraySpec(NamedTuple):
-    """One stored array: the shape of a row (without the batch) and its numpy dtype."""
+    """One stored array: a row's shape (without the batch) and dtype, and how a block of rows is compressed."""
 
     shape: tuple[int, ...]
     dtype: str
+    order: tuple[int, ...] = ()
+    """Order in which the axes of a block (0: the rows) are laid out; empty: as they are. Zarr's `transpose`."""
+    shuffle: Literal["noshuffle", "shuffle", "bitshuffle"] = "bitshuffle"
+    level: int = 3
+    """Of zstd within Blosc."""
+    split: int = 0
+    """Blosc's block size in bytes; 0: its own choice."""
 
 
 class Codec(Protocol):
@@ -48,17 +54,24 @@ class Codec(Protocol):
     def decode(self, arrays: dict[str, torch.Tensor], spec: TargetSpec) -> Targets:
         """Turn arrays into float32 targets."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `get_codec` needs to make the codec again."""
+    def to_bytes(self) -> bytes | None:
+        """Return the fitted parameters from which `get_codec` makes the codec again; None for none."""
 
 
-def get_codec(config: str | dict[str, Any]) -> Codec:
-    """Make a codec from its name or from what `to_json` returned."""
-    from tec_cache.codec.fp16 import Float16Codec
-    from tec_cache.codec.int8 import Int8Codec
+def get_codec(quality: Mapping[str, Any], parameters: bytes | None) -> Codec:
+    """Make a codec from what the identity of a target set says of it and from its fitted parameters.
 
-    name = config if isinstance(config, str) else config["name"]
-    kinds: dict[str, type[Codec]] = {"fp16": Float16Codec, "int8": Int8Codec}
-    if name not in kinds:
-        raise ConfigError(f"unknown codec {name!r}{nearest(name, CODECS)}", todo=f"one of: {', '.join(CODECS)}")
-    return kinds[name]()
+    Raises CacheError for parameters that are none.
+    """
+    if quality["name"] == "exact":
+        from tec_cache.codec.fp16 import Float16Codec
+
+        return Float16Codec()
+    if quality["name"] != "transform" or parameters is None:
+        raise CacheError(f"unknown codec {quality['name']!r}", todo="use the tec-cache release that made the cache")
+    from tec_cache.codec.transform import TransformCodec
+
+    try:
+        return TransformCodec.from_bytes(parameters)
+    except ValueError as error:
+        raise CacheError(f"the codec's parameters are damaged: {error}", todo="restore them from a copy") from error

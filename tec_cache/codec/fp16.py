@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -45,9 +45,8 @@ class Float16Codec:
         rows = decode_rows(arrays, spec, features.shape[0], features.device)
         return Targets(features, arrays["attention"].float(), rows)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the codec's name; it has no parameters."""
-        return {"name": self.name}
+    def to_bytes(self) -> None:
+        """Return that there is nothing to keep."""
 
 
 def _half(values: torch.Tensor, what: str) -> npt.NDArray[np.float16]:
@@ -55,6 +54,6 @@ def _half(values: torch.Tensor, what: str) -> npt.NDArray[np.float16]:
     if not torch.isfinite(half).all():
         raise NonFiniteError(
             f"{what} up to {values.abs().max().item():.4g} do not fit into half precision",
-            todo="use --codec int8, or --normalization patch",
+            todo="use --quality high, or --normalization patch",
         )
     return half.cpu().numpy()

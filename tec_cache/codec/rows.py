@@ -20,14 +20,14 @@ def rows_array(spec: TargetSpec) -> dict[str, ArraySpec]:
     """Name the array of row indices, where the rows are not simply all patches."""
     if spec.k in (None, 0, "all"):
         return {}
-    return {"rows": ArraySpec((spec.num_rows - 1,), "uint16")}
+    return {"rows": ArraySpec((spec.num_rows - 1,), "uint8" if spec.num_tokens <= 256 else "uint16")}
 
 
 def encode_rows(targets: Targets, spec: TargetSpec) -> dict[str, npt.NDArray[np.generic]]:
-    """Store row indices as uint16, unless there are none or they are all patches in order."""
+    """Store row indices in the smallest type, unless there are none or they are all patches in order."""
     if targets.rows is None or not rows_array(spec):
         return {}
-    return {"rows": targets.rows.cpu().numpy().astype(np.uint16)}
+    return {"rows": targets.rows.cpu().numpy().astype(rows_array(spec)["rows"].dtype)}
 
 
 def decode_rows(arrays: dict[str, torch.Tensor], spec: TargetSpec, batch: int, device: torch.device) -> torch.Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from tec_cache.cache.record import write_atomically, write_durably
 from tec_cache.errors import TecCacheError
+from tec_cache.store.files import write_atomically, write_durably
 
 _NAME = re.compile(r"^step-(\d{9})\.pt$")
 KEEP = 2

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from tec_cache.cache.record import write_atomically
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
+from tec_cache.store.files import write_atomically
 from tec_cache.student.model import Student
 
 ADAPTERS_FILE = "adapters.safetensors"

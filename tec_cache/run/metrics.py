@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tec_cache.cache.record import write_atomically
+from tec_cache.store.files import write_atomically
 
 
 class Metrics:

@@ -1,0 +1,146 @@
+"""The codec of a target set: fitted once, on views drawn by hash over the source, and measured on others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from pipelines.base_batches import targets_of_crops
+from pipelines.prepare import TargetJob, ViewJob
+from pipelines.sample import Sample, sample_crops
+from tec_cache.cache import layout
+from tec_cache.cache.reader import Cache
+from tec_cache.cache.record import CodecRecord
+from tec_cache.cache.writer import put_payload
+from tec_cache.codec import Codec
+from tec_cache.codec.fp16 import Float16Codec
+from tec_cache.codec.measure import TargetErrors
+from tec_cache.errors import CacheError, ConfigError
+from tec_cache.progress import Progress
+from tec_cache.types import Targets, TargetSpec
+
+MOST_CHECKED = 128
+"""Views on which the errors are measured: a quarter of those of the fit, at most this many."""
+
+EXACT_CHECKED = 32
+"""The same where nothing is fitted: half precision errs alike on every view."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A codec and the record that committed it."""
+
+    codec: Codec
+    record: CodecRecord
+
+    @property
+    def sha256(self) -> str:
+        """Of the parameters; empty without any."""
+        return self.record.payload.sha256 if self.record.payload else ""
+
+
+def ensure_codec(
+    cache: Cache, job: TargetJob, views: ViewJob, pool: ThreadPoolExecutor, *, on_error: str, quiet: bool
+) -> Coded:
+    """Return the codec of a target set; fit, measure and commit it where that was not done yet.
+
+    Several processes may do so at once: the first one's counts, and all go on with that. Raises ConfigError where
+    there are too few photos to fit a codec.
+    """
+    there = _committed(cache, job)
+    if there is None and cache.store.names(layout.target_records(job.name)):
+        there = _committed(cache, job) or _lost(cache, job)  # asked again: another job may have fitted it meanwhile
+    if there is not None:
+        return there
+    checked = EXACT_CHECKED if job.quality.exact else max(1, min(MOST_CHECKED, job.fit_views // 4))
+    wanted = (0 if job.quality.exact else job.fit_views) + checked
+    samples = sample_crops(cache, views, wanted, on_error=on_error)
+    if not samples:
+        raise ConfigError("there is no photo to measure the targets on", where=cache.store.url, todo="give photos")
+    fit, check = _divided(samples, wanted, checked)
+    if not fit and not job.quality.exact:
+        todo = "use --quality exact, which needs no fit"
+        raise ConfigError("a codec needs at least two photos to be fitted and measured", todo=todo)
+    with Progress(f"fit {job.name}", total=len(fit) + len(check), quiet=quiet) as progress:
+        codec = fitted_codec(job, _targets(job, fit, pool, progress)) if fit else Float16Codec()
+        errors = TargetErrors(job.spec)
+        for exact in _targets(job, check, pool, progress):
+            errors.add(exact, recoded(codec, exact, job.spec))
+    return commit_codec(cache, job, codec, len(fit), len(check), errors.summary())
+
+
+def recoded(codec: Codec, targets: Targets, spec: TargetSpec) -> Targets:
+    """Encode and decode targets."""
+    stored = {name: torch.from_numpy(values) for name, values in codec.encode(targets, spec).items()}
+    return codec.decode({name: values.to(targets.features.device) for name, values in stored.items()}, spec)
+
+
+def _committed(cache: Cache, job: TargetJob) -> Coded | None:
+    if cache.store.size(layout.codec_record(job.name)) is None:
+        return None
+    target = Cache(cache.store, cache.manifest)[job.name]
+    return Coded(target.codec, target.codec_record)
+
+
+def _lost(cache: Cache, job: TargetJob) -> Coded:
+    raise CacheError(
+        f"target set {job.name!r} has finished units, but its codec is gone",
+        where=cache.store.place(layout.codec_record(job.name)),
+        todo="restore it from a copy: what a new fit gives does not decode them; or make the set again: --overwrite",
+    )
+
+
+def _divided(samples: list[Sample], wanted: int, checked: int) -> tuple[list[Sample], list[Sample]]:
+    """Divide samples in fit and check, in the asked proportion; no photo is in both."""
+    photos = list(dict.fromkeys((s.shard, s.key) for s in samples))
+    count = max(1, round(len(photos) * checked / wanted))
+    held = set(photos[:count])
+    in_check = [(s.shard, s.key) in held for s in samples]
+    fit = [s for s, c in zip(samples, in_check, strict=True) if not c]
+    check = [s for s, c in zip(samples, in_check, strict=True) if c]
+    return fit, check
+
+
+def _targets(job: TargetJob, samples: list[Sample], pool: ThreadPoolExecutor, progress: Progress) -> Iterator[Targets]:
+    for targets in targets_of_crops(job, [s.jpeg for s in samples], [s.key for s in samples], pool):
+        yield targets
+        progress.advance(len(targets.features))
+
+
+def fitted_codec(job: TargetJob, batches: Iterator[Targets]) -> Codec:
+    """Collect the targets on the host and fit the transform there."""
+    from tec_cache.codec.fit import fit_transform
+
+    assert job.quality.mse is not None
+    features, attention = [], []
+    for targets in batches:
+        features.append(targets.features.cpu())
+        if targets.attention is not None:
+            attention.append(targets.attention.cpu())
+    collected = Targets(torch.cat(features), torch.cat(attention) if attention else None)
+    return fit_transform(collected, job.spec, mse=job.quality.mse, kl=job.quality.kl if job.spec.num_rows else None)
+
+
+def commit_codec(
+    cache: Cache, job: TargetJob, codec: Codec, fitted: int, checked: int, errors: dict[str, float]
+) -> Coded:
+    """Write the codec of a target set, unless another job was first; return the one that counts."""
+    store, parameters, payload = cache.store, codec.to_bytes(), None
+    if parameters is not None:
+        with store.draft() as draft:
+            draft.write_bytes(parameters)
+            payload = put_payload(store, draft, lambda sha256: layout.codec_payload(job.name, sha256))
+        assert hashlib.sha256(parameters).hexdigest() == payload.sha256
+    record = CodecRecord(
+        identity=job.fingerprint, payload=payload, fitted_views=fitted, checked_views=checked, errors=errors
+    )
+    there = record.create(store, layout.codec_record(job.name))
+    if payload is not None and there.payload != payload:
+        store.remove(payload.name)  # another job was first
+    coded = _committed(cache, job)
+    assert coded is not None
+    return coded

@@ -1,0 +1,305 @@
+"""A few seconds of extraction: every stage as `extract` runs it, on a sample, in a scratch folder beside the cache."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from shutil import rmtree
+from typing import Any, TypeVar
+
+import torch
+
+from pipelines.base_batches import base_targets, targets_of_crops
+from pipelines.extract_summary import row_bytes
+from pipelines.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, fitted_codec, recoded
+from pipelines.plan_source import Cut
+from pipelines.prepare import TargetJob
+from tec_cache.cache import layout
+from tec_cache.cache.blocks import write_zip
+from tec_cache.cache.identity import FORMAT_VERSION, fingerprint
+from tec_cache.cache.layout import BLOCK_ROWS, Unit
+from tec_cache.cache.manifest import ensure_manifest
+from tec_cache.cache.pixels import decode_crop, resize
+from tec_cache.cache.reader import Cache
+from tec_cache.cache.record import SourceRecord, ViewsRecord
+from tec_cache.cache.writer import Crop, TargetArrays, commit_targets, commit_views
+from tec_cache.codec import Codec
+from tec_cache.codec.fp16 import Float16Codec
+from tec_cache.codec.measure import TargetErrors
+from tec_cache.progress import Progress
+from tec_cache.store import Store, open_store
+from tec_cache.store.local import DRAFTS
+from tec_cache.types import Targets
+
+T = TypeVar("T")
+
+MOST_ROWS = 512
+"""Views of which targets are made, at most."""
+PROBED = 4
+"""Views that tell how many more there is time for."""
+MOST_WRITTEN = 1 << 28
+"""Bytes of targets that are written to try the disk, at most."""
+
+
+LEARNING = 0.6
+"""Exponent with which the bytes of unseen views fall with the number of fitted ones: 21 % more at 32, 12 % at 64,
+8 % at 128, 6 % at 192, measured on DINOv2 ViT-S."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one committed row costs."""
+
+    seconds: float
+    num_bytes: float
+    record_bytes: float
+
+
+@dataclass(frozen=True)
+class ViewCosts:
+    """What the views of one photo cost."""
+
+    sampled: int
+    """Photos that were looked at."""
+    broken: tuple[str, ...]
+    """Those of them that cannot be used, and why."""
+    read: float
+    """Seconds of one photo."""
+    cut: float
+    """Seconds of decoding one photo, cropping it, and JPEG of all its views, with all threads at work."""
+    written: Written
+    """Of one crop."""
+
+
+@dataclass(frozen=True)
+class TargetCosts:
+    """What the targets of one view cost, in seconds and bytes."""
+
+    views: int
+    """That were measured."""
+    base: float
+    """With the decoding of the next batch beneath it."""
+    decode: float
+    """Alone, with all threads."""
+    encode: float
+    fit: float
+    """Of the codec on one view, its targets being there; zero where nothing is left to fit."""
+    check: float
+    """Of measuring the errors of one view."""
+    written: Written
+    unseen: float
+    """How many more bytes, as a share, a view takes that the codec was not fitted on; `written` is of views that it
+    was fitted on. Zero for a codec that is there already, and for exact."""
+
+
+@contextmanager
+def scratch(store: Store) -> Iterator[str]:
+    """Give a folder (or URL) of its own on the disk of the cache; nothing is left of it afterwards."""
+    name = f".tec-cache-plan-{uuid.uuid4().hex[:12]}"
+    if store.folder is None:
+        url = f"{store.url}/{name}"
+        try:
+            yield url
+        finally:
+            place = open_store(url)
+            for file in place.names(""):
+                place.remove(file)
+        return
+    folder = store.folder.absolute()
+    if folder.is_dir():
+        # what is left of a plan that was killed is cleared by the next extraction
+        root, ours = folder / DRAFTS, not (folder / DRAFTS).exists()
+        root.mkdir(exist_ok=True)
+    else:
+        root, ours = next(path for path in folder.parents if path.is_dir()), False
+    try:
+        (root / name).mkdir()
+        yield str(root / name)
+    finally:
+        rmtree(root / name, ignore_errors=True)
+        if ours:
+            with suppress(OSError):  # another job has begun to use it
+                root.rmdir()
+
+
+def sample_cache(cache: Cache, place: str) -> Cache:
+    """Return a cache of the same settings in a scratch folder, over one shard that stands for the sample."""
+    identity = cache.identity | {"source": {"limit": None, "shards": [{"name": "sample"}]}}
+    manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
+    return Cache(open_store(place), manifest)
+
+
+def measure_crops(cache: Cache, cut: Cut, unit_rows: int, *, quiet: bool) -> Written:
+    """Commit the crops of the sample in units of the real size; what does not fill one is left out."""
+    first = Unit(0, 0, len(cut.crops))
+    commit_views(cache.store, first, cut.crops[0][:1], [], cache.fingerprint)  # makes folders, loads code
+    size, count = min(unit_rows, len(cut.crops[0])), len(cut.crops[0])
+    names = []
+    with Progress("plan: crops to disk", quiet=quiet) as progress:
+        for view, crops in enumerate(cut.crops):
+            for group in range(count // size):
+                unit, part = Unit(0, group, view), crops[group * size : (group + 1) * size]
+                record = commit_views(cache.store, unit, part, [], cache.fingerprint)
+                names.append(layout.views_record(unit))
+                progress.advance(size, record.payload.size if record.payload else 0)
+        return _written(cache.store, names, progress.done, progress.bytes, progress.seconds)
+
+
+def measure_targets(
+    cache: Cache, job: TargetJob, crops: list[Crop], codec: Codec | None, unit_rows: int, pool: ThreadPoolExecutor,
+    *, seconds: float, quiet: bool,
+) -> TargetCosts:  # fmt: skip
+    """Make, encode and commit the targets of a sample of views.
+
+    Leaves a small finished cache of one unit behind. codec: that of the target set, where it was fitted already.
+    unit_rows: rows of a real unit.
+    """
+    import zarr  # noqa: F401  (its loading is not to be measured)
+
+    store, unit = cache.store, Unit(0, 0, 0)
+    with Progress("plan: targets", quiet=quiet) as progress:
+        crops = crops[: _rows_in(seconds, job, crops, pool)]
+        views = commit_views(store, unit, crops, [], cache.fingerprint)
+        SourceRecord(shard="sample", size=0, photos=len(crops), groups=1, damage="").create(
+            store, layout.source_record(0)
+        )
+        found = []
+        begin = time.monotonic()
+        for rows, targets in base_targets(cache, job, unit, views, pool):
+            found.append(targets)
+            progress.advance(len(rows))
+        base = (time.monotonic() - begin) / len(crops)
+    made, fit = (codec, 0.0) if codec is not None else timed(lambda: _new_codec(job, found))
+    coder: Codec = made
+    _, check = timed(lambda: TargetErrors(job.spec).add(found[0], recoded(coder, found[0], job.spec)))
+    coded, encode = timed(lambda: [coder.encode(targets, job.spec) for targets in found])
+    commit_codec(cache, job, coder, len(crops), 0, {})
+    arrays = TargetArrays(len(crops), coder.arrays(job.spec))
+    for batch in coded:
+        arrays.add(batch)
+    _, once = timed(lambda: _commit(cache, job, unit, arrays, views))
+    size = job.base.input_size
+    _, decode = timed(lambda: list(pool.map(lambda crop: resize(decode_crop(crop.jpeg), size), crops)))
+    return TargetCosts(
+        views=len(crops),
+        base=base,
+        decode=decode / len(crops),
+        encode=encode / len(crops),
+        fit=0.0 if job.quality.exact else fit / len(crops),
+        check=check / len(found[0].features),
+        written=_write_units(cache, job, arrays, views, unit_rows, seconds / 4 / max(once, 1e-3)),
+        unseen=0.0 if codec is not None or job.quality.exact else _unseen(cache.store, job, coder, found),
+    )
+
+
+def _new_codec(job: TargetJob, found: list[Targets]) -> Codec:
+    return Float16Codec() if job.quality.exact else fitted_codec(job, iter(found))
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """Return what `work` gives and the seconds it took, the device's own work included."""
+    begin = time.monotonic()
+    result = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.monotonic() - begin
+
+
+def _rows_in(seconds: float, job: TargetJob, crops: list[Crop], pool: ThreadPoolExecutor) -> int:
+    """Return for how many views there is time: whole blocks, at least one."""
+
+    def probe() -> list[Targets]:
+        part = crops[:PROBED]
+        return list(targets_of_crops(job, [c.jpeg for c in part], [c.key for c in part], pool))
+
+    probe()
+    per_view = timed(probe)[1] / len(crops[:PROBED])
+    blocks = max(1, int(seconds / per_view) // BLOCK_ROWS)
+    rows = min(blocks * BLOCK_ROWS, MOST_ROWS, len(crops))
+    return rows // BLOCK_ROWS * BLOCK_ROWS or rows
+
+
+def _commit(cache: Cache, job: TargetJob, unit: Unit, arrays: TargetArrays, views: ViewsRecord) -> Any:
+    codec = Cache(cache.store, cache.manifest)[job.name].codec_record.payload
+    sha256 = codec.sha256 if codec else ""
+    return commit_targets(cache.store, job.name, unit, arrays, views, job.fingerprint, sha256)
+
+
+def _unseen(store: Store, job: TargetJob, codec: Codec, found: list[Targets]) -> float:
+    """Estimate what views cost more that the real fit will not see: what one half costs in a codec of the other.
+
+    A codec fits its own sample too well, the more so the smaller that is; what it costs falls with the sample.
+    """
+    whole = _joined(found)
+    count = len(whole.features) // 2
+    if count < 2:
+        return 0.0
+    half, other = (_rows_of(whole, slice(start, start + count)) for start in (0, count))
+    sizes = []
+    for coder in (_new_codec(job, [half]), codec):
+        with store.draft() as path:
+            write_zip(path, coder.encode(other, job.spec), coder.arrays(job.spec))
+            sizes.append(path.stat().st_size)
+    return max(0.0, sizes[0] / sizes[1] - 1) * (count / job.fit_views) ** LEARNING
+
+
+def _joined(found: list[Targets]) -> Targets:
+    parts = zip(*((t.features, t.attention, t.rows) for t in found), strict=True)
+    return Targets(*(None if part[0] is None else torch.cat(part) for part in parts))  # type: ignore[arg-type]
+
+
+def _rows_of(targets: Targets, rows: slice) -> Targets:
+    return Targets(*(None if t is None else t[rows] for t in (targets.features, targets.attention, targets.rows)))  # type: ignore[arg-type]
+
+
+def _write_units(
+    cache: Cache, job: TargetJob, arrays: TargetArrays, views: ViewsRecord, unit_rows: int, most: float
+) -> Written:
+    """Commit the sample again in units of the real size: divided, or repeated as often as time and room allow."""
+    free = cache.store.free()
+    room = min(MOST_WRITTEN, free // 4) if free is not None else MOST_WRITTEN
+    fit = min(unit_rows // arrays.count, int(most), room // max(1, row_bytes(arrays.specs) * arrays.count))
+    times, size = max(1, fit), min(unit_rows, arrays.count)
+    names, rows, num_bytes, spent = [], 0, 0, 0.0
+    for group, start in enumerate(range(0, arrays.count, size), start=1):
+        part = slice(start, start + size)
+        keys = views.keys[part] * times
+        large = TargetArrays(len(keys), arrays.specs)
+        for _ in range(times):
+            large.add({name: values[part] for name, values in arrays.arrays.items()})
+        unit = Unit(0, group, 0)
+        record, seconds = timed(partial(_commit, cache, job, unit, large, replace(views, keys=keys)))
+        names += [layout.target_record(job.name, unit)]
+        rows, num_bytes, spent = rows + len(keys), num_bytes + record.payload.size, spent + seconds
+    return _written(cache.store, names, rows, num_bytes, spent)
+
+
+def _written(store: Store, records: list[str], rows: int, num_bytes: int, seconds: float) -> Written:
+    return Written(seconds / rows, num_bytes / rows, sum(store.size(name) or 0 for name in records) / rows)
+
+
+def begin_target_set(cache: Cache, job: TargetJob) -> TargetJob:
+    """Write the manifest of a target set into a scratch cache; return the job as one of that cache."""
+    identity = {
+        "base": job.base.identity,
+        "last_layers": job.base.last_layers,
+        "spec": job.spec.to_json(),
+        "codec": job.quality.to_json(job.fit_views),
+        "cache": cache.fingerprint,
+    }
+    ensure_manifest(cache.store, layout.target_manifest(job.name), identity, {"base": job.base.name}, what="", todo="")
+    return replace(job, fingerprint=fingerprint(identity))
+
+
+def sampled_views(job: TargetJob, most: int) -> tuple[int, int]:
+    """Return how many views `extract` fits the codec from and checks it on, where there are `most`."""
+    if job.quality.exact:
+        return 0, min(EXACT_CHECKED, most)
+    checked = max(1, min(MOST_CHECKED, job.fit_views // 4))
+    share = min(1.0, most / (job.fit_views + checked))
+    return round(job.fit_views * share), round(checked * share)

@@ -1,0 +1,226 @@
+"""A few seconds of training on a small finished cache: the student's step, and what its targets cost either way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+
+from pipelines.plan_extract import timed
+from pipelines.prepare import TargetJob
+from pipelines.target_sources import OnlineTargets, TargetSource
+from pipelines.train import prepare_student
+from pipelines.trainer import Trainer
+from tec_cache.cache.reader import Cache
+from tec_cache.config import TrainConfig
+from tec_cache.device import Compute, available_cores, default_threads, resolve_compute
+from tec_cache.distributed import Ranks
+from tec_cache.errors import ConfigError
+from tec_cache.flops import BACKWARD, base_macs, student_macs
+from tec_cache.loader import Batch, Loader
+from tec_cache.progress import Progress
+from tec_cache.student.masking import num_visible_patches
+from tec_cache.student.model import Student
+from tec_cache.types import Targets
+
+MOST_MICRO = 256
+"""Views of a measured micro-batch, at most."""
+READS = 0.03
+"""Share of the seconds in which the loader is tried, for cached and for online training each."""
+
+
+@dataclass(frozen=True)
+class TrainingCosts:
+    """Seconds of one view in training, and its multiply-accumulates."""
+
+    micro_batch: int
+    """Views that were measured at once."""
+    student: float
+    """Forward and backward."""
+    update: float
+    """Of the optimizer, once a step."""
+    decode: float
+    """Of stored targets."""
+    base: float
+    """Of the base in the loop."""
+    load_cached: float
+    load_online: float
+    """Reading and decoding crops (and targets), with all of the loader's threads."""
+    overlaps: bool
+    """Whether the loader works beside the device; on a CPU it takes its share of the cores."""
+    share: float
+    """Share of the cores that the loader takes."""
+    base_macs: int
+    step_macs: int
+    """Of the student, forward and backward."""
+
+    def per_view(self, batch_size: int) -> dict[str, float]:
+        """Return the seconds of one view, cached and online."""
+        found = {}
+        for name, targets, load in (
+            ("cached", self.decode, self.load_cached),
+            ("online", self.base, self.load_online),
+        ):
+            step = self.student + targets + self.update / batch_size
+            found[name] = max(step, load) if self.overlaps else step + load * self.share
+        return found
+
+    def bottleneck(self, batch_size: int) -> dict[str, str]:
+        """Name what takes most of the time of a view, cached and online."""
+        student = self.student + self.update / batch_size
+        share = 1.0 if self.overlaps else self.share
+        cached = {"student": student, "decoding targets": self.decode, "loader": self.load_cached * share}
+        online = {"student": student, "base": self.base, "loader": self.load_online * share}
+        return {n: max(parts, key=parts.__getitem__) for n, parts in (("cached", cached), ("online", online))}
+
+
+@dataclass
+class Prepared:
+    """A student and the two sources of its targets."""
+
+    config: TrainConfig
+    compute: Compute
+    cached: TargetSource
+    student: Student
+
+
+@dataclass
+class _Ready:
+    """Targets that are there already."""
+
+    ready: Targets
+    spec: Any
+    tau: float
+    stored: Any = None
+    pixel_size: int | None = None
+
+    def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
+        return self.ready
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+
+def prepare_training(config: TrainConfig, cache: Cache) -> Prepared:
+    """Make the student for the targets of a scratch cache; refuses what `train` would refuse."""
+    compute = resolve_compute(config.device, config.precision)
+    config = replace(config, cache=cache.store.url, target=None, online=None, views=1)
+    micro = config.micro_batch or config.batch_size
+    if config.batch_size % -(-config.batch_size // micro):
+        raise ConfigError(
+            f"{config.batch_size} views do not divide into micro-batches of {micro}",
+            todo=f"use a --micro-batch that divides {config.batch_size}",
+        )
+    source, student = prepare_student(config, cache, compute)
+    return Prepared(config, compute, source, student)
+
+
+def measure_training(made: Prepared, cache: Cache, job: TargetJob, *, seconds: float, quiet: bool) -> TrainingCosts:
+    """Run steps of the student on the one unit of a small cache."""
+    config, compute = made.config, made.compute
+    if compute.device.type == "cpu":
+        torch.set_num_threads(config.threads or default_threads(1))
+    count = len(cache.views_record(cache.view_units[0]).keys)
+    steps = -(-config.batch_size // (config.micro_batch or config.batch_size))
+    most = min(config.batch_size // steps, count, MOST_MICRO)
+    # a loader knows its own target set, so what prepare_student opened before there was a unit is opened again
+    made.cached.stored = cache[job.name]
+    online = OnlineTargets(job.base, job.spec, made.cached.tau, compute)
+    trainer = Trainer(replace(config, batch_size=count), cache, made.cached, made.student, compute, Ranks())
+    load_cached, load_online = (
+        _reading(cache, source, trainer.size, config.workers, READS * seconds) for source in (made.cached, online)
+    )
+    batch = _all_rows(cache, made.cached, {trainer.size, job.base.input_size})
+    with Progress("plan: training", quiet=quiet) as progress, torch.random.fork_rng(devices=[]):
+        clock = _Steps(trainer, made.cached, online, batch)
+        clock.student(min(2, most))
+        probe = min(4, most)
+        per_view = clock.student(probe) / probe
+        # a student's step three times, decoding and the base in the loop twice
+        micro = max(1, min(most, int(seconds / 6 / per_view)))
+        times = [clock.student(micro) for _ in range(3)]
+        decode = min(clock.targets(made.cached, micro) for _ in range(2))
+        base = min(clock.targets(online, micro) for _ in range(2))
+        clock.update()
+        update = clock.update()
+        progress.advance(3 * micro)
+    visible = num_visible_patches(job.spec.num_tokens, config.mask_ratio)
+    return TrainingCosts(
+        micro_batch=micro,
+        student=median(times) / micro,
+        update=update,
+        decode=decode / micro,
+        base=base / micro,
+        load_cached=load_cached,
+        load_online=load_online,
+        overlaps=compute.device.type != "cpu",
+        share=min(config.workers, available_cores()) / available_cores(),
+        base_macs=base_macs(job.base),
+        step_macs=(1 + BACKWARD) * student_macs(made.student, visible),
+    )
+
+
+class _Steps:
+    """The parts of a training step, one by one."""
+
+    def __init__(self, trainer: Trainer, cached: TargetSource, online: TargetSource, batch: Batch) -> None:
+        self.trainer, self.cached, self.online, self.batch = trainer, cached, online, batch
+
+    def student(self, count: int) -> float:
+        """Seconds of forward and backward on some rows, their targets being there."""
+        trainer, part = self.trainer, _part(self.batch, count)
+        ready = self._targets(self.cached, part)
+        trainer.source = _Ready(ready, trainer.source.spec, trainer.source.tau)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        return timed(lambda: trainer.losses(0, part)["loss"].backward())[1]
+
+    def targets(self, source: TargetSource, count: int) -> float:
+        """Seconds of getting the targets of some rows."""
+        part = _part(self.batch, count)
+        return timed(lambda: self._targets(source, part))[1]
+
+    def update(self) -> float:
+        """Seconds of the optimizer."""
+        step: Callable[[], Any] = self.trainer.optimizer.step
+        return timed(step)[1]
+
+    def _targets(self, source: TargetSource, part: Batch) -> Targets:
+        images = part.images(self.trainer.size, self.trainer.compute.device, self.trainer.mean, self.trainer.std)
+        with self.trainer.compute.autocast():
+            return source.targets(part, images)
+
+
+def _part(batch: Batch, count: int) -> Batch:
+    """Return the first rows of a batch."""
+    pixels = {size: values[:count] for size, values in batch.pixels.items()}
+    codes = {name: values[:count] for name, values in batch.codes.items()}
+    return Batch(pixels, codes, batch.sample_keys[:count], batch.labels[:count])
+
+
+def _loader(cache: Cache, source: TargetSource, sizes: set[int], batch_size: int, workers: int) -> Loader:
+    return Loader(cache, source.stored, batch_size=batch_size, pixel_sizes=tuple(sorted(sizes)), workers=workers)
+
+
+def _all_rows(cache: Cache, source: TargetSource, sizes: set[int]) -> Batch:
+    """Load the whole sample as one batch."""
+    count = len(cache.views_record(cache.view_units[0]).keys)
+    _, (batch,) = next(_loader(cache, source, sizes, count, 1).batches(0, 1))
+    return batch
+
+
+def _reading(cache: Cache, source: TargetSource, size: int, workers: int, seconds: float) -> float:
+    """Seconds of reading one view with all threads of the loader; each block is read once, as in a real epoch."""
+    count = len(cache.views_record(cache.view_units[0]).keys)
+    sizes = {size} | ({source.pixel_size} if source.pixel_size else set())
+    rows, spent = 0, 0.0
+    while not rows or spent < seconds:
+        loader = _loader(cache, source, sizes, max(1, count // (4 * workers)), workers)
+        begin = time.monotonic()
+        for _, (batch,) in loader.batches(0, loader.steps_per_epoch):
+            rows += len(batch.labels)
+        spent += time.monotonic() - begin
+    return spent / rows

@@ -1,0 +1,125 @@
+"""A sample of the views of a cache: the same whether they are committed already or still to be cut from photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import NamedTuple
+
+from pipelines.prepare import ViewJob
+from tec_cache.cache.layout import Unit
+from tec_cache.cache.reader import Cache
+from tec_cache.data.source import Photo
+from tec_cache.data.views import cut_photo
+from tec_cache.errors import SourceError
+from tec_cache.rng import key64
+
+MOST_SHARDS = 64
+"""Shards that a sample is drawn from. Reading a shard to its end is what a sample costs; each of them gives equally
+many photos, so that shards sorted by class give all classes."""
+
+SPARE = 16
+"""Photos of a shard kept in memory beyond twice the wanted number, before those that are not wanted are let go."""
+
+
+class Sample(NamedTuple):
+    """One view: where it is from, and its stored crop."""
+
+    shard: str
+    key: str
+    view: int
+    jpeg: bytes
+
+
+class _Candidate(NamedTuple):
+    """A photo of which views can be had."""
+
+    order: int
+    shard: str
+    key: str
+    views: Callable[[list[int]], list[bytes] | None]
+
+
+def sample_crops(cache: Cache, views: ViewJob, count: int, *, on_error: str) -> list[Sample]:
+    """Draw `count` views (fewer where there are not so many) by hash over the source shards.
+
+    A pure function of the source and the view plan: each photo once, in a view drawn by its hash, and only where
+    photos are fewer than `count` in further views. Committed views are read, others are cut from their photos.
+    """
+    seed = views.plan.seed
+    chosen = sorted(range(len(cache.shards)), key=lambda i: key64("fit", seed, cache.shards[i]))[:MOST_SHARDS]
+    quota = -(-count // len(chosen))
+    found: list[_Candidate] = []
+    for number in chosen:
+        if _committed(cache, number, views.num_views):
+            found += _from_cache(cache, number, views, quota)
+        else:
+            found += _from_photos(cache, number, views, quota, on_error)
+    photos = sorted(found, key=lambda c: c.order)[:count]
+    whole, rest = divmod(count, max(1, len(photos)))
+    samples = []
+    for place, photo in enumerate(photos):
+        wanted = min(views.num_views, whole + (place < rest))
+        numbers = [(photo.order + i) % views.num_views for i in range(wanted)]
+        jpegs = photo.views(numbers) or []
+        samples += [Sample(photo.shard, photo.key, n, jpeg) for n, jpeg in zip(numbers, jpegs, strict=True)]
+    return samples
+
+
+def _committed(cache: Cache, shard: int, num_views: int) -> bool:
+    known = cache.view_unit_set
+    return shard in cache.groups and all(
+        Unit(shard, group, view) in known for group in range(cache.groups[shard]) for view in range(num_views)
+    )
+
+
+def _from_cache(cache: Cache, number: int, views: ViewJob, quota: int) -> list[_Candidate]:
+    """List the photos of lowest hash of a shard whose views are all committed."""
+    shard = cache.shards[number]
+    records = {
+        Unit(number, g, v): cache.views_record(Unit(number, g, v))
+        for g in range(cache.groups[number])
+        for v in range(views.num_views)
+    }
+    places = [
+        (key64("fit", views.plan.seed, shard, key), key, group, row)
+        for group in range(cache.groups[number])
+        for row, key in enumerate(records[Unit(number, group, 0)].keys)
+    ]
+
+    def reader(group: int, row: int) -> Callable[[list[int]], list[bytes]]:
+        return lambda numbers: [cache.read_crops(records[Unit(number, group, v)], [row])[0] for v in numbers]
+
+    return [_Candidate(order, shard, key, reader(group, row)) for order, key, group, row in sorted(places)[:quota]]
+
+
+def _from_photos(cache: Cache, number: int, views: ViewJob, quota: int, on_error: str) -> list[_Candidate]:
+    """List the photos of lowest hash of a shard that can be read."""
+    shard, take = views.shards[number], cache.identity["source"]["shards"][number].get("take")
+    # lowest hash first; a photo is decoded, to see whether it can be, only when it may be among the wanted ones
+    kept: list[tuple[int, Photo]] = []
+    good: set[str] = set()
+
+    def whole(photo: Photo) -> bool:
+        if photo.key not in good and not cut_photo(photo, shard.name, views.plan, [0], views.jpeg)[1]:
+            good.add(photo.key)
+        return photo.key in good
+
+    def lowest() -> list[tuple[int, Photo]]:
+        pairs = sorted(kept, key=lambda pair: pair[0])
+        return list(islice((pair for pair in pairs if whole(pair[1])), quota))
+
+    try:
+        for photo in islice(shard.photos(), take):
+            if not photo.problem:
+                kept.append((key64("fit", views.plan.seed, shard.name, photo.key), photo))
+            if len(kept) > 2 * quota + SPARE:
+                kept = lowest()
+    except SourceError:
+        if on_error == "stop":
+            raise
+
+    def cutter(photo: Photo) -> Callable[[list[int]], list[bytes] | None]:
+        return lambda numbers: cut_photo(photo, shard.name, views.plan, numbers, views.jpeg)[0] or None
+
+    return [_Candidate(order, shard.name, photo.key, cutter(photo)) for order, photo in lowest()]

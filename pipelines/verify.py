@@ -1,0 +1,190 @@
+"""Is a cache what its records say, and is that still what the base says? And drop what is not."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.storage import Needed, explained_storage
+from tec_cache.cache import layout
+from tec_cache.cache.audit import audit
+from tec_cache.cache.findings import Finding
+from tec_cache.cache.ledger import Report
+from tec_cache.cache.lock import cache_lock
+from tec_cache.cache.reader import open_cache
+from tec_cache.cache.remove import clear_leftovers
+from tec_cache.errors import CacheError, ConfigError
+from tec_cache.progress import Progress
+from tec_cache.store import Store, open_store
+
+DECODERS = 4
+"""Threads that decode the sampled crops."""
+
+
+@dataclass
+class Verdict:
+    """What verifying a cache found, and did."""
+
+    cache: str
+    report: Report
+    findings: list[Finding]
+    """What is wrong, missing or left over; after a repair, what still is."""
+    base: list[dict[str, Any]] = field(default_factory=list)
+    """Figures of each target set that the base was run for again."""
+    dropped: list[Finding] = field(default_factory=list)
+    """What repairing dropped."""
+    removed: list[str] = field(default_factory=list)
+    """Payloads without a record that repairing removed."""
+    next: list[str] = field(default_factory=list)
+    """Commands that go on, where something has to be made."""
+    seconds: float = 0.0
+
+    def count(self, level: str) -> int:
+        """Count the findings of a level: damage, missing or note."""
+        return sum(finding.level == level for finding in self.findings)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is wrong and nothing is missing; notes do not count."""
+        return not self.count("damage") and not self.count("missing")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        report = self.report
+        return {
+            "cache": self.cache,
+            "clean": self.clean,
+            "damage": self.count("damage"),
+            "missing": self.count("missing"),
+            "notes": self.count("note"),
+            "files": report.files,
+            "payloads": report.payloads,
+            "bytes": report.num_bytes,
+            "view_units": report.view_units,
+            "crops": report.crops,
+            "target_units": report.target_units,
+            "base": self.base,
+            "findings": [finding.to_json() for finding in self.findings],
+            "dropped": [finding.to_json() for finding in self.dropped],
+            "removed": self.removed,
+            "next": self.next,
+            "seconds": self.seconds,
+        }
+
+
+def verify(
+    path: str,
+    *,
+    full: bool = False,
+    base: bool = False,
+    repair: bool = False,
+    sample: int = 64,
+    seed: int = 0,
+    target: str | None = None,
+    base_weights: str | None = None,
+    device: str = "auto",
+    quiet: bool = True,
+) -> Verdict:
+    """Check a cache: records and sizes; `full`: every byte; `base`: a sample against the base itself.
+
+    With `repair` what is bad is dropped, so that the same extraction makes it again. Raises ConfigError where there
+    is no cache or no such target set, TecCacheError where another job writes (repair only), WeightsError and
+    StorageError; what is wrong with the cache is returned, not raised.
+    """
+    if sample < 1:
+        raise ConfigError(f"--sample {sample}", todo="give a number of at least 1")
+    if not base and (target or base_weights):
+        raise ConfigError("--target and --base-weights are for running the base again", todo="add --base")
+    begin, store = time.monotonic(), open_store(path)
+    if store.size(layout.MANIFEST) is None and not store.names("records"):
+        open_cache(path)  # says that there is none
+    if store.size(layout.PACK) is not None:
+        todo = "tec-cache unpack checks every byte of it"
+        raise ConfigError("this is a pack, not a cache", where=path, todo=todo)
+    with cache_lock(store) if repair else nullcontext() as lock:
+        if lock is not None:
+            lock.own()  # before looking: what is found must still be so when it is dropped
+        with Progress("verify", noun="files", quiet=quiet) as progress:
+            report = audit(store, full=full, progress=progress)
+        verdict = Verdict(path, report, list(report.findings))
+        if base:
+            _run_bases(verdict, sample, seed, target, base_weights, device, quiet)
+        if repair:
+            with explained_storage(store, Needed()):
+                _repair(store, verdict)
+    verdict.seconds = time.monotonic() - begin
+    return verdict
+
+
+def _run_bases(
+    verdict: Verdict, sample: int, seed: int, only: str | None, weights: str | None, device: str, quiet: bool
+) -> None:
+    """Run the base of each target set again, where the set's own files are in order."""
+    if any(finding.where == layout.MANIFEST for finding in verdict.findings):
+        return
+    from pipelines.base_check import check_base
+
+    cache = open_cache(verdict.cache)
+    if only is not None and only not in verdict.report.target_units:
+        _ = cache[only]  # says which there are
+    names = [only] if only is not None else list(verdict.report.target_units)
+    if weights is not None and len(names) > 1:
+        raise ConfigError(
+            f"--base-weights is one base's, the cache has the target sets {', '.join(names)}",
+            todo=f"choose one: --target {names[0]}",
+        )
+    for name in names:
+        own = (layout.target_manifest(name), layout.codec_record(name))
+        if any(f.where in own or (f.kind == "codec" and f.where.startswith(f"targets/{name}/"))
+               for f in verdict.findings):  # fmt: skip
+            continue  # what is stored cannot be decoded
+        with ThreadPoolExecutor(DECODERS, thread_name_prefix="crops") as pool:
+            check = check_base(
+                cache[name],
+                verdict.report.sound[name],
+                sample=sample,
+                seed=seed,
+                weights=weights,
+                device=device,
+                pool=pool,
+                quiet=quiet,
+            )
+        known = {finding.where for finding in verdict.findings}
+        verdict.base.append(check.to_json())
+        verdict.findings += [f for f in check.findings if f.kind == "base" or f.where not in known]
+
+
+def _repair(store: Store, verdict: Verdict) -> None:
+    """Drop what is bad, record first, and what no record names; look again at what is missing now."""
+    verdict.dropped = [finding for finding in verdict.findings if finding.drop]
+    for finding in verdict.dropped:
+        for name in finding.drop:
+            store.remove(name)
+    try:
+        verdict.removed = clear_leftovers(store)
+    except CacheError:
+        verdict.removed = []  # a damaged codec.json: nobody can say which parameters it names
+    after = audit(store).findings
+    known = {(finding.kind, finding.where) for finding in after}
+    stays = [f for f in verdict.findings if f.level == "damage" and not f.drop and (f.kind, f.where) not in known]
+    verdict.findings = [*stays, *after]
+    verdict.next = _next_commands(verdict)
+
+
+def _next_commands(verdict: Verdict) -> list[str]:
+    """Say which commands make what is missing now."""
+    missing = [finding.where for finding in verdict.findings if finding.level == "missing"]
+    sets, views = verdict.report.target_units, verdict.report.num_views
+    cache = f"--cache {shlex.quote(verdict.cache)}"
+    if any(name.startswith((layout.VIEW_RECORDS, layout.SOURCE_RECORDS)) for name in missing):
+        photos = f"tec-cache extract PHOTOS {cache} --views {views}"
+        return [f"{photos} --name {name}" for name in sets] or [f"{photos} --views-only"]
+    return [
+        f"tec-cache extract {cache} --name {name}"
+        for name in sets
+        if any(f"targets/{name}/" in record for record in missing)
+    ]

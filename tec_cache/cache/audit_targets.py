@@ -1,0 +1,127 @@
+"""Is one target set in order: its manifest, its codec, and all units against the views that they were made from?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from tec_cache.cache import layout
+from tec_cache.cache.audit_payloads import check_payload
+from tec_cache.cache.audit_units import Facts, check_targets
+from tec_cache.cache.findings import AGAIN, DROP, REFIT, REMAKE, unreadable
+from tec_cache.cache.layout import Unit
+from tec_cache.cache.ledger import Ledger
+from tec_cache.cache.manifest import read_manifest
+from tec_cache.cache.reader import Cache, TargetSet
+from tec_cache.cache.record import CodecRecord
+from tec_cache.codec import ArraySpec
+from tec_cache.errors import CacheError
+
+
+@dataclass(frozen=True)
+class TargetSetAudit:
+    """The audit of one target set."""
+
+    ledger: Ledger
+    cache: Cache
+    name: str
+    units: Collection[Unit]
+    """Units that have a record."""
+
+    def run(self, views: Mapping[Unit, Facts], wanted: Collection[Unit]) -> None:
+        """Check everything; views: what the sound records of views say; wanted: units that should be there."""
+        ledger, store = self.ledger, self.ledger.store
+        target = self._manifest()
+        codec = self._codec(target)
+        arrays = self._arrays(target) if target is not None and codec is not None else None
+        checked = ledger.check(
+            lambda unit: check_targets(store, self.name, unit, arrays, full=ledger.full), self.units, self._record
+        )
+        facts = {c.unit: c.facts for c in checked if c.facts is not None}
+        if target is not None:
+            manifest = layout.target_manifest(self.name)
+            ledger.strangers(facts, "identity", target.fingerprint, manifest, self._record, "target set")
+        if codec is not None:
+            sha256 = codec.payload.sha256 if codec.payload else ""
+            ledger.strangers(facts, "codec_sha256", sha256, layout.codec_record(self.name), self._record, "codec")
+        self._against_views(facts, views)
+        there = set(self.units)
+        for unit in wanted:
+            if target is not None and unit not in there:
+                what = f"these targets of {self.name!r} are missing"
+                ledger.find("missing", self._record(unit), what, AGAIN, unit)
+        bad = {finding.unit for finding in ledger.report.findings}
+        ledger.report.target_units[self.name] = len(facts)
+        ledger.report.sound[self.name] = sorted(u for u in facts if u in views and str(u) not in bad)
+
+    def _record(self, unit: Unit) -> str:
+        return layout.target_record(self.name, unit)
+
+    def _manifest(self) -> TargetSet | None:
+        """Check target.json; return the set where it is sound."""
+        where, find, store = layout.target_manifest(self.name), self.ledger.find, self.ledger.store
+        if store.size(where) is None:
+            if self.units:
+                find("manifest", where, f"is gone, and {len(self.units)} records of this set are there", REMAKE)
+            return None
+        self.ledger.report.files += 1
+        try:
+            target = TargetSet(self.cache, self.name, read_manifest(store, where))
+            _, of = target.spec, target.identity["cache"]
+        except (CacheError, KeyError, TypeError, ValueError) as error:
+            find("manifest", where, getattr(error, "what", f"makes no sense: {error}"), REMAKE)
+            return None
+        if of != self.cache.fingerprint:
+            find("manifest", where, "a target set of another cache", REMAKE)
+            return None
+        return target
+
+    def _codec(self, target: TargetSet | None) -> CodecRecord | None:
+        """Check codec.json and the parameters; return the record where it is sound."""
+        where, ledger = layout.codec_record(self.name), self.ledger
+        if ledger.store.size(where) is None:
+            if target is not None and self.units:
+                ledger.find("codec", where, f"is gone, and {len(self.units)} units were coded with it", REFIT)
+            elif target is not None:
+                ledger.find("missing", where, f"the codec of {self.name!r} was not fitted yet", AGAIN)
+            return None
+        ledger.report.files += 1
+        try:
+            codec = CodecRecord.read(ledger.store, where)
+        except CacheError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError):
+                ledger.report.findings.append(unreadable(where, "", cause, where))
+            else:
+                ledger.find("codec", where, error.what, REFIT)
+            ledger.unknown.add(where)
+            return None
+        if target is not None and codec.identity != target.fingerprint:
+            ledger.find("codec", where, "the codec of another target set", REFIT)
+        if codec.payload is not None:
+            if codec.payload.name != layout.codec_payload(self.name, codec.payload.sha256):
+                ledger.find("codec", where, f"it names {codec.payload.name}, which is not this set's", REFIT)
+            ledger.count(codec.payload)
+            # small, and nothing can be decoded without it: hashed by a quick audit too
+            for found in check_payload(ledger.store, codec.payload, where, "", lambda stream: ""):
+                kind = "codec" if found.kind == "payload" else found.kind
+                ledger.find(kind, found.where, found.what, REFIT)
+        return codec
+
+    def _arrays(self, target: TargetSet) -> dict[str, ArraySpec] | None:
+        """Return the arrays that the codec stores, None where it cannot be made."""
+        try:
+            return target.codec.arrays(target.spec)
+        except (CacheError, KeyError, TypeError, ValueError):
+            return None  # the parameters' own finding says why
+
+    def _against_views(self, facts: Mapping[Unit, Facts], views: Mapping[Unit, Facts]) -> None:
+        """Targets must be those of the very crops beside them."""
+        for unit, fact in facts.items():
+            crops = views.get(unit)
+            if crops is None:
+                continue  # a finding of the views
+            tar = crops.payload.sha256 if crops.payload else ""
+            if (fact.rows, fact.keys_sha256, fact.views_sha256) != (crops.rows, crops.keys_sha256, tar):
+                name = self._record(unit)
+                self.ledger.find("record", name, "these targets were made from other crops", DROP, unit, (name,))

@@ -1,0 +1,115 @@
+"""A unit's targets as one file: Zarr v3 arrays in an uncompressed zip, a chunk for each block of rows.
+
+Zarr itself makes the chunks and the metadata, so any reader of Zarr opens the zip. The training loader needs
+neither: the unit's record says where each block lies, and a block is one range, one CRC and one decompression.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tec_cache.cache.layout import BLOCK_ROWS
+from tec_cache.codec import ArraySpec
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+CRC_BYTES = 4
+"""Zarr's crc32c at the end of each chunk, for other readers."""
+
+
+def write_zip(
+    path: Path, arrays: Mapping[str, npt.NDArray[np.generic]], specs: Mapping[str, ArraySpec]
+) -> dict[str, list[list[int]]]:
+    """Write arrays (rows first) as one Zarr group in a zip; return array -> [position, bytes, CRC-32] by block.
+
+    Standard codec names only (transpose, bytes, blosc, crc32c). The checksum comes after the compressor: zstd
+    alone does not notice a flipped bit. The chunks of a block lie one behind the other. The zip holds no times.
+    """
+    files = _zarr_files(arrays, specs)
+    blocks: dict[str, list[list[int]]] = {name: [] for name in arrays}
+    chunks = {f"{name}/c/{number}{'/0' * len(specs[name].shape)}": (name, number)
+              for number in range(_num_blocks(arrays)) for name in arrays}  # fmt: skip
+    order = [*sorted(set(files) - set(chunks)), *chunks]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for member in order:
+            info = zipfile.ZipInfo(member, date_time=(1980, 1, 1, 0, 0, 0))
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, files[member])
+            if member in chunks:
+                name, _ = chunks[member]
+                data = files[member]
+                position = archive.start_dir - len(data)  # start_dir: the end of what was written so far
+                blocks[name].append([position, len(data), zlib.crc32(data)])
+    return blocks
+
+
+def read_block(data: bytes, spec: ArraySpec) -> npt.NDArray[np.generic]:
+    """Decode one chunk as `write_zip` stored it, to (BLOCK_ROWS, *shape); its CRC has been checked."""
+    from numcodecs import blosc
+
+    shape = (BLOCK_ROWS, *spec.shape)
+    order = spec.order or tuple(range(len(shape)))
+    flat = np.frombuffer(blosc.decompress(data[:-CRC_BYTES]), np.dtype(spec.dtype).newbyteorder("<"))
+    return flat.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def open_zip(path: str | Path) -> Any:
+    """Open the Zarr group of a local zip with Zarr's own reader."""
+    import zarr
+    from zarr.storage import ZipStore
+
+    return zarr.open_group(ZipStore(path, mode="r"), mode="r")
+
+
+def _num_blocks(arrays: Mapping[str, npt.NDArray[np.generic]]) -> int:
+    return -(-len(next(iter(arrays.values()))) // BLOCK_ROWS)
+
+
+def _zarr_files(arrays: Mapping[str, npt.NDArray[np.generic]], specs: Mapping[str, ArraySpec]) -> dict[str, bytes]:
+    """Let Zarr write a group into memory; return its files."""
+    import zarr
+    from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.storage import MemoryStore
+
+    store = MemoryStore()
+    group = zarr.create_group(store=store, zarr_format=3)
+    for name, values in arrays.items():
+        spec = specs[name]
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            dtype=values.dtype,
+            chunks=(BLOCK_ROWS, *values.shape[1:]),
+            filters=[TransposeCodec(order=spec.order)] if spec.order else [],
+            compressors=[
+                BloscCodec(
+                    cname="zstd",
+                    clevel=spec.level,
+                    shuffle=spec.shuffle,
+                    typesize=values.dtype.itemsize,
+                    blocksize=spec.split,
+                ),
+                Crc32cCodec(),
+            ],
+            config={"write_empty_chunks": True},  # so that a missing chunk is never a legal one
+        )
+        array[...] = values
+
+    async def collect() -> dict[str, bytes]:
+        found = {}
+        async for name in store.list():
+            buffer = await store.get(name, default_buffer_prototype())
+            assert buffer is not None
+            found[name] = buffer.to_bytes()
+        return found
+
+    return asyncio.run(collect())

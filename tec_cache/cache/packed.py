@@ -1,0 +1,155 @@
+"""A pack is a cache to whoever reads it: the same units, rows and fingerprints, in one tar per unit.
+
+The samples of a block lie one behind the other, crop and codes together, so a block is one range of one file.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tec_cache.cache import layout
+from tec_cache.cache.frames import read_members
+from tec_cache.cache.layout import Unit
+from tec_cache.cache.manifest import read_manifest
+from tec_cache.cache.reader import Cache, TargetSet, block_rows, units_in, unreadable
+from tec_cache.cache.record import PackedCodes, PackRecord, Payload, TargetRecord, ViewsRecord
+from tec_cache.errors import CacheError
+from tec_cache.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+MEND = "remove this tar and its record, then run the same tec-cache pack again; or fetch the file once more"
+
+
+def open_pack(store: Store) -> Pack:
+    """Open a pack, which `reader.open_cache` has recognized. Raises CacheError where it is damaged or unfinished."""
+    pack = read_manifest(store, layout.PACK)
+    if store.size(layout.MANIFEST) is None:
+        raise CacheError("a pack that was only just begun", where=store.url, todo=Pack.go_on)
+    manifest = read_manifest(store, layout.MANIFEST)
+    if pack["identity"]["cache"] != manifest["fingerprint"]:
+        where = store.place(layout.MANIFEST)
+        raise CacheError("the pack of another cache", where=where, todo="restore cache.json from a copy")
+    return Pack(store, manifest, pack=pack["identity"])
+
+
+@dataclass(frozen=True)
+class Pack(Cache):
+    """The views and target sets that were packed."""
+
+    pack: dict[str, Any] = field(default_factory=dict)
+    """Identity of the pack: fingerprint of the cache, number of views, target sets."""
+
+    mend: ClassVar[str] = MEND
+    go_on: ClassVar[str] = "run the same tec-cache pack again, it goes on where it stopped"
+
+    def committed(self, target: str | None = None) -> list[Unit]:
+        """List the units of views, or of a target set, which are in a pack the same ones."""
+        return self.view_units if target is not None else self._wanted(units_in(self.store, layout.PACK_RECORDS))
+
+    @functools.cached_property
+    def target_names(self) -> list[str]:
+        """Names of the packed target sets."""
+        return sorted(self.pack["targets"])
+
+    def __getitem__(self, name: str) -> TargetSet:
+        found = super().__getitem__(name)
+        if found.fingerprint != self.pack["targets"][name]["fingerprint"]:
+            where = self.store.place(layout.target_manifest(name))
+            raise CacheError("the manifest of another target set", where=where, todo="restore it from a copy")
+        return PackedTargetSet(self, name, found.manifest)
+
+    def views_record(self, unit: Unit) -> PackRecord:
+        """Read the record of a unit and check that it belongs to this pack."""
+        name = layout.pack_record(unit)
+        record = PackRecord.read(self.store, name)
+        if record.identity != self.fingerprint or sorted(record.targets) != self.target_names:
+            raise CacheError("a unit of another pack", where=self.store.place(name), todo=MEND)
+        if record.payload is not None and layout.unit_of(record.payload.name) != unit:
+            raise CacheError("the record of another unit", where=self.store.place(name), todo=MEND)
+        return record
+
+    def read_block(
+        self, views: ViewsRecord, number: int, targets: TargetSet | None, coded: TargetRecord | None
+    ) -> tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]:
+        """Read block `number` of a unit, crops and codes in one range; each is checked against its CRC-32."""
+        rows = block_rows(len(views.keys), number)
+        if not rows or targets is None or coded is None:
+            return self.read_crops(views, rows), {}
+        assert isinstance(coded, PackedTargetRecord)
+        crops, members = self._read(views, rows, [views, coded.codes])
+        return crops, read_members(members, targets.codec.arrays(targets.spec))
+
+    def read_codes(self, views: ViewsRecord, codes: PackedCodes, rows: range) -> list[bytes]:
+        """Read the members of a target set in some rows of a unit, each checked against its CRC-32."""
+        return self._read(views, rows, [codes])[0] if rows else []
+
+    def _read(self, views: ViewsRecord, rows: range, parts: Sequence[ViewsRecord | PackedCodes]) -> list[list[bytes]]:
+        """Read one range that holds all members of `parts` in successive rows; divide it into them."""
+        assert views.payload is not None
+        start = min(part.offsets[rows[0]] for part in parts)
+        stop = max(part.offsets[rows[-1]] + part.sizes[rows[-1]] for part in parts)
+        try:
+            (piece,) = self.store.read_ranges(views.payload.name, [(start, stop - start)])
+        except OSError as error:
+            raise unreadable("samples", self.store.place(views.payload.name), error, MEND) from error
+        found = []
+        for part in parts:
+            members = [piece[part.offsets[i] - start : part.offsets[i] - start + part.sizes[i]] for i in rows]
+            for row, member in zip(rows, members, strict=True):
+                if zlib.crc32(member) != part.crc32[row]:
+                    what = "crop" if isinstance(part, ViewsRecord) else "codes of"
+                    where = f"{self.store.place(views.payload.name)}, row {row}"
+                    raise CacheError(f"{what} {views.keys[row]!r}: damaged", where=where, todo=MEND)
+            found.append(members)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedTargetRecord(TargetRecord):
+    """What a pack's record says of one target set; never written by itself. `blocks` names the arrays only."""
+
+    codes: PackedCodes
+    views: PackRecord
+
+
+@dataclass(frozen=True)
+class PackedTargetSet(TargetSet):
+    """One base's targets over the views of a pack."""
+
+    def record(self, unit: Unit, views: ViewsRecord | None = None) -> PackedTargetRecord:
+        """Return what the unit's record says of this set, and check that it belongs to it."""
+        record = views if isinstance(views, PackRecord) else self._pack.views_record(unit)
+        codes, codec = record.targets[self.name], self.codec_record.payload
+        if codes.identity != self.fingerprint or codes.codec_sha256 != (codec.sha256 if codec else ""):
+            where = self.cache.store.place(layout.pack_record(unit))
+            raise CacheError(f"these are not targets of {self.name!r} as it is coded here", where=where, todo=MEND)
+        payload = record.payload
+        return PackedTargetRecord(
+            identity=codes.identity,
+            codec_sha256=codes.codec_sha256,
+            count=len(record.keys),
+            keys_sha256=record.keys_sha256,
+            views_sha256=payload.sha256 if payload else "",
+            payload=Payload(payload.name, sum(codes.sizes), payload.sha256) if payload else None,
+            blocks={name: [] for name in self.codec.arrays(self.spec)} if payload else {},
+            codes=codes,
+            views=record,
+        )
+
+    def read_block(self, record: TargetRecord, number: int) -> dict[str, npt.NDArray[np.generic]]:
+        """Read block `number` of a unit: array -> (rows, ...)."""
+        assert isinstance(record, PackedTargetRecord)
+        members = self._pack.read_codes(record.views, record.codes, block_rows(record.count, number))
+        return read_members(members, self.codec.arrays(self.spec)) if members else {}
+
+    @property
+    def _pack(self) -> Pack:
+        assert isinstance(self.cache, Pack)
+        return self.cache

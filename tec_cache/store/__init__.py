@@ -1,0 +1,75 @@
+"""Where a cache lies: a folder, or any URL that fsspec knows. The cache's own code sees names and bytes only.
+
+The contract that makes commits safe, on a disk as on an object store:
+
+- a payload is filled as a local draft and appears under its name whole (`put`), durable before the call returns;
+- `create` writes a small file unless one of that name exists, and says whether it did: of several writers one wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+
+class Store(Protocol):
+    """Files of one cache by their names, which are paths relative to its root with '/' between the parts."""
+
+    url: str
+    """Root, for people and for opening it again."""
+    folder: Path | None
+    """Root where it is a local folder."""
+
+    def place(self, name: str) -> str:
+        """Return the full path or URL of a file, for messages."""
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file, None where there is none."""
+
+    def read(self, name: str) -> bytes:
+        """Read a whole file. Raises FileNotFoundError, or OSError."""
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Read (offset, bytes) ranges of a file; a range beyond the end comes back short."""
+
+    def names(self, folder: str) -> list[str]:
+        """List all files below a folder, hidden ones left out, sorted; empty where there is none."""
+
+    def draft(self) -> AbstractContextManager[Path]:
+        """Give a local path to be filled with a payload; what was not `put` is removed at the end."""
+
+    def put(self, draft: Path, name: str) -> None:
+        """Give a finished draft its name, replacing what has it."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file unless it exists; say whether this call wrote it."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    def drop_copy(self, name: str) -> bool:
+        """Drop what is kept of a file elsewhere, having been found damaged; say whether to read it again."""
+
+    def require_conditional_create(self) -> None:
+        """Raise TecCacheError unless `create` lets one of several writers win."""
+
+    def free(self) -> int | None:
+        """Return the free bytes, None where nobody can say."""
+
+
+def is_url(path: str) -> bool:
+    """Say whether a path names something that only fsspec can reach."""
+    return "://" in path and not path.startswith("file://")
+
+
+def open_store(path: str | Path) -> Store:
+    """Return the store of a folder (which need not exist) or URL. Raises ConfigError for an unknown kind of URL."""
+    from tec_cache.store.local import LocalStore
+
+    if not is_url(str(path)):
+        return LocalStore(Path(str(path).removeprefix("file://")))
+    from tec_cache.store.remote import RemoteStore
+
+    return RemoteStore(str(path))
