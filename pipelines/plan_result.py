@@ -55,7 +55,8 @@ class Plan:
     def bytes_targets(self) -> float:
         """Of the targets that are left to write, their records included."""
         records = self.targets.written.record_bytes if self.targets else 0.0
-        return self.amount.targets_left * (self.bytes_per_target + records)
+        once = self.targets.codec_bytes if self.targets else 0
+        return once + self.amount.targets_left * (self.bytes_per_target + records)
 
     @property
     def bytes_needed(self) -> float:

@@ -28,8 +28,7 @@ from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, SourceError
-from tec_cache.store import Store
-from tec_cache.store.local import LocalStore
+from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
 
 DEFAULT_VIEWS = 4
@@ -123,7 +122,8 @@ def _open_or_create(
             load_base(config.base, config.base_weights, grid=identity["grid"], k=None)
         if dry_run:
             manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
-            return Cache(_Nothing(), manifest)  # what would be there afterwards
+            # what would be there afterwards: nothing
+            return Cache(open_store(f"{store.url}/.replaced"), manifest)
         lock.own()
         remove_all(store)
         lock.share()
@@ -325,10 +325,3 @@ def _forget_other(store: Store, manifest: str, identity: dict[str, Any], lock: C
     if store.size(manifest) is not None and read_manifest(store, manifest)["identity"] != identity and lock.try_own():
         store.remove(manifest)
         lock.share()
-
-
-class _Nothing(LocalStore):
-    """The empty store that would be left of a replaced cache."""
-
-    def __init__(self) -> None:
-        super().__init__(Path("/nonexistent"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
@@ -48,14 +49,14 @@ def sample_crops(cache: Cache, views: ViewJob, count: int, *, on_error: str) -> 
     """
     seed = views.plan.seed
     chosen = sorted(range(len(cache.shards)), key=lambda i: key64("fit", seed, cache.shards[i]))[:MOST_SHARDS]
-    quota = -(-count // len(chosen))
+    quota = 2 * -(-count // len(chosen))  # more than an even share, for the shards that have fewer
     found: list[_Candidate] = []
     for number in chosen:
         if _committed(cache, number, views.num_views):
             found += _from_cache(cache, number, views, quota)
         else:
             found += _from_photos(cache, number, views, quota, on_error)
-    photos = sorted(found, key=lambda c: c.order)[:count]
+    photos = sorted(_evenly(found)[:count], key=lambda c: c.order)
     whole, rest = divmod(count, max(1, len(photos)))
     samples = []
     for place, photo in enumerate(photos):
@@ -64,6 +65,16 @@ def sample_crops(cache: Cache, views: ViewJob, count: int, *, on_error: str) -> 
         jpegs = photo.views(numbers) or []
         samples += [Sample(photo.shard, photo.key, n, jpeg) for n, jpeg in zip(numbers, jpegs, strict=True)]
     return samples
+
+
+def _evenly(found: list[_Candidate]) -> list[_Candidate]:
+    """Order photos so that shards take turns: the first of each, then the second of each."""
+    turns: Counter[str] = Counter()
+    ranked = []
+    for photo in sorted(found, key=lambda c: c.order):
+        ranked.append((turns[photo.shard], photo.order, photo))
+        turns[photo.shard] += 1
+    return [photo for _, _, photo in sorted(ranked, key=lambda entry: entry[:2])]
 
 
 def _committed(cache: Cache, shard: int, num_views: int) -> bool:

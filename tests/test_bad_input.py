@@ -380,7 +380,8 @@ def test_a_cache_below_a_regular_file(tec: Run, tmp_path: Path, small: Path, bel
     assert ran.code == 1
     what, where, todo = ran.lines
     assert "cannot be written" in what
-    assert where == str(file / below)
+    assert str(file / below).startswith(where), "the file, or what cannot be below it"
+    assert where.startswith(str(file))
     assert "--cache" in todo
     assert tec(*extract_args(small, file / below, None, "--json")).json["error"]["exit_code"] == 1
     assert file.read_text() == "in the way"
@@ -398,15 +399,20 @@ def test_a_file_in_the_way_inside_the_cache(tec: Run, tmp_path: Path, small: Pat
     assert tec(*extract_args(small, cache, tiny_base)).code == 0
 
 
-@pytest.mark.parametrize(("syncs", "stage"), [(20, "first shard"), (32, "second shard"), (50, "targets")])
+@pytest.mark.parametrize(
+    ("after", "stage"),
+    [("records/views/000000.000-v00.json", "first shard"), ("records/source/000000.json", "second shard"),
+     ("records/targets/tiny/000000.000-v00.json", "targets")],
+)  # fmt: skip
 def test_a_full_disk_keeps_what_is_finished(
-    tec: Run, tmp_path: Path, small: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, syncs: int, stage: str
+    tec: Run, tmp_path: Path, small: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, after: str, stage: str
 ) -> None:
-    real, left = os.fsync, syncs
+    """Full some writes after one that is named."""
+    real, left = os.fsync, 8
 
     def fsync(handle: int) -> None:
         nonlocal left
-        left -= 1
+        left -= (tmp_path / "cache" / after).exists()
         if left < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(handle)

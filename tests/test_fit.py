@@ -70,10 +70,10 @@ def test_the_sample_is_the_same_from_photos_from_a_part_and_from_the_cache(
     }
     assert all(stored[s.shard, s.key, s.view] == s.jpeg for s in before)
     photos = Counter((s.shard, s.key) for s in before)
-    assert max(photos.values()) == (1 if count <= 72 else 2), "each photo once before any twice"
-    assert len(photos) == min(count, 90) if count <= 97 else 97, (
-        "of a shard with more photos than its share, no more than that"
-    )
+    assert max(photos.values()) == (1 if count <= 97 else 2), "each photo once before any twice"
+    assert len(photos) == min(count, 97)
+    shares = Counter(shard for shard, _ in photos).values()  # of 40, 24 and 33 photos
+    assert max(shares) - min(shares) <= (1 if count <= 72 else 16), "shards give equally many as long as they can"
 
 
 def broken_shards(folder: Path, whole: int, broken: int) -> Path:
@@ -114,7 +114,8 @@ def test_shards_sorted_by_class_give_all_classes(tmp_path: Path) -> None:
     write_shards(tmp_path / "in", counts)
     samples = sampled(views_config(tmp_path / "in", tmp_path / "c"), 25)
     found = Counter(shard for shard, _ in {(sample.shard, sample.key) for sample in samples})
-    assert found == {f"shard-{i:06d}.tar": 3 if i == 1 else 5 for i in range(5)}
+    assert found.pop("shard-000001.tar") == 3
+    assert sorted(found.values()) == [5, 5, 6, 6]
 
 
 def test_another_seed_draws_others_and_a_limit_is_kept(shards: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tec_cache.errors import CacheError
 from tec_cache.store import open_store
 
 RECORD = TargetRecord(
+    unit="000000.000-v00",
     identity="ab" * 32,
     codec_sha256="",
     count=33,

@@ -243,7 +243,7 @@ HARMS: dict[str, Callable[[Path], list[str]]] = {
     "source records swapped": lambda p: swap(p, layout.source_record(0), layout.source_record(1)),
     "foreign file": lambda p: foreign(p, "records/views/notes.txt"),
     "a unit's name spelled otherwise": lambda p: foreign(p, f"records/views/0{UNIT}.json"),
-    "a unit of no group": lambda p: empty_unit(p, Unit(0, 9, 0)),
+    "a unit of no shard": lambda p: empty_unit(p, Unit(9, 0, 0)),
     "targets of other crops": lambda p: rewritten(p, layout.target_record("tiny", UNIT), views_sha256="0" * 64),
     "the zip of another unit": lambda p: rewritten(
         p, layout.target_record("tiny", UNIT), **{n: sister(p)[n] for n in ("payload", "blocks")}
@@ -294,8 +294,12 @@ def test_what_all_units_hang_on_is_explained_and_never_dropped(
     # and what it says can be done works
     (cache / name).unlink()
     assert [f.where for f in found(cache) if f.level == "damage"] == [name]
-    (cache / "targets/tiny/codec.json").unlink(missing_ok=True)
-    run(photos, cache, tiny_base)
+    if name in ("cache.json", "targets/tiny/target.json"):
+        run(photos, cache, tiny_base)
+    else:
+        (cache / name).write_bytes(harmed[name])
+        config = tiny_config(photos, cache, tiny_base, quality="default", group_size=8)
+        extract(config, overwrite=True)
     assert whole(cache) == before
 
 

@@ -77,6 +77,8 @@ def check_targets(
 
 def _views_problem(record: ViewsRecord, unit: Unit) -> str:
     count, payload = len(record.keys), record.payload
+    if record.unit != str(unit):
+        return f"it is the record of unit {record.unit}"
     for what in ("labels", "offsets", "sizes", "crc32"):
         if len(getattr(record, what)) != count:
             return f"{count} keys, {len(getattr(record, what))} {what}"
@@ -93,6 +95,8 @@ def _views_problem(record: ViewsRecord, unit: Unit) -> str:
 
 def _targets_problem(record: TargetRecord, target: str, unit: Unit, arrays: Mapping[str, ArraySpec] | None) -> str:
     payload = record.payload
+    if record.unit != str(unit):
+        return f"it is the record of unit {record.unit}"
     if (payload is None) != (record.count == 0):
         return f"{record.count} rows and {'no' if payload is None else 'a'} zip"
     if payload is None:

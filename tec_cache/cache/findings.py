@@ -12,8 +12,8 @@ DROP = "tec-cache verify CACHE --repair drops it, then the same tec-cache extrac
 AGAIN = "run the same tec-cache extract again, it goes on where it stopped"
 REMAKE = "restore it from a copy; or remove it and run the very extract that made it: same settings, same file"
 REFIT = (
-    "restore it from a copy; or remove it and run the same extract on the machine that fitted it, which fits the same "
-    "codec again. Otherwise the targets are lost: tec-cache rm, or extract --overwrite"
+    "restore it from a copy; without one the targets of this set are lost: the same extract with --overwrite makes "
+    "them again, tec-cache rm removes them"
 )
 
 MISSING = ("missing",)

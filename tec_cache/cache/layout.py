@@ -32,6 +32,7 @@ BLOCK_ROWS = 32
 """Rows of one inner chunk, which are always read together."""
 
 _UNIT = re.compile(r"(\d{6,})\.(\d{3,})-v(\d{2,})")
+_FILE = re.compile(rf"({_UNIT.pattern.replace('(', '(?:')})\.(?:[0-9a-f]{{16}}\.(?:tar|zip)|json)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -121,8 +122,11 @@ def pack_record(unit: Unit) -> str:
 
 def unit_of(name: str) -> Unit | None:
     """Return the unit whose payload or record a name is; None for anything else."""
-    match = _UNIT.match(name.rpartition("/")[2])
-    return Unit(*(int(part) for part in match.groups())) if match else None
+    match = _FILE.fullmatch(name.rpartition("/")[2])
+    try:
+        return Unit.parse(match.group(1)) if match else None
+    except ValueError:  # another spelling of a number
+        return None
 
 
 def check_name(name: str) -> str:

@@ -71,7 +71,7 @@ class Pack(Cache):
         record = PackRecord.read(self.store, name)
         if record.identity != self.fingerprint or sorted(record.targets) != self.target_names:
             raise CacheError("a unit of another pack", where=self.store.place(name), todo=MEND)
-        if record.payload is not None and layout.unit_of(record.payload.name) != unit:
+        if record.unit != str(unit):
             raise CacheError("the record of another unit", where=self.store.place(name), todo=MEND)
         return record
 
@@ -132,6 +132,7 @@ class PackedTargetSet(TargetSet):
             raise CacheError(f"these are not targets of {self.name!r} as it is coded here", where=where, todo=MEND)
         payload = record.payload
         return PackedTargetRecord(
+            unit=record.unit,
             identity=codes.identity,
             codec_sha256=codes.codec_sha256,
             count=len(record.keys),

@@ -139,7 +139,7 @@ class Cache:
         problem = ""
         if record.identity != self.fingerprint:
             problem = "a unit of another cache"
-        elif record.payload and record.payload.name != layout.views_payload(unit, record.payload.sha256):
+        elif record.unit != str(unit):
             problem = "the record of another unit"
         if problem:
             raise CacheError(problem, where=self.store.place(name), todo=MEND)
@@ -321,7 +321,7 @@ class TargetSet:
         problem = ""
         if record.identity != self.fingerprint:
             problem = "a unit of another target set"
-        elif record.payload and record.payload.name != layout.target_payload(self.name, unit, record.payload.sha256):
+        elif record.unit != str(unit):
             problem = "the record of another unit"
         elif record.codec_sha256 != (codec.sha256 if codec else ""):
             problem = "these targets were coded with other parameters"

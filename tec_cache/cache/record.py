@@ -79,6 +79,7 @@ class SourceRecord(_Record):
 class ViewsRecord(_Record):
     """The crops of one unit."""
 
+    unit: str
     identity: str
     """Fingerprint of the cache."""
     keys: list[str]
@@ -136,6 +137,7 @@ class PackRecord(ViewsRecord):
 class TargetRecord(_Record):
     """The targets of one unit in one target set."""
 
+    unit: str
     identity: str
     """Fingerprint of the target set."""
     codec_sha256: str
@@ -164,7 +166,7 @@ class CodecRecord(_Record):
     checked_views: int
     """Views of other photos on which the errors were measured."""
     errors: dict[str, float]
-    """`tec_cache.codec.errors` names -> value."""
+    """Names of `tec_cache.codec.errors.TargetErrors.summary` -> value."""
 
 
 def _payload(values: dict[str, Any] | None) -> Payload | None:

@@ -9,6 +9,7 @@ from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.lock import CacheLock, cache_lock
 from tec_cache.cache.record import CodecRecord, PackRecord, TargetRecord, ViewsRecord
+from tec_cache.errors import CacheError
 from tec_cache.store import Store
 from tec_cache.store.local import LocalStore
 
@@ -111,7 +112,10 @@ def _unnamed(
 def _other_codecs(store: Store, names: list[str]) -> list[str]:
     """List the parameters of a codec that codec.json, which is among the names if at all, does not name."""
     record = next((name for name in names if name.endswith("/codec.json")), None)
-    payload = CodecRecord.read(store, record).payload if record else None
+    try:
+        payload = CodecRecord.read(store, record).payload if record else None
+    except CacheError:
+        return []  # nobody can say which are named; --overwrite and rm must work all the same
     fitted = [name for name in names if is_ours(name) and name.endswith(".safetensors")]
     lost = record is None or (payload is not None and payload.name not in names)
     if fitted and lost and store.names(layout.target_records(fitted[0].split("/")[1])):

@@ -80,6 +80,7 @@ def commit_views(
 
     def record(payload: Payload | None, offsets: list[int]) -> ViewsRecord:
         return ViewsRecord(
+            unit=str(unit),
             identity=identity,
             keys=keys,
             keys_sha256=hash_keys(keys),
@@ -111,6 +112,7 @@ def commit_targets(
 
     def record(payload: Payload | None, blocks: dict[str, list[list[int]]]) -> TargetRecord:
         return TargetRecord(
+            unit=str(unit),
             identity=identity,
             codec_sha256=codec_sha256,
             count=targets.count,
