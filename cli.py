@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from pipelines import texts
 from tec_cache import __version__
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig, read_toml
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
@@ -151,59 +152,7 @@ def extract(
     if alone and not dry_run:
         require_finished(summary)
     if ranks.main:
-        show(as_json, summary.to_json(), _extract_text(summary, dry_run, config, alone))
-
-
-def _extract_text(summary: Any, dry_run: bool, config: Any, alone: bool) -> str:
-    from tec_cache.progress import human_bytes, human_seconds
-
-    source = f", {human_bytes(summary.source_bytes)}" if summary.source_bytes else ""
-    unread = f", {summary.shards_left} not read to the end yet" if summary.shards_left else ""
-    lines = [
-        f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
-        f"source       {summary.source_shards:,} shards{source}{unread}",
-        f"views        {summary.num_views} of each photo; {summary.photos:,} photos in {summary.units:,} units so far",
-    ]
-    if summary.bytes_per_crop:
-        lines.append(f"crops        {human_bytes(summary.bytes_per_crop)} per view")
-    if summary.bytes_per_target:
-        lines.append(f"targets      {summary.target}: {human_bytes(summary.bytes_per_target)} per view")
-    elif summary.most_bytes_per_target:
-        lines.append(f"targets      {summary.target}: at most {human_bytes(summary.most_bytes_per_target)} per view")
-    if summary.target:
-        lines.append(f"quality      {summary.quality}{_errors_text(summary.errors)}")
-    if summary.first_row not in ("", "class token"):
-        lines.append(f"row 0        {summary.first_row}")
-    if summary.skipped:
-        lines.append(f"left out     {len(summary.skipped)}:")
-        lines += [f"  {shard} {key}: {reason}" for shard, key, reason in summary.skipped[:10]]
-        if len(summary.skipped) > 10:
-            lines.append("  ... all of them with --json")
-    if summary.free_disk is not None:
-        lines.append(f"free disk    {human_bytes(summary.free_disk)}")
-    if dry_run:
-        more = " and those of the unread shards" if summary.shards_left else ""
-        lines.append(f"to do        {summary.missing} units{more}")
-        return "\n".join([*lines, "dry run: nothing was written"])
-    seconds = human_seconds(summary.seconds)
-    who = "this run    " if alone else "this part   "
-    lines.append(f"{who} {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
-    if summary.missing and not alone:
-        lines.append(f"other parts  {summary.missing} units are still theirs to finish")
-    if config.views_only:
-        lines.append(f"next         tec-cache extract --cache {config.cache} --base mae")
-    else:
-        target = f" --target {summary.target}" if summary.num_targets > 1 else ""
-        lines.append(f"next         tec-cache train --cache {config.cache}{target} --out RUN")
-    return "\n".join(lines)
-
-
-def _errors_text(errors: dict[str, float]) -> str:
-    """Say the measured errors of stored targets."""
-    if not errors:
-        return ""
-    kl = f", KL {errors['kl']:.2g} nats" if "kl" in errors else ""
-    return f": relative MSE {errors['mse']:.2g}{kl}, measured on views that the codec has not seen"
+        show(as_json, summary.to_json(), texts.extract_text(summary, dry_run, config, alone))
 
 
 @cli.command()
@@ -230,13 +179,7 @@ def fit(file: str | None, overwrite: bool, as_json: bool, quiet: bool, debug: bo
     ranks = Ranks.from_environment()
     summary = run_extract(config, overwrite=overwrite, fit_only=True, quiet=quiet or as_json, ranks=ranks)
     if ranks.main:
-        lines = [
-            f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
-            f"quality      {summary.quality}{_errors_text(summary.errors)}",
-            f"next         tec-cache extract{' INPUT' if config.input else ''} --cache {config.cache} "
-            + (f"--base {config.base}" if config.base else f"--name {summary.target}"),
-        ]
-        show(as_json, summary.to_json(), "\n".join(lines))
+        show(as_json, summary.to_json(), texts.fit_text(summary, config))
 
 
 # what a plan asks of a training; device, precision and threads are the extraction's
@@ -286,75 +229,9 @@ def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: An
         **{name: given[name] for name in ("images", "seconds") if name in given},
     )
     found = run_plan(config, quiet=quiet or as_json)
-    show(as_json, found.to_json(), _plan_text(found))
+    show(as_json, found.to_json(), texts.plan_text(found))
     if found.fits is False:
         raise SystemExit(StorageError.exit_code)
-
-
-def _plan_text(plan: Any) -> str:
-    from tec_cache.progress import human_bytes, human_seconds
-
-    amount, free = plan.amount, plan.free
-    room = "" if free is None else f", {human_bytes(free)} are free: {'it fits' if plan.fits else 'IT DOES NOT FIT'}"
-    about = "about " if amount.estimated else ""
-    lines = [
-        f"cache        {plan.cache}, {human_bytes(amount.bytes_there)} there already",
-        f"photos       {about}{amount.photos:,}, {amount.num_views} views of each"
-        + (" (part of the shards was counted, the rest is by their bytes)" if amount.estimated else ""),
-        f"crops        {human_bytes(plan.views.written.num_bytes)} per view, measured; "
-        f"{amount.crops_left:,} to write: {human_bytes(plan.bytes_crops)}",
-    ]
-    if plan.targets:
-        lines.append(
-            f"targets      {human_bytes(plan.bytes_per_target)} per view, measured on {plan.targets.views} "
-            f"({plan.target}, quality {plan.quality}); {amount.targets_left:,} to write: "
-            f"{human_bytes(plan.bytes_targets)}"
-        )
-    lines += [f"disk         {human_bytes(plan.bytes_needed)} are needed{room}", ""]
-    lines += ["extraction   one stage after the other: what is left to do, at the measured rates"]
-    rates = plan.rates
-    for name, seconds in plan.seconds.items():
-        mark = "  <- bottleneck" if name == plan.bottleneck else ""
-        lines.append(f"  {name:<22} {human_seconds(seconds):>14} {rates.get(name, ''):>22}{mark}".rstrip())
-    lines.append(f"  {'together':<22} {human_seconds(sum(plan.seconds.values())):>14}")
-    if plan.training:
-        lines += ["", *_plan_training_text(plan)]
-    if plan.views.broken:
-        lines += ["", f"broken       {len(plan.views.broken)} of {plan.views.sampled} photos that were looked at:"]
-        lines += [f"  {text}" for text in plan.views.broken[:5]]
-        lines.append("  extract stops at the first one; with --on-error skip it leaves them out")
-    if plan.fits is False:
-        lines += ["", "THE DISK IS TOO SMALL: use another --cache, fewer --views or a smaller --quality"]
-    lines += ["", f"nothing was written; measured in {human_seconds(plan.measured_seconds)}"]
-    return "\n".join(lines)
-
-
-def _plan_training_text(plan: Any) -> list[str]:
-    from tec_cache.progress import human_seconds
-
-    training, flop, slowest = plan.training, plan.flop, plan.training.bottleneck(plan.batch_size)
-    lines = [
-        f"training     one epoch and {plan.epochs} epochs, at the rates measured on micro-batches of "
-        f"{training.micro_batch}; what takes longest"
-    ]
-    for name, seconds in plan.epoch_seconds.items():
-        run = human_seconds(seconds * plan.epochs)
-        lines.append(f"  {name:<22} {human_seconds(seconds):>14} {run:>22}  <- {slowest[name]}")
-    lines += [
-        f"arithmetic   {training.base_macs / 1e9:.3g} GMAC per view in the base; "
-        f"{training.step_macs / 3e9:.3g} x 3 GMAC per view in a training step",
-        f"             extraction {flop['extraction']:.2e} FLOP; {plan.epochs} epochs cached "
-        f"{flop['cached_run']:.2e}, online {flop['online_run']:.2e} ({flop['online_run'] / flop['cached_run']:.2f} "
-        "times as many)",
-    ]
-    epochs = plan.break_even_epochs
-    if epochs is None:
-        lines.append("paid back    never in time: on this machine a cached epoch takes as long as one online")
-    else:
-        lines.append(
-            f"paid back    after {epochs:,.1f} epochs: {epochs / plan.epochs:.2f} runs of {plan.epochs} epochs"
-        )
-    return lines
 
 
 @cli.command()
@@ -380,35 +257,12 @@ def train(
     config = settings(TrainConfig, values, file)
     from pipelines.train import train as run_train
     from tec_cache.distributed import Ranks
-    from tec_cache.progress import human_seconds
 
     ranks = Ranks.from_environment()
     summary = run_train(config, overwrite=overwrite, dry_run=dry_run, quiet=quiet or as_json, ranks=ranks)
     if not ranks.main:
         return
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in summary.losses.items())
-    lines = [
-        f"run          {summary.run}",
-        f"student      {summary.parameters:,} parameters, {summary.trained_parameters:,} trained",
-        f"steps        {summary.steps:,} of {summary.total_steps:,}",
-    ]
-    if losses:
-        lines.append(f"losses       {losses}")
-    if dry_run:
-        lines.append("dry run: nothing was written")
-    else:
-        if summary.images_per_second:
-            lines.append(f"speed        {summary.images_per_second:,.1f} images/s in {human_seconds(summary.seconds)}")
-        else:
-            lines.append("nothing left to do: this run had reached its last step")
-        if summary.damaged:
-            lines.append(f"damaged      {len(summary.damaged)} blocks, other rows stood in for theirs:")
-            lines += [f"  {place}" for place in summary.damaged[:10]]
-        if summary.finished:
-            lines.append(f"next         tec-cache export {summary.run} OUT")
-        else:
-            lines.append(f"interrupted: the checkpoint is kept; go on with\n  {command_line()}")
-    show(as_json, summary.to_json(), "\n".join(lines))
+    show(as_json, summary.to_json(), texts.train_text(summary, dry_run, command_line()))
     if not dry_run and not summary.finished:
         raise SystemExit(EXIT_INTERRUPTED)
 
@@ -457,15 +311,7 @@ def probe(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: A
     from pipelines.probe import probe as run_probe
 
     summary = run_probe(config, quiet=quiet or as_json)
-    converged = "" if summary.linear_converged else "  (not converged: raise --l2)"
-    lines = [
-        f"model        {summary.model}",
-        f"images       {summary.train_images:,} to learn from, {summary.test_images:,} to judge on, "
-        f"{summary.classes} classes, {summary.skipped} left out",
-        f"kNN          {summary.knn:.2%}  (k = {config.neighbours})",
-        f"linear       {summary.linear:.2%}{converged}",
-    ]
-    show(as_json, summary.to_json(), "\n".join(lines))
+    show(as_json, summary.to_json(), texts.probe_text(summary, config.neighbours))
 
 
 @cli.command()
@@ -479,31 +325,9 @@ def info(cache: str, as_json: bool, quiet: bool, debug: bool) -> None:
       tec-cache info CACHE
     """
     from pipelines.info import info as run_info
-    from tec_cache.progress import human_bytes
 
     found = run_info(cache)
-    photos = found["views"][0]["photos"] if found["views"] else 0
-    lines = [
-        f"cache        {found['cache']}  ({found['fingerprint'][:12]})",
-        f"views        {photos:,} photos, {found['num_views']} views of {found['size']} pixels, "
-        f"{human_bytes(sum(v['bytes'] for v in found['views']))}",
-        f"left out     {found['skipped_photos']} photos",
-        f"missing      {found['missing_units']} units of views"
-        + (
-            f", and all of {found['unread_shards']} source shards not read to the end" if found["unread_shards"] else ""
-        ),
-    ]
-    for name, target in found["targets"].items():
-        lines.append(
-            f"targets      {name}: base {target['base']}, quality {target['quality']}, {target['normalization']}, "
-            f"k {'none' if target['k'] is None else target['k']}, {human_bytes(target['bytes_per_view'])} per view"
-        )
-        lines.append(f"             {_errors_text(target['errors']).removeprefix(': ')}")
-        lines.append(
-            f"             {target['finished_units']} units finished, {target['missing_units']} missing; "
-            f"{human_bytes(target['bytes'])}"
-        )
-    show(as_json, found, "\n".join(lines))
+    show(as_json, found, texts.info_text(found))
 
 
 @cli.command()
@@ -532,53 +356,9 @@ def verify(cache: str, as_json: bool, quiet: bool, debug: bool, **options: Any) 
     from pipelines.verify import verify as run_verify
 
     verdict = run_verify(cache, quiet=quiet or as_json, **options)
-    show(as_json, verdict.to_json(), _verify_text(verdict, options["full"]))
+    show(as_json, verdict.to_json(), texts.verify_text(verdict, options["full"]))
     if not verdict.clean:
         raise SystemExit(CacheError.exit_code)
-
-
-def _verify_text(verdict: Any, full: bool, most: int = 20) -> str:
-    from tec_cache.progress import human_bytes, human_seconds
-
-    report, found = verdict.report, verdict.findings
-    targets = "".join(f", {units:,} of {name}" for name, units in report.target_units.items())
-    lines = [
-        f"cache        {verdict.cache}",
-        f"looked at    {report.files:,} records and manifests, {report.payloads:,} payloads "
-        f"({human_bytes(report.num_bytes)}, {'every byte' if full else 'their sizes'}), "
-        f"in {human_seconds(verdict.seconds)}",
-        f"units        {report.view_units:,} of views{targets}",
-    ]
-    for base in verdict.base:
-        if not base["views"]:
-            lines.append(f"base         {base['target']}: nothing could be compared")
-            continue
-        figures = ", ".join(
-            f"{name} {base['measured'][name]:.3g} (stated {base['stated'][name]:.3g})" for name in base["stated"]
-        )
-        rest = ", ".join(
-            f"{name.replace('_', ' ')} {base['measured'][name]:.4f}"
-            for name in ("cosine", "rows_alike")
-            if name in base["measured"]
-        )
-        lines.append(f"base         {base['target']}: {figures}, {rest};")
-        lines.append(f"             on {base['views']} views of {base['units']} units")
-    if verdict.dropped or verdict.removed:
-        lines.append(f"dropped      {len(verdict.dropped)} bad, {len(verdict.removed)} left over:")
-        lines += [f"  {finding.where}: {finding.what}" for finding in verdict.dropped[:most]]
-    lines += [f"{level:<12} {verdict.count(level)}" for level in ("damage", "missing", "note") if verdict.count(level)]
-    todo = ""
-    for finding in sorted(found, key=lambda f: ("damage", "missing", "note").index(f.level))[:most]:
-        lines.append(f"  {finding.kind}: {finding.where}: {finding.what}")
-        if finding.todo != todo:
-            lines.append(f"    to do: {finding.todo}")
-        todo = finding.todo
-    if len(found) > most:
-        lines.append(f"  ... and {len(found) - most} more (--json)")
-    if verdict.clean:
-        lines.append("nothing is wrong, nothing is missing")
-    lines += [f"go on with   {command}" for command in verdict.next]
-    return "\n".join(lines)
 
 
 @cli.command()
@@ -604,22 +384,9 @@ def pack(
       tec-cache train --cache s3://bucket/pack --out runs/streamed
     """
     from pipelines.pack import pack as run_pack
-    from tec_cache.progress import human_bytes
 
     summary = run_pack(cache, out, targets=targets, num_views=views, quiet=quiet or as_json)
-    lines = [
-        f"pack         {summary.pack}  ({summary.fingerprint[:12]})",
-        f"holds        {summary.samples:,} samples in {summary.units:,} tars, {summary.num_views} views, target sets: "
-        f"{', '.join(summary.targets) or 'none'}",
-        f"bytes        {human_bytes(summary.bytes)}, {human_bytes(summary.bytes_per_sample)} per sample "
-        f"(the cache: {human_bytes(summary.cache_bytes)})",
-    ]
-    lines += [f"codes        {name}: {human_bytes(size)} per sample" for name, size in summary.codes.items()]
-    lines += [
-        f"this run     {summary.units_made:,} tars",
-        f"next         tec-cache train --cache {summary.pack} --out RUN",
-    ]
-    show(as_json, summary.to_json(), "\n".join(lines))
+    show(as_json, summary.to_json(), texts.pack_text(summary))
 
 
 @cli.command()
@@ -636,17 +403,7 @@ def unpack(pack: str, cache: str, as_json: bool, quiet: bool, debug: bool) -> No
     from pipelines.unpack import unpack as run_unpack
 
     summary = run_unpack(pack, cache, quiet=quiet or as_json)
-    lines = [
-        f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
-        f"holds        {summary.num_views} views, target sets: {', '.join(summary.targets) or 'none'}; "
-        f"{summary.units:,} units, {summary.units_made:,} of them made by this run",
-    ]
-    if summary.rewritten:
-        lines.append(
-            f"rewritten    {summary.rewritten:,} files hold the same values in other bytes than the original's: "
-            "another release wrote those"
-        )
-    show(as_json, summary.to_json(), "\n".join(lines))
+    show(as_json, summary.to_json(), texts.unpack_text(summary))
 
 
 @cli.command()
@@ -665,21 +422,9 @@ def merge(out: str, parts: tuple[str, ...], as_json: bool, quiet: bool, debug: b
       tec-cache merge CACHE part-0 part-1 s3://bucket/part-2
     """
     from pipelines.merge import merge as run_merge
-    from tec_cache.progress import human_bytes
 
     summary = run_merge(out, parts, quiet=quiet or as_json)
-    lines = [
-        f"cache        {summary.out}  ({summary.fingerprint[:12]})",
-        f"copied       {summary.views_copied:,} units of views, {summary.targets_copied:,} of targets, "
-        f"{human_bytes(summary.bytes)}",
-        f"kept         {summary.already_there:,} units that were there already",
-    ]
-    if summary.different:
-        lines.append(f"different    {len(summary.different):,} units that were there otherwise, and stayed so:")
-        lines += [f"  {name}" for name in summary.different[:10]]
-        if len(summary.different) > 10:
-            lines.append("  ... all of them with --json")
-    show(as_json, summary.to_json(), "\n".join([*lines, f"next         tec-cache info {summary.out}"]))
+    show(as_json, summary.to_json(), texts.merge_text(summary))
 
 
 @cli.command()
@@ -699,18 +444,9 @@ def rm(
       tec-cache rm CACHE --views 2
     """
     from pipelines.remove import remove as run_remove
-    from tec_cache.progress import human_bytes
 
     summary = run_remove(cache, target=target, views=views, dry_run=dry_run)
-    left = ", ".join(f"{name} ({units:,} units)" for name, units in summary.left_targets.items()) or "none"
-    lines = [
-        f"{'to remove' if dry_run else 'removed':<13}{summary.removed}: {summary.units:,} units, "
-        f"{human_bytes(summary.bytes)}",
-        f"left         {summary.left_views} views in {summary.left_units:,} units; target sets: {left}",
-    ]
-    if dry_run:
-        lines.append("dry run: nothing was removed")
-    show(as_json, summary.to_json(), "\n".join(lines))
+    show(as_json, summary.to_json(), texts.rm_text(summary, dry_run))
 
 
 def command_line() -> str:

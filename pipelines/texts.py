@@ -1,0 +1,315 @@
+"""What the commands say to people: the summary of each program as lines of text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tec_cache.progress import human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    from pipelines.extract_summary import Summary
+    from pipelines.merge import MergeSummary
+    from pipelines.pack import PackSummary
+    from pipelines.plan_result import Plan
+    from pipelines.probe import ProbeSummary
+    from pipelines.remove import RemoveSummary
+    from pipelines.trainer import TrainSummary
+    from pipelines.unpack import UnpackSummary
+    from pipelines.verify import Verdict
+    from tec_cache.config import ExtractConfig
+
+
+def errors_text(errors: dict[str, float]) -> str:
+    """Say the measured errors of stored targets."""
+    if not errors:
+        return ""
+    kl = f", KL {errors['kl']:.2g} nats" if "kl" in errors else ""
+    return f": relative MSE {errors['mse']:.2g}{kl}, measured on views that the codec has not seen"
+
+
+def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: bool) -> str:
+    """Say what an extraction did and what the cache holds now."""
+    source = f", {human_bytes(summary.source_bytes)}" if summary.source_bytes else ""
+    unread = f", {summary.shards_left} not read to the end yet" if summary.shards_left else ""
+    lines = [
+        f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
+        f"source       {summary.source_shards:,} shards{source}{unread}",
+        f"views        {summary.num_views} of each photo; {summary.photos:,} photos in {summary.units:,} units so far",
+    ]
+    if summary.bytes_per_crop:
+        lines.append(f"crops        {human_bytes(summary.bytes_per_crop)} per view")
+    if summary.bytes_per_target:
+        lines.append(f"targets      {summary.target}: {human_bytes(summary.bytes_per_target)} per view")
+    elif summary.most_bytes_per_target:
+        lines.append(f"targets      {summary.target}: at most {human_bytes(summary.most_bytes_per_target)} per view")
+    if summary.target:
+        lines.append(f"quality      {summary.quality}{errors_text(summary.errors)}")
+    if summary.first_row not in ("", "class token"):
+        lines.append(f"row 0        {summary.first_row}")
+    if summary.skipped:
+        lines.append(f"left out     {len(summary.skipped)}:")
+        lines += [f"  {shard} {key}: {reason}" for shard, key, reason in summary.skipped[:10]]
+        if len(summary.skipped) > 10:
+            lines.append("  ... all of them with --json")
+    if summary.free_disk is not None:
+        lines.append(f"free disk    {human_bytes(summary.free_disk)}")
+    if dry_run:
+        more = " and those of the unread shards" if summary.shards_left else ""
+        lines.append(f"to do        {summary.missing} units{more}")
+        return "\n".join([*lines, "dry run: nothing was written"])
+    seconds = human_seconds(summary.seconds)
+    who = "this run    " if alone else "this part   "
+    lines.append(f"{who} {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
+    if summary.missing and not alone:
+        lines.append(f"other parts  {summary.missing} units are still theirs to finish")
+    if config.views_only:
+        lines.append(f"next         tec-cache extract --cache {config.cache} --base mae")
+    else:
+        target = f" --target {summary.target}" if summary.num_targets > 1 else ""
+        lines.append(f"next         tec-cache train --cache {config.cache}{target} --out RUN")
+    return "\n".join(lines)
+
+
+def plan_text(plan: Plan) -> str:
+    """Say what an extraction and a training will take."""
+    amount, free = plan.amount, plan.free
+    room = "" if free is None else f", {human_bytes(free)} are free: {'it fits' if plan.fits else 'IT DOES NOT FIT'}"
+    about = "about " if amount.estimated else ""
+    lines = [
+        f"cache        {plan.cache}, {human_bytes(amount.bytes_there)} there already",
+        f"photos       {about}{amount.photos:,}, {amount.num_views} views of each"
+        + (" (part of the shards was counted, the rest is by their bytes)" if amount.estimated else ""),
+        f"crops        {human_bytes(plan.views.written.num_bytes)} per view, measured; "
+        f"{amount.crops_left:,} to write: {human_bytes(plan.bytes_crops)}",
+    ]
+    if plan.targets:
+        lines.append(
+            f"targets      {human_bytes(plan.bytes_per_target)} per view, measured on {plan.targets.views} "
+            f"({plan.target}, quality {plan.quality}); {amount.targets_left:,} to write: "
+            f"{human_bytes(plan.bytes_targets)}"
+        )
+    lines += [f"disk         {human_bytes(plan.bytes_needed)} are needed{room}", ""]
+    lines += ["extraction   one stage after the other: what is left to do, at the measured rates"]
+    rates = plan.rates
+    for name, seconds in plan.seconds.items():
+        mark = "  <- bottleneck" if name == plan.bottleneck else ""
+        lines.append(f"  {name:<22} {human_seconds(seconds):>14} {rates.get(name, ''):>22}{mark}".rstrip())
+    lines.append(f"  {'together':<22} {human_seconds(sum(plan.seconds.values())):>14}")
+    if plan.training:
+        lines += ["", *_training_text(plan)]
+    if plan.views.broken:
+        lines += ["", f"broken       {len(plan.views.broken)} of {plan.views.sampled} photos that were looked at:"]
+        lines += [f"  {text}" for text in plan.views.broken[:5]]
+        lines.append("  extract stops at the first one; with --on-error skip it leaves them out")
+    if plan.fits is False:
+        lines += ["", "THE DISK IS TOO SMALL: use another --cache, fewer --views or a smaller --quality"]
+    lines += ["", f"nothing was written; measured in {human_seconds(plan.measured_seconds)}"]
+    return "\n".join(lines)
+
+
+def _training_text(plan: Plan) -> list[str]:
+    assert plan.training is not None
+    training, flop, slowest = plan.training, plan.flop, plan.training.bottleneck(plan.batch_size)
+    lines = [
+        f"training     one epoch and {plan.epochs} epochs, at the rates measured on micro-batches of "
+        f"{training.micro_batch}; what takes longest"
+    ]
+    for name, seconds in plan.epoch_seconds.items():
+        run = human_seconds(seconds * plan.epochs)
+        lines.append(f"  {name:<22} {human_seconds(seconds):>14} {run:>22}  <- {slowest[name]}")
+    lines += [
+        f"arithmetic   {training.base_macs / 1e9:.3g} GMAC per view in the base; "
+        f"{training.step_macs / 3e9:.3g} x 3 GMAC per view in a training step",
+        f"             extraction {flop['extraction']:.2e} FLOP; {plan.epochs} epochs cached "
+        f"{flop['cached_run']:.2e}, online {flop['online_run']:.2e} ({flop['online_run'] / flop['cached_run']:.2f} "
+        "times as many)",
+    ]
+    epochs = plan.break_even_epochs
+    if epochs is None:
+        lines.append("paid back    never in time: on this machine a cached epoch takes as long as one online")
+    else:
+        lines.append(
+            f"paid back    after {epochs:,.1f} epochs: {epochs / plan.epochs:.2f} runs of {plan.epochs} epochs"
+        )
+    return lines
+
+
+def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
+    """Say what a training did; go_on: the command that does the rest."""
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in summary.losses.items())
+    lines = [
+        f"run          {summary.run}",
+        f"student      {summary.parameters:,} parameters, {summary.trained_parameters:,} trained",
+        f"steps        {summary.steps:,} of {summary.total_steps:,}",
+    ]
+    if losses:
+        lines.append(f"losses       {losses}")
+    if dry_run:
+        lines.append("dry run: nothing was written")
+    else:
+        if summary.images_per_second:
+            lines.append(f"speed        {summary.images_per_second:,.1f} images/s in {human_seconds(summary.seconds)}")
+        else:
+            lines.append("nothing left to do: this run had reached its last step")
+        if summary.damaged:
+            lines.append(f"damaged      {len(summary.damaged)} blocks, other rows stood in for theirs:")
+            lines += [f"  {place}" for place in summary.damaged[:10]]
+        if summary.finished:
+            lines.append(f"next         tec-cache export {summary.run} OUT")
+        else:
+            lines.append(f"interrupted: the checkpoint is kept; go on with\n  {go_on}")
+    return "\n".join(lines)
+
+
+def probe_text(summary: ProbeSummary, neighbours: int) -> str:
+    """Say how a model was judged."""
+    converged = "" if summary.linear_converged else "  (not converged: raise --l2)"
+    lines = [
+        f"model        {summary.model}",
+        f"images       {summary.train_images:,} to learn from, {summary.test_images:,} to judge on, "
+        f"{summary.classes} classes, {summary.skipped} left out",
+        f"kNN          {summary.knn:.2%}  (k = {neighbours})",
+        f"linear       {summary.linear:.2%}{converged}",
+    ]
+    return "\n".join(lines)
+
+
+def info_text(found: dict[str, Any]) -> str:
+    """Say what a cache holds."""
+    photos = found["views"][0]["photos"] if found["views"] else 0
+    lines = [
+        f"cache        {found['cache']}  ({found['fingerprint'][:12]})",
+        f"views        {photos:,} photos, {found['num_views']} views of {found['size']} pixels, "
+        f"{human_bytes(sum(v['bytes'] for v in found['views']))}",
+        f"left out     {found['skipped_photos']} photos",
+        f"missing      {found['missing_units']} units of views"
+        + (
+            f", and all of {found['unread_shards']} source shards not read to the end" if found["unread_shards"] else ""
+        ),
+    ]
+    for name, target in found["targets"].items():
+        lines.append(
+            f"targets      {name}: base {target['base']}, quality {target['quality']}, {target['normalization']}, "
+            f"k {'none' if target['k'] is None else target['k']}, {human_bytes(target['bytes_per_view'])} per view"
+        )
+        lines.append(f"             {errors_text(target['errors']).removeprefix(': ')}")
+        lines.append(
+            f"             {target['finished_units']} units finished, {target['missing_units']} missing; "
+            f"{human_bytes(target['bytes'])}"
+        )
+    return "\n".join(lines)
+
+
+def verify_text(verdict: Verdict, full: bool, most: int = 20) -> str:
+    """Say what verifying found and did."""
+    report, found = verdict.report, verdict.findings
+    targets = "".join(f", {units:,} of {name}" for name, units in report.target_units.items())
+    lines = [
+        f"cache        {verdict.cache}",
+        f"looked at    {report.files:,} records and manifests, {report.payloads:,} payloads "
+        f"({human_bytes(report.num_bytes)}, {'every byte' if full else 'their sizes'}), "
+        f"in {human_seconds(verdict.seconds)}",
+        f"units        {report.view_units:,} of views{targets}",
+    ]
+    for base in verdict.base:
+        if not base["views"]:
+            lines.append(f"base         {base['target']}: nothing could be compared")
+            continue
+        figures = ", ".join(
+            f"{name} {base['measured'][name]:.3g} (stated {base['stated'][name]:.3g})" for name in base["stated"]
+        )
+        rest = ", ".join(
+            f"{name.replace('_', ' ')} {base['measured'][name]:.4f}"
+            for name in ("cosine", "rows_alike")
+            if name in base["measured"]
+        )
+        lines.append(f"base         {base['target']}: {figures}, {rest};")
+        lines.append(f"             on {base['views']} views of {base['units']} units")
+    if verdict.dropped or verdict.removed:
+        lines.append(f"dropped      {len(verdict.dropped)} bad, {len(verdict.removed)} left over:")
+        lines += [f"  {finding.where}: {finding.what}" for finding in verdict.dropped[:most]]
+    lines += [f"{level:<12} {verdict.count(level)}" for level in ("damage", "missing", "note") if verdict.count(level)]
+    todo = ""
+    for finding in sorted(found, key=lambda f: ("damage", "missing", "note").index(f.level))[:most]:
+        lines.append(f"  {finding.kind}: {finding.where}: {finding.what}")
+        if finding.todo != todo:
+            lines.append(f"    to do: {finding.todo}")
+        todo = finding.todo
+    if len(found) > most:
+        lines.append(f"  ... and {len(found) - most} more (--json)")
+    if verdict.clean:
+        lines.append("nothing is wrong, nothing is missing")
+    lines += [f"go on with   {command}" for command in verdict.next]
+    return "\n".join(lines)
+
+
+def pack_text(summary: PackSummary) -> str:
+    """Say what was packed."""
+    lines = [
+        f"pack         {summary.pack}  ({summary.fingerprint[:12]})",
+        f"holds        {summary.samples:,} samples in {summary.units:,} tars, {summary.num_views} views, target sets: "
+        f"{', '.join(summary.targets) or 'none'}",
+        f"bytes        {human_bytes(summary.bytes)}, {human_bytes(summary.bytes_per_sample)} per sample "
+        f"(the cache: {human_bytes(summary.cache_bytes)})",
+    ]
+    lines += [f"codes        {name}: {human_bytes(size)} per sample" for name, size in summary.codes.items()]
+    lines += [
+        f"this run     {summary.units_made:,} tars",
+        f"next         tec-cache train --cache {summary.pack} --out RUN",
+    ]
+    return "\n".join(lines)
+
+
+def unpack_text(summary: UnpackSummary) -> str:
+    """Say what was unpacked."""
+    lines = [
+        f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
+        f"holds        {summary.num_views} views, target sets: {', '.join(summary.targets) or 'none'}; "
+        f"{summary.units:,} units, {summary.units_made:,} of them made by this run",
+    ]
+    if summary.rewritten:
+        lines.append(
+            f"rewritten    {summary.rewritten:,} files hold the same values in other bytes than the original's: "
+            "another release wrote those"
+        )
+    return "\n".join(lines)
+
+
+def merge_text(summary: MergeSummary) -> str:
+    """Say what was joined."""
+    lines = [
+        f"cache        {summary.out}  ({summary.fingerprint[:12]})",
+        f"copied       {summary.views_copied:,} units of views, {summary.targets_copied:,} of targets, "
+        f"{human_bytes(summary.bytes)}",
+        f"kept         {summary.already_there:,} units that were there already",
+    ]
+    if summary.different:
+        lines.append(f"different    {len(summary.different):,} units that were there otherwise, and stayed so:")
+        lines += [f"  {name}" for name in summary.different[:10]]
+        if len(summary.different) > 10:
+            lines.append("  ... all of them with --json")
+    return "\n".join([*lines, f"next         tec-cache info {summary.out}"])
+
+
+def rm_text(summary: RemoveSummary, dry_run: bool) -> str:
+    """Say what was removed."""
+    left = ", ".join(f"{name} ({units:,} units)" for name, units in summary.left_targets.items()) or "none"
+    lines = [
+        f"{'to remove' if dry_run else 'removed':<13}{summary.removed}: {summary.units:,} units, "
+        f"{human_bytes(summary.bytes)}",
+        f"left         {summary.left_views} views in {summary.left_units:,} units; target sets: {left}",
+    ]
+    if dry_run:
+        lines.append("dry run: nothing was removed")
+    return "\n".join(lines)
+
+
+def fit_text(summary: Summary, config: ExtractConfig) -> str:
+    """Say how a codec was fitted."""
+    given = f"--base {config.base}" if config.base else f"--name {summary.target}"
+    lines = [
+        f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
+        f"quality      {summary.quality}{errors_text(summary.errors)}",
+        f"next         tec-cache extract{' INPUT' if config.input else ''} --cache {config.cache} {given}",
+    ]
+    return "\n".join(lines)
