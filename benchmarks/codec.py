@@ -131,12 +131,11 @@ def _stored(name: str, codec: Codec, held: Targets, spec: TargetSpec) -> Line:
     total, arrays = file_bytes(codec, held, spec)
     stored = {n: torch.from_numpy(a) for n, a in codec.encode(held, spec).items()}
     decoded = codec.decode(stored, spec)
-    mean = codec.features.mean if isinstance(codec, TransformCodec) else None
-    errors = target_errors(held, decoded, mean=mean)
-    soft = target_errors(held, decoded, tau=1.8).mean_kl
+    errors = target_errors(held, decoded)
+    soft = target_errors(held, decoded, tau=1.8).kl
     label = f"ours, {name}" if isinstance(codec, TransformCodec) else name
     sizes = arrays["features"] / count, arrays["attention"] / count, total / count
-    return Line(label, *sizes, errors.relative_mse, errors.mean_kl or 0.0, soft or 0.0, "")
+    return Line(label, *sizes, errors.mse, errors.kl or 0.0, soft or 0.0, "")
 
 
 def _rivals(fit: Targets, held: Targets, spec: TargetSpec, ours: Line) -> Iterator[Line]:

@@ -45,7 +45,7 @@ def measure_times(name: str, base: FrozenBase, codec: TransformCodec, held: Targ
     decoding = _median(lambda: codec.decode(tensors, spec), BLOCK_ROWS)
     torch.set_num_threads(threads)
     decoded = codec.decode({n: torch.from_numpy(a) for n, a in arrays.items()}, spec)
-    mse = target_errors(held, decoded, mean=codec.features.mean).relative_mse
+    mse = target_errors(held, decoded).mse
     share = (encode + write) / forward
     times = [forward, encode, write, reading, decoding]
     cells = [f"{1000 * t:.2f}" for t in times]

@@ -19,7 +19,7 @@ from benchmarks.machine import describe
 from pipelines.extract import extract
 from pipelines.extract_summary import Summary
 from pipelines.plan import plan
-from pipelines.plan_result import Plan
+from pipelines.planning.result import Plan
 from pipelines.train import train
 from tec_cache.config import ExtractConfig, PlanConfig, TrainConfig
 from tec_cache.device import resolve_compute

@@ -17,16 +17,16 @@ import torch
 
 from pipelines.base_batches import targets_of_crops
 from pipelines.prepare import TargetJob
+from tec_cache.audit.findings import DROP, Finding, unreadable
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
 from tec_cache.cache import layout
-from tec_cache.cache.findings import DROP, Finding, unreadable
 from tec_cache.cache.identity import differences
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import TargetSet
 from tec_cache.cache.record import CodecRecord, TargetRecord
 from tec_cache.codec.agreement import attention_agreement, cosine_of_views
-from tec_cache.codec.measure import TargetErrors
+from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.quality import Quality
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.errors import CacheError, ConfigError
@@ -198,13 +198,13 @@ def compare(
     The figures are mse, cosine and, with an attention target, kl and rows_alike of each view: (N,).
     """
     # which rows of attention were chosen may differ, so only the features go through the codec's own measure
-    errors = TargetErrors(dataclasses.replace(job.spec, k=None))
+    errors = TargetErrors()
     rows: list[_Row] = []
     figures: dict[str, list[torch.Tensor]] = {}
     while part := list(islice(sample, job.batch_size)):
         (new,) = targets_of_crops(job, [row.jpeg for row in part], [row.key for row in part], pool)
         stored = _decoded(target, part, job.compute.device)
-        errors.add(new, stored)
+        errors.add(Targets(new.features), Targets(stored.features))
         figures.setdefault("cosine", []).append(cosine_of_views(new, stored))
         if new.attention is not None:
             for name, values in zip(("kl", "rows_alike"), attention_agreement(new, stored), strict=True):

@@ -17,8 +17,8 @@ from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import CodecRecord
 from tec_cache.cache.writer import put_payload
 from tec_cache.codec import Codec
+from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.fp16 import Float16Codec
-from tec_cache.codec.measure import TargetErrors
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.progress import Progress
 from tec_cache.types import Targets, TargetSpec
@@ -67,7 +67,7 @@ def ensure_codec(
         raise ConfigError("a codec needs at least two photos to be fitted and measured", todo=todo)
     with Progress(f"fit {job.name}", total=len(fit) + len(check), quiet=quiet) as progress:
         codec = fitted_codec(job, _targets(job, fit, pool, progress)) if fit else Float16Codec()
-        errors = TargetErrors(job.spec)
+        errors = TargetErrors()
         for exact in _targets(job, check, pool, progress):
             errors.add(exact, recoded(codec, exact, job.spec))
     return commit_codec(cache, job, codec, len(fit), len(check), errors.summary())

@@ -18,11 +18,11 @@ from tec_cache.cache.copy import (
 )
 from tec_cache.cache.identity import require_same
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.packed import Pack
 from tec_cache.cache.reader import Cache, TargetSet, open_cache
 from tec_cache.cache.record import SourceRecord, TargetRecord, ViewsRecord
 from tec_cache.cache.remove import working
 from tec_cache.errors import CacheError, ConfigError, listed
+from tec_cache.pack.reader import Pack
 from tec_cache.progress import Progress
 from tec_cache.store import Store, open_store
 

@@ -16,16 +16,16 @@ import webdataset as wds
 from pipelines.storage import Needed, explained_storage
 from tec_cache.cache import layout
 from tec_cache.cache.copy import copy_codec, copy_manifest, copy_source_record
-from tec_cache.cache.frames import arrays_json, hash_arrays, write_member
 from tec_cache.cache.layout import BLOCK_ROWS, Unit, crop_name
 from tec_cache.cache.manifest import ensure_manifest
-from tec_cache.cache.packed import Pack
 from tec_cache.cache.reader import Cache, TargetSet, open_cache
 from tec_cache.cache.record import PackedCodes, PackRecord, Payload, ViewsRecord
 from tec_cache.cache.remove import working
 from tec_cache.cache.writer import commit
 from tec_cache.device import available_cores
 from tec_cache.errors import ConfigError
+from tec_cache.pack.frames import arrays_json, hash_arrays, write_member
+from tec_cache.pack.reader import Pack
 from tec_cache.progress import Progress
 from tec_cache.store import Store, open_store
 

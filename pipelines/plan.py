@@ -10,8 +10,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipelines.plan_amount import Amount, There, amount_left, what_is_there
-from pipelines.plan_extract import (
+from pipelines.planning.amount import Amount, There, amount_left, what_is_there
+from pipelines.planning.extract import (
     MOST_ROWS,
     TargetCosts,
     ViewCosts,
@@ -23,9 +23,9 @@ from pipelines.plan_extract import (
     sampled_views,
     scratch,
 )
-from pipelines.plan_result import Plan
-from pipelines.plan_source import cut_sample, look_at_source, number_of_photos, rows_of_a_unit
-from pipelines.plan_training import TrainingCosts, measure_training, prepare_training
+from pipelines.planning.result import Plan
+from pipelines.planning.source import cut_sample, look_at_source, number_of_photos, rows_of_a_unit
+from pipelines.planning.training import TrainingCosts, measure_training, prepare_training
 from pipelines.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
 from pipelines.sample import sample_crops
 from pipelines.storage import Needed, explained_storage

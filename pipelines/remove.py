@@ -10,10 +10,10 @@ from pipelines.storage import Needed, explained_storage
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.lock import CacheLock, cache_lock
-from tec_cache.cache.packed import Pack
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.cache.remove import clear_leftovers, is_ours, remove_target_set, remove_views
 from tec_cache.errors import ConfigError, nearest
+from tec_cache.pack.reader import Pack
 from tec_cache.store import Store
 
 

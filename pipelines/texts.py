@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pipelines.extract_summary import Summary
     from pipelines.merge import MergeSummary
     from pipelines.pack import PackSummary
-    from pipelines.plan_result import Plan
+    from pipelines.planning.result import Plan
     from pipelines.probe import ProbeSummary
     from pipelines.remove import RemoveSummary
     from pipelines.trainer import TrainSummary

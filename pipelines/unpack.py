@@ -9,14 +9,14 @@ from typing import Any
 from pipelines.storage import Needed, explained_storage
 from tec_cache.cache import layout
 from tec_cache.cache.copy import checked_pieces, copy_codec, copy_manifest, copy_source_record
-from tec_cache.cache.frames import hash_arrays
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
-from tec_cache.cache.packed import MEND, Pack, PackedTargetSet
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import PackRecord, TargetRecord, ViewsRecord
 from tec_cache.cache.remove import working
 from tec_cache.cache.writer import Crop, TargetArrays, commit_targets, commit_views
 from tec_cache.errors import CacheError, ConfigError
+from tec_cache.pack.frames import hash_arrays
+from tec_cache.pack.reader import MEND, Pack, PackedTargetSet
 from tec_cache.progress import Progress
 from tec_cache.store import Store, open_store
 

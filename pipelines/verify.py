@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.storage import Needed, explained_storage
+from tec_cache.audit.audit import audit
+from tec_cache.audit.findings import Finding
+from tec_cache.audit.ledger import Report
 from tec_cache.cache import layout
-from tec_cache.cache.audit import audit
-from tec_cache.cache.findings import Finding
-from tec_cache.cache.ledger import Report
 from tec_cache.cache.lock import cache_lock
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.remove import clear_leftovers

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tec_cache.codec import get_codec
-from tec_cache.codec.measure import TargetErrors
+from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.quality import LIMITS, QUALITIES, Quality
 from tec_cache.errors import CacheError, ConfigError, NonFiniteError
 from tec_cache.targets import normalize_targets
@@ -171,7 +171,7 @@ def test_measured_errors_are_what_they_are_called() -> None:
         exact.attention + 0.2 * torch.randn(exact.attention.shape, generator=g) + 7,
         exact.rows,
     )
-    errors = TargetErrors(s)
+    errors = TargetErrors()
     for part in (slice(0, 2), slice(2, 5)):
         pair = (Targets(t.features[part], t.attention[part], t.rows[part]) for t in (exact, far))  # type: ignore[index]
         errors.add(*pair)
@@ -187,4 +187,4 @@ def test_measured_errors_are_what_they_are_called() -> None:
     assert found["mse_max"] == pytest.approx(float(per_view.max()), rel=1e-4)
     assert found["kl_max"] == pytest.approx(float(kl.mean((1, 2)).max()), rel=1e-4)
     assert found["mse_std"] == pytest.approx(float(per_view.std()), rel=1e-4)
-    assert errors.views == 5
+    assert len(errors.mse_of_views) == 5

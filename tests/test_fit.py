@@ -21,7 +21,7 @@ from tec_cache.cache import layout
 from tec_cache.cache.lock import cache_lock
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.cache.sealed import seal, unseal
-from tec_cache.codec.measure import TargetErrors
+from tec_cache.codec.errors import TargetErrors
 from tec_cache.config import ExtractConfig
 from tec_cache.distributed import Ranks
 from tec_cache.errors import CacheError, ConfigError, SourceError
@@ -181,7 +181,7 @@ def test_the_recorded_errors_are_those_of_the_stored_targets(
 
     path = request.getfixturevalue("made_cache" if quality == "exact" else "coded_cache")
     exact, coded = open_cache(request.getfixturevalue("made_cache"))["tiny"], open_cache(path)["tiny"]
-    errors = TargetErrors(exact.spec)
+    errors = TargetErrors()
     for unit in exact.units:
         both = []
         for target in (exact, coded):

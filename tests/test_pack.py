@@ -26,12 +26,12 @@ from pipelines.train import train
 from pipelines.unpack import unpack
 from tec_cache.cache import layout, writer
 from tec_cache.cache.blocks import write_zip
-from tec_cache.cache.packed import Pack
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.cache.record import PackRecord
 from tec_cache.codec import ArraySpec
 from tec_cache.errors import CacheError, ConfigError, IdentityError, TecCacheError
 from tec_cache.loader import Batch, Loader
+from tec_cache.pack.reader import Pack
 from tec_cache.run.metrics import read_metrics
 from tec_cache.store import open_store
 from tec_cache.store.local import LocalStore
@@ -167,7 +167,7 @@ def test_a_pack_narrowed_to_some_groups_is_a_pack(two_sets: Path, packed: Path) 
 
 
 def test_plain_webdataset_and_numcodecs_read_a_pack(two_sets: Path, packed: Path) -> None:
-    """As `tec_cache.cache.frames` says, and with nothing of this project."""
+    """As `tec_cache.pack.frames` says, and with nothing of this project."""
     sets = json.loads((packed / "pack.json").read_text())["body"]["identity"]["targets"]
     cache = open_cache(two_sets)
     seen = 0
@@ -376,7 +376,7 @@ def test_codes_that_decode_to_other_values_are_refused(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A decompressor that errs is noticed by the arrays' own hash, beyond all checksums of stored bytes."""
-    from tec_cache.cache import packed as reader
+    from tec_cache.pack import reader
 
     def wrong(members: Any, specs: Any) -> dict[str, Any]:
         arrays = read(members, specs)

@@ -19,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import cli
 import pipelines.base_batches
 import pipelines.plan
-import pipelines.plan_source
+import pipelines.planning.source
 from pipelines.extract import extract
 from pipelines.plan import plan
-from pipelines.plan_amount import Amount
-from pipelines.plan_extract import TargetCosts, ViewCosts, Written
-from pipelines.plan_result import Plan
-from pipelines.plan_training import TrainingCosts
+from pipelines.planning.amount import Amount
+from pipelines.planning.extract import TargetCosts, ViewCosts, Written
+from pipelines.planning.result import Plan
+from pipelines.planning.training import TrainingCosts
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
 from tec_cache.config import PlanConfig
@@ -135,7 +135,7 @@ def test_hours_of_a_slow_base(shards: Path, tiny_base: Path, tmp_path: Path, mon
 def test_hours_of_slow_photos_count_the_threads(
     shards: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slowed(monkeypatch, pipelines.plan_source, "cut_photo", lambda _: 0.02)
+    slowed(monkeypatch, pipelines.planning.source, "cut_photo", lambda _: 0.02)
     found = plan(planning(shards, tmp_path / "c", None, views_only=True, workers=4))
     assert 97 * 0.02 / 4 < found.seconds["decoding and cropping"] < 97 * 0.02 / 2
     assert (found.targets, found.training, found.epoch_seconds, found.break_even_epochs) == (None, None, {}, None)
@@ -144,7 +144,7 @@ def test_hours_of_slow_photos_count_the_threads(
 def test_photos_are_estimated_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_shards(tmp_path / "photos", [60, 60, 60, 60])
     for name, value in (("MOST_SHARDS", 1), ("SAMPLE", 8)):
-        monkeypatch.setattr(pipelines.plan_source, name, value)
+        monkeypatch.setattr(pipelines.planning.source, name, value)
     config = planning(folder, tmp_path / "c", None, views_only=True)
     config = replace(config, seconds=1e-9)
     by_sample = plan(config)

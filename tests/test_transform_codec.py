@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tec_cache.codec.errors import join_errors, row_divergence, target_errors
+from tec_cache.codec.errors import row_divergence, target_errors
 from tec_cache.codec.fit import fit_transform
 from tec_cache.codec.grid import dct_matrix, frequency_order, grid_dct
 from tec_cache.codec.transform import MAX_JOINT_ROWS, TransformCodec
@@ -91,13 +91,13 @@ SHAPES = [
 @pytest.mark.parametrize("s", SHAPES, ids=str)
 def test_unseen_views_keep_the_errors_asked_for(s: TargetSpec) -> None:
     codec, unseen = fitted(s), targets(s, 60, seed=1)
-    found = target_errors(unseen, there_and_back(codec, unseen), mean=codec.features.mean)
-    assert 0.02 < found.relative_mse <= 0.042
+    found = target_errors(unseen, there_and_back(codec, unseen))
+    assert 0.02 < found.mse <= 0.042
     if s.k is None:
-        assert found.mean_kl is None
+        assert found.kl is None
     else:
-        assert found.mean_kl is not None
-        assert 0.01 < found.mean_kl <= 0.033
+        assert found.kl is not None
+        assert 0.01 < found.kl <= 0.033
 
 
 def test_the_last_quarter_of_the_sample_sets_the_step() -> None:
@@ -105,7 +105,7 @@ def test_the_last_quarter_of_the_sample_sets_the_step() -> None:
     s, t = spec(None), targets(spec(None), 80)
     t.features[60:] *= 10
     codec, last = fit_transform(t, s, mse=0.04), Targets(t.features[60:])
-    assert 0.03 < target_errors(last, there_and_back(codec, last)).relative_mse <= 0.04
+    assert 0.03 < target_errors(last, there_and_back(codec, last)).mse <= 0.04
 
 
 def test_rows_come_back_in_their_order() -> None:
@@ -123,9 +123,9 @@ def test_a_smaller_error_costs_more_and_is_smaller() -> None:
     for mse, kl in ((0.003, 0.001), (0.02, 0.01), (0.1, 0.08), (0.3, 0.2)):
         codec = fitted(s, mse, kl)
         errors = target_errors(unseen, there_and_back(codec, unseen))
-        found.append((errors.relative_mse, errors.mean_kl, -rate(codec, unseen)))
-        assert errors.relative_mse == pytest.approx(mse, rel=0.3)
-        assert errors.mean_kl == pytest.approx(kl, rel=0.5)
+        found.append((errors.mse, errors.kl, -rate(codec, unseen)))
+        assert errors.mse == pytest.approx(mse, rel=0.3)
+        assert errors.kl == pytest.approx(kl, rel=0.5)
     assert all(a < b for x, y in pairwise(found) for a, b in zip(x, y, strict=True))  # type: ignore[operator]
 
 
@@ -138,7 +138,7 @@ def test_heads_alone_share_a_basis_where_there_are_too_many_rows(monkeypatch: py
     assert codec.attention.mean.shape == (3,)
     assert codec.arrays(s)["attention"].shape[0] == s.num_rows
     unseen = targets(s, 24, seed=1)
-    found = target_errors(unseen, there_and_back(TransformCodec.from_bytes(codec.to_bytes()), unseen)).mean_kl
+    found = target_errors(unseen, there_and_back(TransformCodec.from_bytes(codec.to_bytes()), unseen)).kl
     assert found is not None
     assert 0.01 < found < 0.035
 
@@ -151,7 +151,7 @@ def test_massive_activations_do_not_overflow() -> None:
     codec = fit_transform(t, s, mse=1e-5, kl=None)
     assert codec.features.wide > 0
     back = there_and_back(codec, t)
-    assert target_errors(t, back, mean=codec.features.mean).relative_mse <= 1e-5
+    assert target_errors(t, back).mse <= 1e-5
     assert (back.features - t.features).abs().max() < 15
 
 
@@ -171,7 +171,7 @@ def test_a_view_beyond_the_range_gets_a_larger_step_and_leaves_the_others_alone(
     back = codec.decode(arrays, s)
     assert torch.equal(back.features[[0, 1, 3, 4, 5]], plain.features[[0, 1, 3, 4, 5]])
     # its error relative to itself is no larger than half a step in 127
-    assert target_errors(_one(wild, 2), _one(back, 2)).relative_mse < 0.04
+    assert target_errors(_one(wild, 2), _one(back, 2)).mse < 0.04
     assert (back.attention[4] - wild.attention[4] + 20_000 * 50).isfinite().all()  # type: ignore[index]
 
 
@@ -197,7 +197,7 @@ def test_few_views_fit(count: int) -> None:
     s = spec(3)
     codec = fit_transform(targets(s, count), s, mse=0.04, kl=0.03)
     unseen = targets(s, 40, seed=1)
-    assert target_errors(unseen, there_and_back(codec, unseen)).relative_mse < (0.06 if count > 3 else 0.5)
+    assert target_errors(unseen, there_and_back(codec, unseen)).mse < (0.06 if count > 3 else 0.5)
 
 
 def test_constant_targets_come_back() -> None:
@@ -403,16 +403,14 @@ def test_codes_are_sorted_by_deviation_and_compress() -> None:
 def test_errors_are_what_they_say() -> None:
     exact = Targets(torch.tensor([[[3.0, 1.0]], [[1.0, 3.0]]]), torch.zeros(2, 1, 1, 2), None)
     decoded = Targets(torch.tensor([[[3.0, 2.0]], [[1.0, 3.0]]]), torch.tensor([[[[0.0, 0.0]]], [[[0.0, 2.0]]]]))
-    found = target_errors(exact, decoded, mean=torch.tensor([2.0, 2.0]))
-    assert found.relative_mse == 0.25
-    assert found.relative_mse_per_view.tolist() == [0.5, 0.0]
-    assert target_errors(exact, decoded).relative_mse == 1 / 20
+    found = target_errors(exact, decoded)
+    assert found.mse == 0.25, "the energy is about the channels' means"
+    assert found.mse_of_views.tolist() == [0.5, 0.0]
     expected = math.log((1 + math.exp(2)) / 2) - 1  # KL(1/2, 1/2 || softmax(0, 2))
-    assert found.kl is not None
-    assert found.kl.tolist() == pytest.approx([0.0, expected])
-    joined = join_errors([found, found])
-    assert (len(joined.error), joined.relative_mse) == (4, 0.25)
-    assert joined.mean_kl == pytest.approx(expected / 2)
+    assert found.kl_of_views.tolist() == pytest.approx([0.0, expected])
+    assert found.kl == pytest.approx(expected / 2)
+    found.add(exact, decoded)
+    assert (len(found.mse_of_views), found.mse) == (4, 0.25)
     assert row_divergence(torch.tensor([0.0, 4.0]), torch.tensor([7.0, 11.0]), tau=1.8) == pytest.approx(0, abs=1e-12)
 
 

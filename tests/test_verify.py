@@ -21,10 +21,10 @@ import pipelines.base_check
 from cli import cli
 from pipelines.extract import extract
 from pipelines.verify import Verdict, verify
+from tec_cache.audit.audit import audit
+from tec_cache.audit.findings import Finding
+from tec_cache.audit.payloads import check_payload, tar_problem, zip_problem
 from tec_cache.cache import layout
-from tec_cache.cache.audit import audit
-from tec_cache.cache.audit_payloads import check_payload, tar_problem, zip_problem
-from tec_cache.cache.findings import Finding
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.cache.record import TargetRecord, ViewsRecord, hash_keys

@@ -39,7 +39,7 @@ def open_cache(path: str | Path) -> Cache:
     """
     store = open_store(path)
     if store.size(layout.PACK) is not None:
-        from tec_cache.cache.packed import open_pack
+        from tec_cache.pack.reader import open_pack
 
         return open_pack(store)
     if store.size(layout.MANIFEST) is None:

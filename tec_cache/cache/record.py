@@ -107,7 +107,7 @@ class PackedCodes:
     payload: Payload | None
     """The cache's zip of Zarr arrays, which unpacking makes again."""
     arrays_sha256: str
-    """Of the arrays' values, `tec_cache.cache.frames.hash_arrays`: they must come back whatever wrote the zip."""
+    """Of the arrays' values, `tec_cache.pack.frames.hash_arrays`: they must come back whatever wrote the zip."""
     offsets: list[int]
     """Byte position of each crop's member within the pack's tar, rising."""
     sizes: list[int]

@@ -2,54 +2,79 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from tec_cache.types import Targets
 
 
-class TargetErrors(NamedTuple):
-    """Errors of a batch, one value per view, float64 on the targets' device; batches are joined with `join_errors`."""
+class TargetErrors:
+    """Collects the errors of decoded targets, batch by batch.
 
-    error: torch.Tensor
-    """(B) summed squared difference of the features."""
-    energy: torch.Tensor
-    """(B) summed square of the exact features without the mean that was given."""
-    kl: torch.Tensor | None
-    """(B) mean over the attention rows of KL(exact || decoded), nats; None without an attention target."""
-
-    @property
-    def relative_mse(self) -> float:
-        """Error over energy, both summed over the views: the headline number."""
-        return float(self.error.sum() / self.energy.sum())
-
-    @property
-    def relative_mse_per_view(self) -> torch.Tensor:
-        """(B) error of each view over the mean energy of a view, so that their mean is `relative_mse`."""
-        return self.error / self.energy.mean()
-
-    @property
-    def mean_kl(self) -> float | None:
-        """Mean over views and rows, nats."""
-        return None if self.kl is None else float(self.kl.mean())
-
-
-def target_errors(
-    exact: Targets, decoded: Targets, *, mean: torch.Tensor | None = None, tau: float = 1.0
-) -> TargetErrors:
-    """Compare decoded targets with the exact normalized ones.
-
-    mean: (C), what every token has in common, which no transform has to code: the codec's channel means, or None
-    for zero. It matters only where the normalization is not per patch. tau: temperature of both distributions.
+    mse: squared error of the features over their energy about each channel's mean (which patch normalization
+    makes zero), over all views together. kl: divergence of the decoded attention rows from the exact ones in
+    nats at temperature `tau`, mean over rows, heads and views.
     """
-    features = exact.features.float()
-    error = (features - decoded.features.float()).square().sum(dim=(1, 2), dtype=torch.float64)
-    centred = features if mean is None else features - mean
-    energy = centred.square().sum(dim=(1, 2), dtype=torch.float64)
-    if exact.attention is None or decoded.attention is None:
-        return TargetErrors(error, energy, None)
-    return TargetErrors(error, energy, row_divergence(exact.attention, decoded.attention, tau).mean(dim=(1, 2)))
+
+    def __init__(self, tau: float = 1.0) -> None:
+        self.tau = tau
+        self._error: list[torch.Tensor] = []
+        self._kl: list[torch.Tensor] = []
+        self._tokens = 0
+        self._sum: torch.Tensor | float = 0.0
+        self._square = 0.0
+
+    def add(self, exact: Targets, decoded: Targets) -> None:
+        """Count a batch. Features (B, L, C); attention (B, H, k+1, L) as logits, known up to a constant per row."""
+        features = exact.features.double()
+        self._error.append((features - decoded.features.double()).square().sum((1, 2)).cpu())
+        self._tokens += features.shape[0] * features.shape[1]
+        self._sum = self._sum + features.sum((0, 1)).cpu()
+        self._square += float(features.square().sum())
+        if exact.attention is not None:
+            assert decoded.attention is not None
+            self._kl.append(row_divergence(exact.attention, decoded.attention, self.tau).mean((1, 2)).cpu())
+
+    @property
+    def energy(self) -> float:
+        """Energy of the features of a view about the channels' means, on average."""
+        common = float(torch.as_tensor(self._sum).square().sum()) / self._tokens
+        return (self._square - common) / sum(len(errors) for errors in self._error)
+
+    @property
+    def mse_of_views(self) -> torch.Tensor:
+        """Relative error of each view (N,) float64; their mean is the relative mean squared error."""
+        return torch.cat(self._error) / max(self.energy, 1e-30)
+
+    @property
+    def kl_of_views(self) -> torch.Tensor:
+        """Divergence of each view (N,) float64; empty without an attention target."""
+        return torch.cat(self._kl) if self._kl else torch.empty(0, dtype=torch.float64)
+
+    @property
+    def mse(self) -> float:
+        """Relative mean squared error of the features."""
+        return float(self.mse_of_views.mean())
+
+    @property
+    def kl(self) -> float | None:
+        """Mean divergence of the attention rows, nats; None without an attention target."""
+        return float(self.kl_of_views.mean()) if self._kl else None
+
+    def summary(self) -> dict[str, float]:
+        """Return mse, kl (where there is attention), the worst view's, and the deviation among views."""
+        found: dict[str, float] = {}
+        for name, values in (("mse", self.mse_of_views), ("kl", self.kl_of_views)):
+            if len(values):
+                deviation = float(values.std()) if len(values) > 1 else 0.0
+                found |= {name: float(values.mean()), f"{name}_max": float(values.max()), f"{name}_std": deviation}
+        return {name: float(f"{value:.6g}") for name, value in found.items()}
+
+
+def target_errors(exact: Targets, decoded: Targets, tau: float = 1.0) -> TargetErrors:
+    """Return the errors of one batch."""
+    errors = TargetErrors(tau)
+    errors.add(exact, decoded)
+    return errors
 
 
 def row_divergence(exact: torch.Tensor, decoded: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
@@ -57,13 +82,3 @@ def row_divergence(exact: torch.Tensor, decoded: torch.Tensor, tau: float = 1.0)
     p = (exact.double() / tau).log_softmax(dim=-1)
     q = (decoded.double() / tau).log_softmax(dim=-1)
     return (p.exp() * (p - q)).sum(dim=-1)
-
-
-def join_errors(parts: list[TargetErrors]) -> TargetErrors:
-    """Put the errors of several batches together."""
-    kl = [part.kl for part in parts if part.kl is not None]
-    return TargetErrors(
-        torch.cat([part.error for part in parts]),
-        torch.cat([part.energy for part in parts]),
-        torch.cat(kl) if kl else None,
-    )

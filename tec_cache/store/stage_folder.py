@@ -67,6 +67,8 @@ class StageFolder:
         while not final.exists():
             with self._locked():
                 in_work = self._clear_parts(part)
+                if not in_work and final.exists():
+                    break  # finished since it was looked for
                 if not in_work and not self._make_room(size):
                     return False
                 stream = None if in_work else _reserved(part, size)

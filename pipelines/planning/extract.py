@@ -17,7 +17,7 @@ import torch
 from pipelines.base_batches import base_targets, targets_of_crops
 from pipelines.extract_summary import row_bytes
 from pipelines.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, fitted_codec, recoded
-from pipelines.plan_source import Cut
+from pipelines.planning.source import Cut
 from pipelines.prepare import TargetJob
 from tec_cache.cache import layout
 from tec_cache.cache.blocks import write_zip
@@ -29,8 +29,8 @@ from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import SourceRecord, ViewsRecord
 from tec_cache.cache.writer import Crop, TargetArrays, commit_targets, commit_views
 from tec_cache.codec import Codec
+from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.fp16 import Float16Codec
-from tec_cache.codec.measure import TargetErrors
 from tec_cache.progress import Progress
 from tec_cache.store import Store, open_store
 from tec_cache.store.local import DRAFTS
@@ -182,7 +182,7 @@ def measure_targets(
         base = (time.monotonic() - begin) / len(crops)
     made, fit = (codec, 0.0) if codec is not None else timed(lambda: _new_codec(job, found))
     coder: Codec = made
-    _, check = timed(lambda: TargetErrors(job.spec).add(found[0], recoded(coder, found[0], job.spec)))
+    _, check = timed(lambda: TargetErrors().add(found[0], recoded(coder, found[0], job.spec)))
     coded, encode = timed(lambda: [coder.encode(targets, job.spec) for targets in found])
     parameters = commit_codec(cache, job, coder, len(crops), 0, {}).record.payload
     arrays = TargetArrays(len(crops), coder.arrays(job.spec))

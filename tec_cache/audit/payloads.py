@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
-from tec_cache.cache.findings import DROP, Finding, unreadable
+from tec_cache.audit.findings import DROP, Finding, unreadable
 from tec_cache.cache.layout import Unit, crop_name
 from tec_cache.cache.record import Payload, TargetRecord, ViewsRecord
 from tec_cache.codec import ArraySpec

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tec_cache.cache import layout
-from tec_cache.cache.frames import read_members
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.manifest import read_manifest
 from tec_cache.cache.reader import Cache, TargetSet, block_rows, units_in, unreadable
 from tec_cache.cache.record import PackedCodes, PackRecord, Payload, TargetRecord, ViewsRecord
 from tec_cache.errors import CacheError
+from tec_cache.pack.frames import read_members
 from tec_cache.store import Store
 
 if TYPE_CHECKING:

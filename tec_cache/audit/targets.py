@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from tec_cache.audit.findings import AGAIN, DROP, REFIT, REMAKE, unreadable
+from tec_cache.audit.ledger import Ledger
+from tec_cache.audit.payloads import check_payload
+from tec_cache.audit.units import Facts, check_targets
 from tec_cache.cache import layout
-from tec_cache.cache.audit_payloads import check_payload
-from tec_cache.cache.audit_units import Facts, check_targets
-from tec_cache.cache.findings import AGAIN, DROP, REFIT, REMAKE, unreadable
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.ledger import Ledger
 from tec_cache.cache.manifest import read_manifest
 from tec_cache.cache.reader import Cache, TargetSet
 from tec_cache.cache.record import CodecRecord

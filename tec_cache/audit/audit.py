@@ -6,12 +6,12 @@ fit: records against the manifest, units against the source shards' records, tar
 
 from __future__ import annotations
 
+from tec_cache.audit.findings import AGAIN, DROP, REMAKE, damaged_record
+from tec_cache.audit.ledger import Ledger, Report
+from tec_cache.audit.targets import TargetSetAudit
+from tec_cache.audit.units import Facts, check_views
 from tec_cache.cache import layout
-from tec_cache.cache.audit_targets import TargetSetAudit
-from tec_cache.cache.audit_units import Facts, check_views
-from tec_cache.cache.findings import AGAIN, DROP, REMAKE, damaged_record
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.ledger import Ledger, Report
 from tec_cache.cache.manifest import read_manifest
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import SourceRecord

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.plan_amount import Amount
-from pipelines.plan_extract import TargetCosts, ViewCosts
-from pipelines.plan_training import TrainingCosts
+from pipelines.planning.amount import Amount
+from pipelines.planning.extract import TargetCosts, ViewCosts
+from pipelines.planning.training import TrainingCosts
 
 HOUR = 3600.0
 MARGIN = 1.05

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from tec_cache.audit.findings import DROP, Finding, damaged_record
+from tec_cache.audit.payloads import check_payload, sensible, tar_problem, zip_problem
 from tec_cache.cache import layout
-from tec_cache.cache.audit_payloads import check_payload, sensible, tar_problem, zip_problem
-from tec_cache.cache.findings import DROP, Finding, damaged_record
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.record import Payload, TargetRecord, ViewsRecord, hash_keys
 from tec_cache.codec import ArraySpec

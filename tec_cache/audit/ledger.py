@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from tec_cache.cache.audit_units import Checked, Facts
-from tec_cache.cache.findings import DROP, Finding
+from tec_cache.audit.findings import DROP, Finding
+from tec_cache.audit.units import Checked, Facts
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import RECORD_THREADS
 from tec_cache.cache.record import Payload

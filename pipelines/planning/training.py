@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipelines.plan_extract import timed
+from pipelines.planning.extract import timed
 from pipelines.prepare import TargetJob
 from pipelines.target_sources import OnlineTargets, TargetSource
 from pipelines.train import prepare_student

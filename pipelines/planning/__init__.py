@@ -1,0 +1,1 @@
+"""The parts of a plan: what is measured, and the arithmetic on it."""
