@@ -39,9 +39,9 @@ def info(path: str) -> dict[str, Any]:
 
 def _target_set(target: TargetSet) -> dict[str, Any]:
     """Describe one target set."""
-    cache, codec = target.cache, target.codec_record
+    cache, codec = target.cache, target.codec_record if target.fitted else None
     there = [unit for unit in target.units if unit in cache.view_unit_set]
-    records = target.records(there)
+    records = target.records(there) if codec else []
     rows, size = sum(r.count for r in records), sum(r.payload.size for r in records if r.payload)
     return {
         "base": target.manifest["notes"]["base"],
@@ -50,10 +50,10 @@ def _target_set(target: TargetSet) -> dict[str, Any]:
         "asked_errors": {
             name: target.identity["codec"][name] for name in ("mse", "kl") if name in target.identity["codec"]
         },
-        "errors": codec.errors,
-        "fitted_views": codec.fitted_views,
-        "checked_views": codec.checked_views,
-        "codec_bytes": codec.payload.size if codec.payload else 0,
+        "errors": codec.errors if codec else {},
+        "fitted_views": codec.fitted_views if codec else 0,
+        "checked_views": codec.checked_views if codec else 0,
+        "codec_bytes": codec.payload.size if codec and codec.payload else 0,
         **target.spec.to_json(),
         "last_layers": target.identity["last_layers"],
         "views": rows,

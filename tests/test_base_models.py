@@ -309,6 +309,7 @@ def test_spec_says_what_the_targets_are() -> None:
         "num_heads": HEADS,
         "k": 3,
         "normalization": "patch",
+        "columns": None,
     }
     assert frozen(model, k=None).spec("none").num_heads == 0
 

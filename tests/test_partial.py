@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from pipelines.extract import extract
+from pipelines.info import info
+from pipelines.texts import info_text
 from pipelines.train import train
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import open_cache
@@ -105,3 +107,15 @@ def flip(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(data)
+
+
+def test_info_of_a_cache_whose_codec_is_not_fitted_yet(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
+    config = tiny_config(shards, tmp_path / "c", tiny_base, name="tiny")
+    extract(tiny_config(shards, tmp_path / "c", None, views_only=True))
+    extract(config, fit_only=True)
+    (tmp_path / "c/targets/tiny/codec.json").unlink()
+    target = info(str(tmp_path / "c"))["targets"]["tiny"]
+    assert (target["errors"], target["finished_units"], target["missing_units"]) == ({}, 0, 16)
+    assert "not fitted yet" in info_text(info(str(tmp_path / "c")))
+    extract(config, fit_only=True)
+    assert info(str(tmp_path / "c"))["targets"]["tiny"]["errors"]["mse"] > 0

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from tec_cache.types import Targets
 
+_RESTORE = "restore it from a copy, or give the target set up (tec-cache rm CACHE --target NAME) and extract it again"
+
 RECORD_THREADS = 16
 """Records are small; from an object store each is a round trip."""
 
@@ -280,6 +282,11 @@ class TargetSet:
         """All committed units, sorted."""
         return self.cache.committed(self.name)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether its codec is there; before, it has no unit either."""
+        return self.cache.store.size(layout.codec_record(self.name)) is not None
+
     @functools.cached_property
     def codec_record(self) -> CodecRecord:
         """How the set is coded, and its measured errors. Raises CacheError where it was never fitted."""
@@ -287,11 +294,14 @@ class TargetSet:
         if store.size(name) is None:
             todo = "run the same tec-cache extract again"
             raise CacheError(f"target set {self.name!r} has no codec yet", where=store.place(name), todo=todo)
-        record = CodecRecord.read(store, name)
+        try:
+            record = CodecRecord.read(store, name)
+        except CacheError as error:  # no repair drops it: the units that are there need it
+            raise CacheError(error.what, where=error.where, todo=_RESTORE) from error
         payload = record.payload
         other = payload is not None and payload.name != layout.codec_payload(self.name, payload.sha256)
         if record.identity != self.fingerprint or other:
-            raise CacheError("the codec of another target set", where=store.place(name), todo="restore it from a copy")
+            raise CacheError("the codec of another target set", where=store.place(name), todo=_RESTORE)
         return record
 
     @functools.cached_property
@@ -305,8 +315,7 @@ class TargetSet:
             except OSError as error:
                 raise unreadable("the codec's parameters", store.place(payload.name), error) from error
             if sha256(parameters).hexdigest() != payload.sha256:
-                todo = "restore it from a copy: without it no unit of the set can be decoded"
-                raise CacheError("the codec's parameters are damaged", where=store.place(payload.name), todo=todo)
+                raise CacheError("the codec's parameters are damaged", where=store.place(payload.name), todo=_RESTORE)
         return get_codec(self.identity["codec"], parameters)
 
     def record(self, unit: Unit, views: ViewsRecord | None = None) -> TargetRecord:
