@@ -22,6 +22,8 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
+CPU_VIEWS = 8
+"""Views that are decoded together on a CPU."""
 NARROW, WIDE = 127, 32_767
 """Largest magnitudes of a code in one byte and in two."""
 RATE = 0.05
@@ -94,16 +96,24 @@ class GridTransform:
 
     def decode(self, codes: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
         """Turn codes (B, wide + K) uint8 and gains (B) into values (B, L, M) float32."""
+        out = torch.empty(len(codes), len(self.frequencies), len(self.mean), device=codes.device)
+        # on a CPU a few views at a time stay in its cache: 0.97 ms per ViT-S view, not 1.6
+        few = CPU_VIEWS if codes.device.type == "cpu" else max(1, len(codes))
+        for part, scale, values in zip(codes.split(few), (gain * self.step).split(few), out.split(few), strict=True):
+            self._decode(part, scale[:, None], values)
+        return out
+
+    def _decode(self, codes: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
+        """Decode views whose levels are worth `scale` (B, 1) each into `out` (B, L, M)."""
         high, low = codes[:, : self.wide], codes[:, self.wide :]
         levels = ((low >> 1) ^ -(low & 1)).view(torch.int8)
         # one zero more, for the coefficients that are not stored; moving bytes is cheaper than moving floats
-        levels = F.pad(levels, (0, 1)).gather(1, self._places.expand(len(codes), -1)).float()
+        values = F.pad(levels, (0, 1)).gather(1, self._places.expand(len(codes), -1)) * scale
         sign = 1.0 - 2.0 * (low[:, : self.wide] & 1)
-        levels.index_add_(1, self.scan[: self.wide], 128 * sign * high)
-        spectrum = self._mix(levels.view(len(codes), -1, len(self.mean)), self.basis)
-        natural = spectrum.index_select(1, self.frequencies.argsort())
-        values = grid_dct(natural, self.grid_shape, inverse=True)
-        return torch.addcmul(self.mean, values, self.step * gain[:, None, None])
+        values.index_add_(1, self.scan[: self.wide], 128 * sign * high * scale)
+        spectrum = self._mix(values.view(out.shape), self.basis).index_select(1, self._natural)
+        spectrum[:, 0] += self.mean * math.sqrt(len(self.frequencies))  # what all tokens share is frequency zero
+        grid_dct(spectrum, self.grid_shape, inverse=True, out=out)
 
     def _mix(self, spectrum: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
         """Multiply the low frequencies of (B, L, M) by the first matrix and the others by the second."""
@@ -111,6 +121,11 @@ class GridTransform:
         torch.matmul(spectrum[:, : self.low], basis[0], out=out[:, : self.low])
         torch.matmul(spectrum[:, self.low :], basis[1], out=out[:, self.low :])
         return out
+
+    @cached_property
+    def _natural(self) -> torch.Tensor:
+        """Where each frequency lies among the rows of coefficients: (L) int64."""
+        return self.frequencies.argsort()
 
     @cached_property
     def _places(self) -> torch.Tensor:
@@ -131,15 +146,18 @@ def num_low(num_tokens: int) -> int:
     return max(1, round(num_tokens / 10))
 
 
-def grid_dct(values: torch.Tensor, grid_shape: tuple[int, int], *, inverse: bool = False) -> torch.Tensor:
+def grid_dct(
+    values: torch.Tensor, grid_shape: tuple[int, int], *, inverse: bool = False, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Apply the orthonormal DCT-II (or its inverse, the DCT-III) over both axes of the grid to (B, L, M)."""
     rows, columns = grid_shape
     batch, length, channels = values.shape
     down, across = (dct_matrix(n, values.device) for n in grid_shape)
     if inverse:
         down, across = down.T, across.T
-    values = down @ values.reshape(batch, rows, columns * channels)
-    return (across @ values.reshape(batch * rows, columns, channels)).reshape(batch, length, channels)
+    values = (down @ values.reshape(batch, rows, columns * channels)).view(batch * rows, columns, channels)
+    result = torch.matmul(across, values, out=None if out is None else out.view(values.shape))
+    return result.view(batch, length, channels)
 
 
 def dct_matrix(size: int, device: torch.device | None = None) -> torch.Tensor:
