@@ -197,7 +197,7 @@ def test_few_views_fit(count: int) -> None:
     s = spec(3)
     codec = fit_transform(targets(s, count), s, mse=0.04, kl=0.03)
     unseen = targets(s, 40, seed=1)
-    assert target_errors(unseen, there_and_back(codec, unseen)).mse < (0.06 if count > 3 else 0.5)
+    assert target_errors(unseen, there_and_back(codec, unseen)).mse < (0.06 if count > 3 else 0.7)
 
 
 def test_constant_targets_come_back() -> None:

@@ -18,8 +18,9 @@ CHUNK = 32
 """Views that are widened to float32 at a time."""
 CALIBRATION = 4
 """One view in so many, the last ones, is kept from the basis and sets the step."""
-DROPPED = 0.2
-"""Coefficients whose deviation is below so many steps are not stored."""
+DROPPED = 0.4
+"""Coefficients whose deviation is below so many steps are not stored: 30 % of them, which are almost always zero. At
+the same error that takes 1 % fewer bytes than 0.2 (ViT-S/14 features), and less time to decode; 0.55 takes 3 % more."""
 ROUNDS = 14
 """Of bisection over 14 octaves: the step is found to 0.1 %."""
 

@@ -74,7 +74,10 @@ class GridTransform:
     def coefficients(self, values: torch.Tensor) -> torch.Tensor:
         """Transform values (B, L, M) to the stored coefficients (B, K) float32."""
         spectrum = grid_dct(values.float() - self.mean, self.grid_shape).index_select(1, self.frequencies)
-        return self._mix(spectrum, self.basis.transpose(1, 2)).flatten(1).index_select(1, self.scan)
+        mixed = torch.empty_like(spectrum)
+        for part, basis in zip((slice(0, self.low), slice(self.low, None)), self.basis, strict=True):
+            mixed[:, part] = spectrum[:, part] @ basis.T
+        return mixed.flatten(1).index_select(1, self.scan)
 
     def gain(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Return by how much the step of each view must grow for its codes to fit: (B) float32, 1 almost always."""
@@ -111,16 +114,12 @@ class GridTransform:
         values = F.pad(levels, (0, 1)).gather(1, self._places.expand(len(codes), -1)) * scale
         sign = 1.0 - 2.0 * (low[:, : self.wide] & 1)
         values.index_add_(1, self.scan[: self.wide], 128 * sign * high * scale)
-        spectrum = self._mix(values.view(out.shape), self.basis).index_select(1, self._natural)
+        values, spectrum = values.view(out.shape), torch.empty_like(out)
+        for part, basis in zip((slice(0, self.low), slice(self.low, None)), self.basis, strict=True):
+            torch.matmul(values[:, part], basis, out=spectrum[:, part])
+        spectrum = spectrum.index_select(1, self._natural)
         spectrum[:, 0] += self.mean * math.sqrt(len(self.frequencies))  # what all tokens share is frequency zero
         grid_dct(spectrum, self.grid_shape, inverse=True, out=out)
-
-    def _mix(self, spectrum: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-        """Multiply the low frequencies of (B, L, M) by the first matrix and the others by the second."""
-        out = torch.empty_like(spectrum)
-        torch.matmul(spectrum[:, : self.low], basis[0], out=out[:, : self.low])
-        torch.matmul(spectrum[:, self.low :], basis[1], out=out[:, self.low :])
-        return out
 
     @cached_property
     def _natural(self) -> torch.Tensor:
