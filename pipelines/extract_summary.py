@@ -34,6 +34,7 @@ class Summary:
     most_bytes_per_target: int = 0
     """Of the target set's arrays before they are compressed."""
     quality: str = ""
+    asked_errors: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     """Of the stored targets, measured on views that the codec was not fitted on."""
     source_shards: int = 0

@@ -47,9 +47,7 @@ def _target_set(target: TargetSet) -> dict[str, Any]:
         "base": target.manifest["notes"]["base"],
         "weights_sha256": target.identity["base"]["weights_sha256"],
         "quality": str(Quality.from_json(target.identity["codec"])),
-        "asked_errors": {
-            name: target.identity["codec"][name] for name in ("mse", "kl") if name in target.identity["codec"]
-        },
+        "asked_errors": Quality.from_json(target.identity["codec"]).asked,
         "errors": codec.errors if codec else {},
         "fitted_views": codec.fitted_views if codec else 0,
         "checked_views": codec.checked_views if codec else 0,

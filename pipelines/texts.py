@@ -19,12 +19,22 @@ if TYPE_CHECKING:
     from tec_cache.config import ExtractConfig
 
 
-def errors_text(errors: dict[str, float]) -> str:
-    """Say the measured errors of stored targets."""
+BEYOND = 1.15
+"""Measured errors that are so many times the asked ones are pointed out; below, it is chance."""
+
+
+def errors_text(errors: dict[str, float], asked: dict[str, float]) -> str:
+    """Say the measured errors of stored targets, and whether they are beyond what was asked for."""
     if not errors:
         return ""
     kl = f", KL {errors['kl']:.2g} nats" if "kl" in errors else ""
-    return f": relative MSE {errors['mse']:.2g}{kl}, measured on views that the codec has not seen"
+    text = f": relative MSE {errors['mse']:.2g}{kl}, measured on views that the codec has not seen"
+    if any(errors.get(name, 0.0) > BEYOND * value for name, value in asked.items()):
+        wish = " and ".join(f"{value:g}" for value in asked.values())
+        text += (
+            f"\n             MORE THAN ASKED ({wish}): the sample was too small; give more photos, or --quality exact"
+        )
+    return text
 
 
 def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: bool) -> str:
@@ -43,7 +53,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     elif summary.most_bytes_per_target:
         lines.append(f"targets      {summary.target}: at most {human_bytes(summary.most_bytes_per_target)} per view")
     if summary.target:
-        lines.append(f"quality      {summary.quality}{errors_text(summary.errors)}")
+        lines.append(f"quality      {summary.quality}{errors_text(summary.errors, summary.asked_errors)}")
     if summary.first_row not in ("", "class token"):
         lines.append(f"row 0        {summary.first_row}")
     if summary.skipped:
@@ -193,7 +203,7 @@ def info_text(found: dict[str, Any]) -> str:
             f"k {'none' if target['k'] is None else target['k']}, {human_bytes(target['bytes_per_view'])} per view"
         )
         lines.append(
-            f"             {errors_text(target['errors']).removeprefix(': ') or 'its codec is not fitted yet'}"
+            f"             {errors_text(target['errors'], target['asked_errors']).removeprefix(': ') or 'its codec is not fitted yet'}"
         )
         lines.append(
             f"             {target['finished_units']} units finished, {target['missing_units']} missing; "
@@ -311,7 +321,7 @@ def fit_text(summary: Summary, config: ExtractConfig) -> str:
     given = f"--base {config.base}" if config.base else f"--name {summary.target}"
     lines = [
         f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
-        f"quality      {summary.quality}{errors_text(summary.errors)}",
+        f"quality      {summary.quality}{errors_text(summary.errors, summary.asked_errors)}",
         f"next         tec-cache extract{' INPUT' if config.input else ''} --cache {config.cache} {given}",
     ]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.extract import extract
 from pipelines.info import info
-from pipelines.texts import info_text
+from pipelines.texts import errors_text, info_text
 from pipelines.train import train
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import open_cache
@@ -119,3 +119,10 @@ def test_info_of_a_cache_whose_codec_is_not_fitted_yet(shards: Path, tiny_base: 
     assert "not fitted yet" in info_text(info(str(tmp_path / "c")))
     extract(config, fit_only=True)
     assert info(str(tmp_path / "c"))["targets"]["tiny"]["errors"]["mse"] > 0
+
+
+def test_errors_beyond_what_was_asked_are_pointed_out() -> None:
+    asked = {"mse": 0.04, "kl": 0.03}
+    assert "MORE THAN ASKED" not in errors_text({"mse": 0.041, "kl": 0.03}, asked)
+    assert "MORE THAN ASKED (0.04 and 0.03)" in errors_text({"mse": 0.041, "kl": 0.06}, asked)
+    assert errors_text({}, asked) == ""

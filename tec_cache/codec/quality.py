@@ -52,6 +52,11 @@ class Quality:
         """Whether half precision is asked for, which needs no fit."""
         return self.mse is None
 
+    @property
+    def asked(self) -> dict[str, float]:
+        """The asked errors by name; none for exact."""
+        return {n: v for n, v in (("mse", self.mse), ("kl", self.kl)) if v is not None}
+
     def to_json(self, fit_views: int) -> dict[str, Any]:
         """Return what the identity of a target set says of its codec."""
         if self.exact:
