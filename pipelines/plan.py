@@ -1,7 +1,7 @@
 """Before stage one is paid for: how many bytes and hours, and from when on the cache is the cheaper way.
 
 Every stage of `extract` and `train` runs for a few seconds on a sample, with their own functions and settings and
-on the cache's own disk; the rest is arithmetic (plan_result.py). Nothing of the cache is written.
+on the cache's own disk; the rest is arithmetic (planning/result.py). Nothing of the cache is written.
 """
 
 from __future__ import annotations

@@ -202,9 +202,8 @@ def info_text(found: dict[str, Any]) -> str:
             f"targets      {name}: base {target['base']}, quality {target['quality']}, {target['normalization']}, "
             f"k {'none' if target['k'] is None else target['k']}, {human_bytes(target['bytes_per_view'])} per view"
         )
-        lines.append(
-            f"             {errors_text(target['errors'], target['asked_errors']).removeprefix(': ') or 'its codec is not fitted yet'}"
-        )
+        errors = errors_text(target["errors"], target["asked_errors"]).removeprefix(": ")
+        lines.append(f"             {errors or 'its codec is not fitted yet'}")
         lines.append(
             f"             {target['finished_units']} units finished, {target['missing_units']} missing; "
             f"{human_bytes(target['bytes'])}"
