@@ -157,7 +157,7 @@ def extract(
 
 @cli.command()
 @click.argument("input", required=False)
-@options_of(ExtractConfig)
+@options_of(ExtractConfig, without=("part", "views_only"))
 @click.option("--config", "file", type=click.Path(exists=True, dir_okay=False), help="TOML file of settings.")
 @click.option("--overwrite", is_flag=True, help="Replace what was made with other settings.")
 @common

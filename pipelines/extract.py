@@ -89,7 +89,8 @@ def make_views(
     made = 0
     # how many photos there are is not known before they are read: what is left is told by the shards' sizes, of which
     # a view takes a sixth where photos are ImageNet's, and hardly ever more than all
-    needed.begin("views", sum(shard.size for shard in views.shards), views.num_views)
+    known = sum(shard.size for shard in views.shards if isinstance(shard, TarShard))
+    needed.begin("views", known, views.num_views)
     with Progress("views", quiet=quiet) as progress:
         for number, shard in enumerate(views.shards):
             before = progress.bytes
@@ -114,14 +115,14 @@ def make_targets(
     units = [u for u in cache.view_units if u.view < num_views and ranks.owns(u.shard, u.group, len(cache.shards))]
     done = set(cache[job.name].units)
     left = [unit for unit in units if unit not in done]
-    records = cache.views_records(left)
-    made, total = 0, sum(len(record.keys) for record in records)
+    made, total = 0, sum(cache.of_units(left, lambda unit: len(cache.views_record(unit).keys)))
     needed.begin("targets", total, row_bytes(codec.arrays(job.spec)))
     with Progress(f"targets {job.name}", total=total, quiet=quiet) as progress:
-        for i, (unit, views) in enumerate(zip(left, records, strict=True)):
+        for i, unit in enumerate(left):
             note = f"unit {i + 1} of {len(left)}"
             if store.size(layout.target_record(job.name, unit)) is not None:
                 continue  # another job was here meanwhile
+            views = cache.views_record(unit)
             arrays = TargetArrays(len(views.keys), codec.arrays(job.spec))
             for rows, targets in base_targets(cache, job, unit, views, pool):
                 arrays.add(codec.encode(targets, job.spec))

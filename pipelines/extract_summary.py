@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.prepare import TargetJob
+from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.codec import ArraySpec
 from tec_cache.errors import CacheError
@@ -62,27 +63,31 @@ def row_bytes(arrays: dict[str, ArraySpec]) -> int:
 def describe(summary: Summary, cache: Cache, job: TargetJob | None) -> None:
     """Fill in what the cache holds now."""
     units = [unit for unit in cache.view_units if unit.view < summary.num_views]
-    records = cache.views_records(units)
-    summary.units = len(units)
-    crops = sum(len(record.keys) for record in records)
-    for unit, record in zip(units, records, strict=True):
-        if unit.view == 0:
-            summary.photos += len(record.keys)
-            summary.skipped += [[cache.shards[unit.shard], *pair] for pair in record.skipped]
-    rows = target_bytes = 0
-    if job is not None and job.name in cache.target_names:
-        target = cache[job.name]
-        wanted = set(units)
-        coded = target.records([unit for unit in target.units if unit in wanted])
-        rows, target_bytes = sum(r.count for r in coded), sum(r.payload.size for r in coded if r.payload)
+    target = cache[job.name] if job is not None and job.name in cache.target_names else None
+    coded = set(target.units) if target is not None else set()
+
+    def counts(unit: Unit) -> tuple[int, int, list[list[str]], int, int]:
+        record = cache.views_record(unit)
+        rows = size = 0
+        if target is not None and unit in coded:
+            targets = target.record(unit, record)
+            rows, size = targets.count, targets.payload.size if targets.payload else 0
+        skipped = [[cache.shards[unit.shard], *pair] for pair in record.skipped] if unit.view == 0 else []
+        return len(record.keys), record.payload.size if record.payload else 0, skipped, rows, size
+
+    found = cache.of_units(units, counts)
+    summary.units, crops, rows = len(units), sum(c for c, *_ in found), sum(f[3] for f in found)
+    for unit, (photos, _, skipped, _, _) in zip(units, found, strict=True):
+        summary.photos += photos if unit.view == 0 else 0
+        summary.skipped += skipped
     for number, name in enumerate(cache.shards):
         record_of = cache.source_record(number)
         if record_of is None:
             summary.shards_left += 1
         elif record_of.damage:
             summary.skipped.append([name, "", record_of.damage])
-    summary.bytes_per_crop = sum(r.payload.size for r in records if r.payload) / crops if crops else 0.0
-    summary.bytes_per_target = target_bytes / rows if rows else 0.0
+    summary.bytes_per_crop = sum(f[1] for f in found) / crops if crops else 0.0
+    summary.bytes_per_target = sum(f[4] for f in found) / rows if rows else 0.0
     summary.free_disk = cache.store.free()
     summary.num_targets = len(cache.target_names)
     summary.missing = len(cache.missing_units(summary.num_views, job.name if job else None))

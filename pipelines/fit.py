@@ -26,6 +26,10 @@ from tec_cache.types import Targets, TargetSpec
 MOST_CHECKED = 128
 """Views on which the errors are measured: a quarter of those of the fit, at most this many."""
 
+GPU_FIT_THREADS = 4
+"""Threads of the fit, which runs on the host, for a base on a GPU: with another number the last bits differ, and
+torchrun sets it to 1."""
+
 EXACT_CHECKED = 32
 """The same where nothing is fitted: half precision errs alike on every view."""
 
@@ -51,6 +55,7 @@ def ensure_codec(
     Several processes may do so at once: the first one's counts, and all go on with that. Raises ConfigError where
     there are too few photos to fit a codec.
     """
+    cache = Cache(cache.store, cache.manifest)  # a fresh list of units: views may have been made meanwhile
     there = _committed(cache, job)
     if there is None and cache.store.names(layout.target_records(job.name)):
         there = _committed(cache, job) or _lost(cache, job)  # asked again: another job may have fitted it meanwhile
@@ -80,10 +85,15 @@ def recoded(codec: Codec, targets: Targets, spec: TargetSpec) -> Targets:
 
 
 def _committed(cache: Cache, job: TargetJob) -> Coded | None:
-    if cache.store.size(layout.codec_record(job.name)) is None:
-        return None
+    """Return the codec that was committed, if one was; a CacheError where the set is another by now."""
     target = Cache(cache.store, cache.manifest)[job.name]
-    return Coded(target.codec, target.codec_record)
+    if target.fingerprint != job.fingerprint:
+        raise CacheError(
+            f"another job has begun the target set {job.name!r} with other settings meanwhile",
+            where=cache.store.place(layout.target_manifest(job.name)),
+            todo="run the same command again: it names the fields that differ",
+        )
+    return Coded(target.codec, target.codec_record) if target.fitted else None
 
 
 def _lost(cache: Cache, job: TargetJob) -> Coded:
@@ -122,7 +132,14 @@ def fitted_codec(job: TargetJob, batches: Iterator[Targets]) -> Codec:
         if targets.attention is not None:
             attention.append(targets.attention.cpu())
     collected = Targets(torch.cat(features), torch.cat(attention) if attention else None)
-    return fit_transform(collected, job.spec, mse=job.quality.mse, kl=job.quality.kl if job.spec.num_rows else None)
+    before = torch.get_num_threads()
+    if job.compute.device.type != "cpu":  # there the number is part of the set's identity already
+        torch.set_num_threads(GPU_FIT_THREADS)
+    try:
+        kl = job.quality.kl if job.spec.num_rows else None
+        return fit_transform(collected, job.spec, mse=job.quality.mse, kl=kl)
+    finally:
+        torch.set_num_threads(before)
 
 
 def commit_codec(

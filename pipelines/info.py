@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import TargetSet, open_cache
 from tec_cache.codec.quality import Quality
 
@@ -13,10 +14,16 @@ def info(path: str) -> dict[str, Any]:
     cache = open_cache(path)
     views: list[dict[str, Any]] = [{"photos": 0, "bytes": 0} for _ in range(cache.num_views)]
     skipped = 0
-    for unit, record in zip(cache.view_units, cache.views_records(cache.view_units), strict=True):
-        views[unit.view]["photos"] += len(record.keys)
-        views[unit.view]["bytes"] += record.payload.size if record.payload else 0
-        skipped += len(record.skipped) if unit.view == 0 else 0
+
+    def counts(unit: Unit) -> tuple[int, int, int]:
+        record = cache.views_record(unit)
+        return len(record.keys), record.payload.size if record.payload else 0, len(record.skipped)
+
+    found = cache.of_units(cache.view_units, counts)
+    for unit, (photos, size, broken) in zip(cache.view_units, found, strict=True):
+        views[unit.view]["photos"] += photos
+        views[unit.view]["bytes"] += size
+        skipped += broken if unit.view == 0 else 0
     targets = {name: _target_set(cache[name]) for name in cache.target_names}
     plan = cache.identity["views"]
     return {
@@ -41,8 +48,13 @@ def _target_set(target: TargetSet) -> dict[str, Any]:
     """Describe one target set."""
     cache, codec = target.cache, target.codec_record if target.fitted else None
     there = [unit for unit in target.units if unit in cache.view_unit_set]
-    records = target.records(there) if codec else []
-    rows, size = sum(r.count for r in records), sum(r.payload.size for r in records if r.payload)
+
+    def counts(unit: Unit) -> tuple[int, int]:
+        record = target.record(unit)
+        return record.count, record.payload.size if record.payload else 0
+
+    found = cache.of_units(there, counts) if codec else []
+    rows, size = (sum(column) for column in zip(*found, strict=True)) if found else (0, 0)
     return {
         "base": target.manifest["notes"]["base"],
         "weights_sha256": target.identity["base"]["weights_sha256"],

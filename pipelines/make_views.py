@@ -32,6 +32,8 @@ class ViewsOfShard:
 
     def make(self, pool: ThreadPoolExecutor, progress: Progress) -> int:
         """Cut and commit what is missing; return the number of crops written."""
+        if self.ranks.by_shard(len(self.cache.shards)) and not self._mine(0):
+            return 0  # another's, who says how many photos it has
         before = self.cache.source_record(self.number)
         if self._finished(before):
             return 0
@@ -98,7 +100,8 @@ class ViewsOfShard:
             )
         good = [(p, jpegs) for p, (jpegs, problem) in zip(photos, results, strict=True) if not problem]
         self._check_growth(group, [p.key for p, _ in good])
-        for i, view in enumerate(numbers):
+        # the highest view first: how many views a cache has is read off its units, also when this is killed here
+        for i, view in reversed(list(enumerate(numbers))):
             crops = [Crop(p.key, jpegs[i], p.label) for p, jpegs in good]
             unit = Unit(self.number, group, view)
             record = commit_views(self.cache.store, unit, crops, skipped, self.cache.fingerprint)

@@ -136,7 +136,7 @@ def _open_or_create(
         manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
     else:
         if stored is None:
-            _forget_other(store, layout.MANIFEST, identity, lock)
+            _forget_other(store, layout.MANIFEST, identity, lock, target=None, overwrite=overwrite)
         manifest = ensure_manifest(store, layout.MANIFEST, identity, _versions(), what="the cache", todo=todo)
     return Cache(store, manifest)
 
@@ -258,6 +258,7 @@ def prepare_targets(
         "last_layers": base.last_layers,
         "spec": spec.to_json(),
         "codec": quality.to_json(fit_views),
+        "device": compute.device.type,
         "precision": compute.precision,
         "batch_size": batch_size,
         "threads": threads,
@@ -273,7 +274,7 @@ def prepare_targets(
             remove_target_set(store, name)
             lock.share()
         if stored is None:
-            _forget_other(store, path, identity, lock)
+            _forget_other(store, path, identity, lock, target=name, overwrite=overwrite)
         notes = _versions() | {"base": base_name, "first_row": base.first_row}
         ensure_manifest(store, path, identity, notes, what=what, todo=todo)
     base.to(compute.device)
@@ -306,10 +307,10 @@ def _versions() -> dict[str, Any]:
 
 
 def _refuse_overwrite_by_many(overwrite: bool, ranks: Ranks) -> None:
-    if overwrite and ranks.world_size > 1:
+    if overwrite and not ranks.alone:
         raise ConfigError(
-            "--overwrite in several processes at once",
-            todo="run it once in one process, then go on with torchrun",
+            "--overwrite in several processes or parts at once",
+            todo="run it once in one process (with --dry-run first), then go on with torchrun or --part without it",
         )
 
 
@@ -320,8 +321,16 @@ def anything_committed(store: Store, target: str | None = None) -> bool:
     return bool(store.names("records")) or any(n.endswith("/codec.json") for n in store.names(layout.TARGETS))
 
 
-def _forget_other(store: Store, manifest: str, identity: dict[str, Any], lock: CacheLock) -> None:
-    """Remove a manifest of other settings to which nothing was ever committed, unless another job may be about to."""
-    if store.size(manifest) is not None and read_manifest(store, manifest)["identity"] != identity and lock.try_own():
-        store.remove(manifest)
+def _forget_other(
+    store: Store, manifest: str, identity: dict[str, Any], lock: CacheLock, *, target: str | None, overwrite: bool
+) -> None:
+    """Remove a manifest of other settings to which nothing was ever committed, unless another job may be about to.
+
+    Where nobody can say whether another job is at work (an object store), that takes `overwrite`.
+    """
+    if store.size(manifest) is None or read_manifest(store, manifest)["identity"] == identity:
+        return
+    if lock.try_own() or (overwrite and not lock.works):
+        if not anything_committed(store, target):  # still: loading a base takes a while
+            store.remove(manifest)
         lock.share()

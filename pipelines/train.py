@@ -55,7 +55,9 @@ def train(
         if begun is not None:
             config = as_begun(config, begun)
         if config.partial:
-            cache = cache.narrowed(agreed(finished_groups(config, cache, begun), ranks))
+            # rank 0 decides: the others may list the cache a moment later
+            groups, num_views = agreed(finished_groups(config, cache, begun) if ranks.main else None, ranks) or ((), 0)
+            cache, config = cache.narrowed(groups), replace(config, views=num_views)
         source, student = prepare_student(config, cache, compute)
         settings = resolved_settings(config, cache, source, student)
         resume = find_checkpoint(run, settings, overwrite=overwrite)
@@ -90,17 +92,20 @@ def as_begun(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
     return replace(config, **changes)
 
 
-def finished_groups(config: TrainConfig, cache: Cache, begun: dict[str, Any] | None) -> frozenset[tuple[int, int]]:
-    """Return the groups of photos that are finished now, or that were when the run began."""
+def finished_groups(
+    config: TrainConfig, cache: Cache, begun: dict[str, Any] | None
+) -> tuple[frozenset[tuple[int, int]], int]:
+    """Return the groups of photos that are finished now, or were when the run began, and in how many views."""
     if begun is not None and begun["groups"] is not None:
-        return frozenset((shard, group) for shard, group in begun["groups"])
+        return frozenset((shard, group) for shard, group in begun["groups"]), int(begun["num_views"])
     cached = config.online is None and not config.pixels
     target = (config.target or (cache.target_names[0] if len(cache.target_names) == 1 else None)) if cached else None
-    groups = cache.finished_groups(config.views or cache.num_views, target)
+    num_views = config.views or cache.num_views
+    groups = cache.finished_groups(num_views, target)
     if not groups:
         todo = "wait until tec-cache extract has finished some"
         raise CacheError("no group of photos is finished in all its views yet", where=config.cache, todo=todo)
-    return groups
+    return groups, num_views
 
 
 def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tuple[TargetSource, Student]:

@@ -131,7 +131,7 @@ def _run_bases(
     cache = open_cache(verdict.cache)
     if only is not None and only not in verdict.report.target_units:
         _ = cache[only]  # says which there are
-    names = [only] if only is not None else list(verdict.report.target_units)
+    names = [only] if only is not None else [n for n in verdict.report.target_units if n in cache.target_names]
     if weights is not None and len(names) > 1:
         raise ConfigError(
             f"--base-weights is one base's, the cache has the target sets {', '.join(names)}",

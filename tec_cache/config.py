@@ -53,7 +53,7 @@ class ExtractConfig:
     """Stage one: photos to views, views to targets."""
 
     input: str | None = setting(None, "Photos: a pattern of tars, a folder of tars, or a folder CLASS/NAME.jpg.")
-    cache: str = setting("", "Folder of the cache.")
+    cache: str = setting("", "Folder or URL of the cache.")
     base: str | None = setting(None, "Base model: a known name, timm:NAME, a weight file, or an exported folder.")
     base_weights: str | None = setting(None, "Weight file of the base, in its authors' format or timm's.")
     name: str | None = setting(None, "Name of the target set.  [default: the base's name]")
@@ -109,7 +109,7 @@ class ExtractConfig:
 class TrainConfig:
     """Stage two: a new ViT from the cache. Defaults are the paper's pretraining recipe."""
 
-    cache: str = setting("", "Folder of the cache.")
+    cache: str = setting("", "Folder or URL of the cache.")
     # not --run: torchrun would take it for its own --run-path
     out: str = setting("", "Folder of the run: settings, checkpoints, metrics.")
     target: str | None = setting(None, "Target set to learn from.  [default: the only one]")

@@ -52,9 +52,13 @@ class Ranks:
         With many shards each rank reads its own; with few (less than 4 a rank) all read and take turns by group.
         """
         workers, worker = self.world_size * self.parts, self.part * self.world_size + self.rank
-        if num_shards >= 4 * workers:
+        if self.by_shard(num_shards):
             return shard % workers == worker
         return (shard + group) % workers == worker
+
+    def by_shard(self, num_shards: int) -> bool:
+        """Say whether the work is divided by whole shards."""
+        return num_shards >= 4 * self.world_size * self.parts
 
 
 def agreed(value: T, ranks: Ranks) -> T:

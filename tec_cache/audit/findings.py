@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from tec_cache.cache.layout import Unit
 from tec_cache.errors import CacheError
 
-DROP = "tec-cache verify CACHE --repair drops it, then the same tec-cache extract makes it again"
+DROP = "the same tec-cache verify with --repair drops it, then the same tec-cache extract makes it again"
 
 AGAIN = "run the same tec-cache extract again, it goes on where it stopped"
 REMAKE = "restore it from a copy; or remove it and run the very extract that made it: same settings, same file"

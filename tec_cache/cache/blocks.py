@@ -6,7 +6,6 @@ neither: the unit's record says where each block lies, and a block is one range,
 
 from __future__ import annotations
 
-import asyncio
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -77,11 +76,10 @@ def _zarr_files(arrays: Mapping[str, npt.NDArray[np.generic]], specs: Mapping[st
     """Let Zarr write a group into memory; return its files."""
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
-    from zarr.core.buffer import default_buffer_prototype
     from zarr.storage import MemoryStore
 
-    store = MemoryStore()
-    group = zarr.create_group(store=store, zarr_format=3)
+    files: dict[str, Any] = {}
+    group = zarr.create_group(store=MemoryStore(files), zarr_format=3)
     for name, values in arrays.items():
         spec = specs[name]
         array = group.create_array(
@@ -103,13 +101,4 @@ def _zarr_files(arrays: Mapping[str, npt.NDArray[np.generic]], specs: Mapping[st
             config={"write_empty_chunks": True},  # so that a missing chunk is never a legal one
         )
         array[...] = values
-
-    async def collect() -> dict[str, bytes]:
-        found = {}
-        async for name in store.list():
-            buffer = await store.get(name, default_buffer_prototype())
-            assert buffer is not None
-            found[name] = buffer.to_bytes()
-        return found
-
-    return asyncio.run(collect())
+    return {name: buffer.to_bytes() for name, buffer in files.items()}

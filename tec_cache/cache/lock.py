@@ -43,16 +43,21 @@ class CacheLock:
             time.sleep(0.05)
 
     def own(self) -> None:
-        """Have the cache alone. Raises TecCacheError while any other job writes."""
-        if not self.try_own():
+        """Have the cache alone. Raises TecCacheError while any other job writes, as far as anybody can say."""
+        if self.works and not self.try_own():
             raise TecCacheError("another job is writing to this cache", where=self._where, todo=_TODO)
 
     def try_own(self) -> bool:
-        """Have the cache alone if nobody else writes; say whether it worked."""
-        return self._try(fcntl.LOCK_EX)
+        """Have the cache alone if it is certain that nobody else writes; say whether it is."""
+        return self.works and self._try(fcntl.LOCK_EX)
+
+    @property
+    def works(self) -> bool:
+        """Whether locks tell of other jobs at all: object stores have none, nor have some network file systems."""
+        return self._file is not None and _lock(self._file, fcntl.LOCK_SH) is not None
 
     def _try(self, kind: int) -> bool:
-        return self._file is None or _lock(self._file, kind)
+        return self._file is None or _lock(self._file, kind) is not False
 
 
 @contextmanager
@@ -76,13 +81,13 @@ def writing(folder: Path, what: str, ranks: Ranks) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     first, end = (_RANGE * i // ranks.world_size for i in (ranks.rank, ranks.rank + 1))
     with (folder / ".lock").open("ab") as file:
-        if not _lock(file, fcntl.LOCK_EX, end - first, first):
+        if _lock(file, fcntl.LOCK_EX, end - first, first) is False:
             raise TecCacheError(f"another job is writing {what}", where=str(folder), todo=_TODO)
         yield
 
 
-def _lock(file: IO[bytes], kind: int, length: int = 0, start: int = 0) -> bool:
-    """Lock a range of a file without waiting; say whether nobody was in the way."""
+def _lock(file: IO[bytes], kind: int, length: int = 0, start: int = 0) -> bool | None:
+    """Lock a range of a file without waiting; say whether nobody was in the way, None where there are no locks."""
     try:
         fcntl.lockf(file, kind | fcntl.LOCK_NB, length, start, os.SEEK_SET)
     except OSError as error:
@@ -90,5 +95,5 @@ def _lock(file: IO[bytes], kind: int, length: int = 0, start: int = 0) -> bool:
             return False
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        # a file system without locks: two jobs on one cache are then the user's own care
+        return None  # two jobs on one folder are then the user's own care
     return True

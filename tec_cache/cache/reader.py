@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tec_cache.cache import layout
 from tec_cache.cache.blocks import read_block
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from tec_cache.types import Targets
+
+T = TypeVar("T")
 
 _RESTORE = "restore it from a copy, or give the target set up (tec-cache rm CACHE --target NAME) and extract it again"
 
@@ -149,41 +151,50 @@ class Cache:
 
     def views_records(self, units: Iterable[Unit]) -> list[ViewsRecord]:
         """Read many records, several at a time."""
+        return self.of_units(units, lambda unit: self.views_record(unit))
+
+    def of_units(self, units: Iterable[Unit], what: Callable[[Unit], T]) -> list[T]:
+        """Do something for many units, several at a time: a record of 1,000 keys takes 200 KB, so keep what counts."""
         with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
-            return list(pool.map(self.views_record, units))
+            return list(pool.map(what, units))
 
     def source_record(self, shard: int) -> SourceRecord | None:
-        """Read the record that a source shard was read to its end, if there is one."""
-        return None if self.store.size(layout.source_record(shard)) is None else self._source_record(shard)
-
-    def _source_record(self, shard: int) -> SourceRecord:
-        name = layout.source_record(shard)
-        record = SourceRecord.read(self.store, name)
-        if record.shard != self.shards[shard]:
-            raise CacheError("the record of another source shard", where=self.store.place(name), todo=MEND)
-        return record
+        """Return the record that a source shard was read to its end, if there is one."""
+        return self.source_records.get(shard)
 
     @functools.cached_property
+    def source_records(self) -> dict[int, SourceRecord]:
+        """The records of all source shards that were read to their end, by number."""
+
+        def read(shard: int) -> SourceRecord:
+            name = layout.source_record(shard)
+            record = SourceRecord.read(self.store, name)
+            if record.shard != self.shards[shard]:
+                raise CacheError("the record of another source shard", where=self.store.place(name), todo=MEND)
+            return record
+
+        names = set(self.store.names(layout.SOURCE_RECORDS))
+        there = [shard for shard in range(len(self.shards)) if layout.source_record(shard) in names]
+        with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
+            return dict(zip(there, pool.map(read, there), strict=True))
+
+    @property
     def groups(self) -> dict[int, int]:
         """Number of groups of each source shard that was read to its end."""
-        names = set(self.store.names(layout.SOURCE_RECORDS))
-        shards = [shard for shard in range(len(self.shards)) if layout.source_record(shard) in names]
-        with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
-            records = pool.map(self._source_record, shards)
-            return {shard: record.groups for shard, record in zip(shards, records, strict=True)}
+        return {shard: record.groups for shard, record in self.source_records.items()}
 
     def missing_units(self, num_views: int, target: str | None = None) -> list[Unit]:
         """List the units that are not there; a shard not read to its end stands for its first missing group."""
         there = set(self.view_units if target is None else self.committed(target))
         if self.only is not None:
             return [u for s, g in sorted(self.only) for v in range(num_views) if (u := Unit(s, g, v)) not in there]
-        missing = []
+        missing, groups = [], self.groups
+        begun = {unit.shard: unit.group + 1 for unit in sorted(there)}
         for shard in range(len(self.shards)):
-            if shard not in self.groups:
-                groups = 1 + max((u.group for u in there if u.shard == shard), default=-1)
-                missing.append(Unit(shard, groups, 0))
+            if shard not in groups:
+                missing.append(Unit(shard, begun.get(shard, 0), 0))
                 continue
-            wanted = (Unit(shard, g, v) for g in range(self.groups[shard]) for v in range(num_views))
+            wanted = (Unit(shard, g, v) for g in range(groups[shard]) for v in range(num_views))
             missing += [unit for unit in wanted if unit not in there]
         return missing
 

@@ -13,7 +13,7 @@ from tec_cache.store import Store
 
 R = TypeVar("R", bound="_Record")
 
-MEND = "tec-cache verify CACHE --repair drops what is bad, then run the same tec-cache extract again"
+MEND = "tec-cache verify CACHE --full --repair drops what is bad, then run the same tec-cache extract again"
 
 
 @dataclass(frozen=True)

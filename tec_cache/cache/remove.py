@@ -102,7 +102,8 @@ def _unnamed(
     left = []
     for record, payloads in by_unit.items():
         if record not in recorded:
-            left += payloads
+            # asked again: a listing may be older than the record
+            left += payloads if store.size(record) is None else []
         elif len(payloads) > 1:
             payload = kind.read(store, record).payload
             left += [name for name in payloads if payload is None or name != payload.name]

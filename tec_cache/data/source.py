@@ -21,7 +21,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
 from tec_cache.cache.record import hash_keys
-from tec_cache.errors import SourceError, nearest
+from tec_cache.errors import SourceError, StorageError, TecCacheError, nearest
 from tec_cache.rng import key64, permutation
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm"})
@@ -223,7 +223,7 @@ class _StrictHeader(tarfile.TarInfo):
 
 def _members(url: str) -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) of the regular files of a tar, or raise SourceError."""
-    broken = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, OSError)
+    broken = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
     todo = "make the shard again, or --on-error skip to use what comes before the damage"
     try:
         with fsspec.open(url, "rb") as stream:
@@ -241,6 +241,14 @@ def _members(url: str) -> Iterator[tuple[str, bytes]]:
                         raise tarfile.ReadError("its end marker comes too early")
     except broken as error:
         raise SourceError(f"damaged shard: {error}", where=url, todo=todo) from error
+    except TecCacheError:
+        raise
+    except Exception as error:
+        # a disk or a network that fails says nothing of the shard: it must not be recorded as its damage
+        todo = "check the disk or the network; what is finished is kept, the same command goes on"
+        raise StorageError(
+            f"the shard cannot be read: {type(error).__name__}: {error}", where=url, todo=todo
+        ) from error
 
 
 def _text(name: str) -> str:

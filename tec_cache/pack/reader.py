@@ -104,6 +104,8 @@ class Pack(Cache):
             members = [piece[part.offsets[i] - start : part.offsets[i] - start + part.sizes[i]] for i in rows]
             for row, member in zip(rows, members, strict=True):
                 if zlib.crc32(member) != part.crc32[row]:
+                    if self.store.drop_copy(views.payload.name):  # a damaged copy of it: the store's own is asked
+                        return self._read(views, rows, parts)
                     what = "crop" if isinstance(part, ViewsRecord) else "codes of"
                     where = f"{self.store.place(views.payload.name)}, row {row}"
                     raise CacheError(f"{what} {views.keys[row]!r}: damaged", where=where, todo=MEND)
