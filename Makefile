@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# By themselves, and first: s3fs and moto's boto3 pin versions of botocore, and pip, asked for everything at once, tries
+# hundreds of others before it finds the ones that agree.
+S3 := 's3fs>=2025.2' 'moto[s3]>=5' 'flask>=3' 'flask-cors>=4'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test check unit bench soak clean
@@ -30,6 +33,7 @@ $(VENV)/stamp: pyproject.toml
 	  { echo "tec-cache needs Python 3.11 or newer; say which: make test PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(S3)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
