@@ -179,7 +179,7 @@ def fit(file: str | None, overwrite: bool, as_json: bool, quiet: bool, debug: bo
     ranks = Ranks.from_environment()
     summary = run_extract(config, overwrite=overwrite, fit_only=True, quiet=quiet or as_json, ranks=ranks)
     if ranks.main:
-        show(as_json, summary.to_json(), texts.fit_text(summary, config))
+        show(as_json, summary.to_json(), texts.fit_text(summary, command_line().replace(" fit ", " extract ", 1)))
 
 
 # what a plan asks of a training; device, precision and threads are the extraction's

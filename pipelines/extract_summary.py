@@ -49,6 +49,8 @@ class Summary:
     """Target sets in the cache."""
     seconds: float = 0.0
     missing: int = 0
+    to_remove: int = 0
+    """Units of targets that --overwrite would remove; of a dry run."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -65,6 +67,8 @@ def describe(summary: Summary, cache: Cache, job: TargetJob | None) -> None:
     units = [unit for unit in cache.view_units if unit.view < summary.num_views]
     target = cache[job.name] if job is not None and job.name in cache.target_names else None
     coded = set(target.units) if target is not None else set()
+    if job is not None and job.replaces:
+        summary.to_remove, target, coded = len(coded), None, set()
 
     def counts(unit: Unit) -> tuple[int, int, list[list[str]], int, int]:
         record = cache.views_record(unit)
@@ -91,6 +95,8 @@ def describe(summary: Summary, cache: Cache, job: TargetJob | None) -> None:
     summary.free_disk = cache.store.free()
     summary.num_targets = len(cache.target_names)
     summary.missing = len(cache.missing_units(summary.num_views, job.name if job else None))
+    if job is not None and job.replaces:
+        summary.missing = len(units)
 
 
 def require_finished(summary: Summary) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from pipelines.base_batches import targets_of_crops
 from pipelines.prepare import TargetJob, ViewJob
 from pipelines.sample import Sample, sample_crops
+from pipelines.texts import errors_text
 from tec_cache.cache import layout
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import CodecRecord
@@ -75,6 +77,9 @@ def ensure_codec(
         errors = TargetErrors()
         for exact in _targets(job, check, pool, progress):
             errors.add(exact, recoded(codec, exact, job.spec))
+    if not quiet:  # now, not after days of extraction
+        text = errors_text(errors.summary(), job.quality.asked)
+        print(f"fit {job.name}: quality {job.quality}{text}", file=sys.stderr, flush=True)
     return commit_codec(cache, job, codec, len(fit), len(check), errors.summary())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tec_cache import __version__
-from tec_cache.base.load import load_base
+from tec_cache.base.load import find_source, load_base
 from tec_cache.base.model import FrozenBase
 from tec_cache.cache import layout
 from tec_cache.cache.identity import FORMAT_VERSION, differences, fingerprint, require_same
@@ -62,6 +62,8 @@ class TargetJob:
     batch_size: int
     compute: Compute
     fingerprint: str
+    replaces: bool = False
+    """Whether a dry run would remove the set that is there."""
 
 
 def prepare_cache(
@@ -78,6 +80,8 @@ def prepare_cache(
     _refuse_overwrite_by_many(overwrite, ranks)
     if store.size(layout.PACK) is not None:
         raise ConfigError("this is a pack, which is read only", where=config.cache, todo="tec-cache unpack PACK CACHE")
+    if config.base is not None:
+        find_source(config.base, config.base_weights)  # nothing is begun for a base that there is not
     stored: dict[str, Any] | None = None
     if store.size(layout.MANIFEST) is not None and (anything_committed(store) or config.input is None):
         # where nothing was committed a manifest binds nobody
@@ -278,7 +282,9 @@ def prepare_targets(
         notes = _versions() | {"base": base_name, "first_row": base.first_row}
         ensure_manifest(store, path, identity, notes, what=what, todo=todo)
     base.to(compute.device)
-    return TargetJob(name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity))
+    return TargetJob(
+        name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), replaces and dry_run
+    )
 
 
 def default_name(base: str) -> str:

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tec_cache.errors import GO_ON, StorageError
+from tec_cache.errors import GO_ON, StorageError, TecCacheError
 from tec_cache.progress import human_bytes
 from tec_cache.store import Store
 
@@ -56,6 +56,9 @@ def explained_storage(store: Store, needed: Needed) -> Iterator[None]:
                 more = f"about {human_bytes(needed.num_bytes)} more are needed for the {needed.stage}"
             what = f"the disk is full: {more}{have}"
             todo = f"make room, or move the cache to a larger disk; {GO_ON}"
+        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+            what = f"the cache cannot be written: there is a file in the way ({error.strerror})"
+            raise TecCacheError(what, where=where, todo="name a folder, or a new one: --cache DIR") from error
         else:
             what = f"the cache cannot be written: {error.strerror or error}"
             todo = f"check the disk and its permissions, or choose another --cache; {GO_ON}"

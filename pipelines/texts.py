@@ -31,9 +31,8 @@ def errors_text(errors: dict[str, float], asked: dict[str, float]) -> str:
     text = f": relative MSE {errors['mse']:.2g}{kl}, measured on views that the codec has not seen"
     if any(errors.get(name, 0.0) > BEYOND * value for name, value in asked.items()):
         wish = " and ".join(f"{value:g}" for value in asked.values())
-        text += (
-            f"\n             MORE THAN ASKED ({wish}): the sample was too small; give more photos, or --quality exact"
-        )
+        text += f"\n             MORE THAN ASKED ({wish}): the sample was too small;"
+        text += " more photos, a larger --fit-views, or --quality exact"
     return text
 
 
@@ -65,6 +64,8 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         lines.append(f"free disk    {human_bytes(summary.free_disk)}")
     if dry_run:
         more = " and those of the unread shards" if summary.shards_left else ""
+        if summary.to_remove:
+            lines.append(f"to remove    target set {summary.target}: {summary.to_remove} finished units, and its codec")
         lines.append(f"to do        {summary.missing} units{more}")
         return "\n".join([*lines, "dry run: nothing was written"])
     seconds = human_seconds(summary.seconds)
@@ -72,7 +73,9 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     lines.append(f"{who} {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
     if summary.missing and not alone:
         lines.append(f"other parts  {summary.missing} units are still theirs to finish")
-    if config.views_only:
+    if summary.missing and not alone:
+        lines.append("next         the other parts; then tec-cache merge, where they lie in folders of their own")
+    elif config.views_only:
         lines.append(f"next         tec-cache extract --cache {config.cache} --base mae")
     else:
         target = f" --target {summary.target}" if summary.num_targets > 1 else ""
@@ -249,7 +252,7 @@ def verify_text(verdict: Verdict, full: bool, most: int = 20) -> str:
     if len(found) > most:
         lines.append(f"  ... and {len(found) - most} more (--json)")
     if verdict.clean:
-        lines.append("nothing is wrong, nothing is missing")
+        lines.append("nothing is wrong, nothing is missing" + ("" if full else "; contents were not read: --full"))
     lines += [f"go on with   {command}" for command in verdict.next]
     return "\n".join(lines)
 
@@ -315,12 +318,11 @@ def rm_text(summary: RemoveSummary, dry_run: bool) -> str:
     return "\n".join(lines)
 
 
-def fit_text(summary: Summary, config: ExtractConfig) -> str:
-    """Say how a codec was fitted."""
-    given = f"--base {config.base}" if config.base else f"--name {summary.target}"
+def fit_text(summary: Summary, go_on: str) -> str:
+    """Say how a codec was fitted; go_on: the command that extracts with it."""
     lines = [
         f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
         f"quality      {summary.quality}{errors_text(summary.errors, summary.asked_errors)}",
-        f"next         tec-cache extract{' INPUT' if config.input else ''} --cache {config.cache} {given}",
+        f"next         {go_on}",
     ]
     return "\n".join(lines)

@@ -207,6 +207,8 @@ class Cache:
             todo = self.go_on
             if whole:
                 todo += f"; or use the {whole} whole views: --views {whole}"
+            if self.view_units:
+                todo += "; or train on what is finished: --partial"
             what = f"{what}: units are missing, {listed(map(str, missing))}"
             raise CacheError(what, where=self.store.url, todo=todo)
 

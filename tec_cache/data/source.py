@@ -137,6 +137,11 @@ def find_shards(source: str, *, seed: int = 0) -> list[Shard]:
         return _tar_shards(urls, source)
     except ImportError as error:  # fsspec names the package that a kind of URL needs
         raise SourceError(f"{error}", where=source, todo="install that package into this environment") from error
+    except TecCacheError:
+        raise
+    except Exception as error:  # network libraries have errors of their own: no credentials, no route
+        what = f"the photos cannot be reached: {type(error).__name__}: {error}"
+        raise StorageError(what, where=source, todo="check the address, the network and the credentials") from error
 
 
 def _glob(url: str) -> list[str]:
