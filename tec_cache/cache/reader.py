@@ -356,11 +356,6 @@ class TargetSet:
             raise CacheError(problem, where=store.place(name), todo=MEND)
         return record
 
-    def records(self, units: Sequence[Unit]) -> list[TargetRecord]:
-        """Read many records, several at a time."""
-        with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
-            return list(pool.map(self.record, units))
-
     def read_block(self, record: TargetRecord, number: int) -> dict[str, npt.NDArray[np.generic]]:
         """Read block `number` of a unit: array -> (rows, ...), rows = BLOCK_ROWS or what is left at the end."""
         if record.payload is None:
