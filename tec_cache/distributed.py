@@ -20,6 +20,8 @@ class Ranks:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
+    """Processes on this machine."""
     part: int = 0
     """Which of several independent jobs this is, from zero."""
     parts: int = 1
@@ -28,9 +30,15 @@ class Ranks:
     def from_environment(cls) -> Ranks:
         """Read what torchrun sets."""
         try:
-            return cls(*(int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))))
+            world_size = int(os.environ.get("WORLD_SIZE", 1))
+            return cls(
+                rank=int(os.environ.get("RANK", 0)),
+                local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+                world_size=world_size,
+                local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+            )
         except ValueError as error:
-            raise ConfigError(f"RANK, LOCAL_RANK or WORLD_SIZE is not a number: {error}") from error
+            raise ConfigError(f"RANK, LOCAL_RANK, WORLD_SIZE or LOCAL_WORLD_SIZE is not a number: {error}") from error
 
     @property
     def main(self) -> bool:
