@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.data.source import Photo
 from tec_cache.data.views import cut_photo
+from tec_cache.device import available_cores
 from tec_cache.errors import SourceError
 from tec_cache.rng import key64
 
@@ -45,26 +47,31 @@ def sample_crops(cache: Cache, views: ViewJob, count: int, *, on_error: str) -> 
     """Draw `count` views (fewer where there are not so many) by hash over the source shards.
 
     A pure function of the source and the view plan: each photo once, in a view drawn by its hash, and only where
-    photos are fewer than `count` in further views. Committed views are read, others are cut from their photos.
+    photos are fewer than `count` in further views. Committed views are read, others are cut from their photos: that
+    costs reading each of these shards once more, and decoding one to two photos for each view that is drawn.
+    Raises SourceError for a damaged shard where `on_error` is stop.
     """
     seed = views.plan.seed
     chosen = sorted(range(len(cache.shards)), key=lambda i: key64("fit", seed, cache.shards[i]))[:MOST_SHARDS]
     quota = 2 * -(-count // len(chosen))  # more than an even share, for the shards that have fewer
-    found: list[_Candidate] = []
-    for number in chosen:
+
+    def candidates(number: int) -> list[_Candidate]:
         if _committed(cache, number, views.num_views):
-            found += _from_cache(cache, number, views, quota)
-        else:
-            found += _from_photos(cache, number, views, quota, on_error)
-    photos = sorted(_evenly(found)[:count], key=lambda c: c.order)
-    whole, rest = divmod(count, max(1, len(photos)))
-    samples = []
-    for place, photo in enumerate(photos):
-        wanted = min(views.num_views, whole + (place < rest))
-        numbers = [(photo.order + i) % views.num_views for i in range(wanted)]
-        jpegs = photo.views(numbers) or []
-        samples += [Sample(photo.shard, photo.key, n, jpeg) for n, jpeg in zip(numbers, jpegs, strict=True)]
-    return samples
+            return _from_cache(cache, number, views, quota)
+        return _from_photos(cache, number, views, quota, on_error)
+
+    with ThreadPoolExecutor(available_cores(), thread_name_prefix="sample") as pool:
+        found = [photo for part in pool.map(candidates, chosen) for photo in part]
+        photos = sorted(_evenly(found)[:count], key=lambda c: c.order)
+        whole, rest = divmod(count, max(1, len(photos)))
+
+        def samples(place: int) -> list[Sample]:
+            photo, wanted = photos[place], min(views.num_views, whole + (place < rest))
+            numbers = [(photo.order + i) % views.num_views for i in range(wanted)]
+            jpegs = photo.views(numbers) or []
+            return [Sample(photo.shard, photo.key, n, jpeg) for n, jpeg in zip(numbers, jpegs, strict=True)]
+
+        return [sample for part in pool.map(samples, range(len(photos))) for sample in part]
 
 
 def _evenly(found: list[_Candidate]) -> list[_Candidate]:

@@ -17,7 +17,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import cli
-import pipelines.base_batches
 import pipelines.plan
 import pipelines.planning.source
 from pipelines.extract import extract
@@ -120,7 +119,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, seconds: Any
 
 
 def test_hours_of_a_slow_base(shards: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowed(monkeypatch, pipelines.base_batches, "targets_of", lambda args: 0.01 * len(args[1]))
+    slowed(monkeypatch, FrozenBase, "forward", lambda args: 0.01 * len(args[1]))
     changes = {"quality": "exact", "group_size": 64}
     found = plan(planning(shards, tmp_path / "c", tiny_base, **changes))
     begin = time.monotonic()

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipelines.base_batches import base_targets, targets_of_crops
+from pipelines.base_batches import batches_ahead, targets_of, targets_of_crops, unit_batches
 from pipelines.extract_summary import row_bytes
 from pipelines.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, fitted_codec, recoded
 from pipelines.planning.source import Cut
 from pipelines.prepare import TargetJob
+from tec_cache.background import Stages
 from tec_cache.cache import layout
 from tec_cache.cache.blocks import write_zip
 from tec_cache.cache.identity import FORMAT_VERSION, fingerprint
@@ -176,9 +177,12 @@ def measure_targets(
         )
         found = []
         begin = time.monotonic()
-        for rows, targets in base_targets(cache, job, unit, views, pool):
-            found.append(targets)
-            progress.advance(len(rows))
+        with Stages() as stages:
+            for part in stages.ahead(unit_batches(cache, job, [unit], pool), batches_ahead(job)):
+                if part.batch is not None:
+                    found.append(targets_of(job, part.batch.decoded()))
+                progress.advance(len(part.rows))
+            wait_for_device()
         base = (time.monotonic() - begin) / len(crops)
     made, fit = (codec, 0.0) if codec is not None else timed(lambda: _new_codec(job, found))
     coder: Codec = made
@@ -212,9 +216,14 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
     """Return what `work` gives and the seconds it took, the device's own work included."""
     begin = time.monotonic()
     result = work()
+    wait_for_device()
+    return result, time.monotonic() - begin
+
+
+def wait_for_device() -> None:
+    """Wait until a GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return result, time.monotonic() - begin
 
 
 def _rows_in(seconds: float, job: TargetJob, crops: list[Crop], pool: ThreadPoolExecutor, fewest: int) -> int:
