@@ -105,14 +105,14 @@ def all_steps(config: ExtractConfig, out: Path) -> list[Step]:
     return [Step(*step) for step in json.loads(out.read_text())]
 
 
-def crash(config: ExtractConfig, number: int, torn: bool) -> None:
-    """Extract; die before step `number`. torn: what was to be synced there is lost in part."""
-    left = iter(range(number))
+def crash(config: ExtractConfig, kind: tuple[str, str], number: int) -> None:
+    """Extract; die before the `number`-th step of a (phase, action). What was to be synced there is lost in part."""
+    left = iter(range(1, number))
 
     def step(step: Step) -> None:
-        if next(left, None) is None:
+        if (step.phase, step.action) == kind and next(left, None) is None:
             path = Path(config.cache) / step.path
-            if torn and path.is_file():
+            if step.action == "sync" and path.is_file():
                 os.truncate(path, path.stat().st_size // 2)
             os._exit(CRASHED)
 
@@ -138,12 +138,12 @@ def crash_everywhere(photos: Path, base: Path, quality: str, folder: Path, every
 
     seen = Counter[tuple[str, str]]()
     for number, step in enumerate(steps):
-        torn = step.action == "sync"
-        seen[step.phase, step.action] += 1
-        if number % every or seen[step.phase, step.action] > MOST_ALIKE:
+        kind = step.phase, step.action
+        seen[kind] += 1
+        if number % every or seen[kind] > MOST_ALIKE:
             continue
         shutil.rmtree(cache, ignore_errors=True)
-        assert in_child(lambda n=number, t=torn: crash(config, n, t)) == CRASHED, step  # type: ignore[misc]
+        assert in_child(lambda k=kind, n=seen[kind]: crash(config, k, n)) == CRASHED, step  # type: ignore[misc]
         assert in_child(check_and_go_on) == 0, f"crashed before {step}"
         found[step.phase] += 1
     (folder / "report.json").write_text(json.dumps(found))
