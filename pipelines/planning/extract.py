@@ -101,6 +101,8 @@ class TargetCosts:
     was fitted on. Zero for a codec that is there already, and for exact."""
     codec_bytes: int = 0
     """Of the codec's parameters, once, where they are not there yet."""
+    own_device: bool = False
+    """Whether the base works on a GPU, beside the cores, and not on them."""
 
 
 @contextmanager
@@ -205,6 +207,7 @@ def measure_targets(
         written=_write_units(cache, job, arrays, views, unit_rows, seconds / 4 / max(once, 1e-3)),
         unseen=0.0 if codec is not None or job.quality.exact else _unseen(cache.store, job, coder, found),
         codec_bytes=parameters.size if parameters and codec is None else 0,
+        own_device=job.compute.device.type != "cpu",
     )
 
 
