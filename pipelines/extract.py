@@ -61,7 +61,8 @@ def extract(
                 coded = ensure_codec(cache, job, views, pool, on_error=config.on_error, quiet=quiet)
             if not dry_run and not fit_only:
                 made = make_views_and_targets(config, cache, views, job, coded, pool, ranks, needed, quiet)
-                summary.views_made, summary.targets_made, summary.busy = made.views_made, made.targets_made, made.shares
+                summary.views_made, summary.targets_made = made.views_made, made.targets_made
+                summary.making_seconds, summary.busy = made.busy.seconds, made.shares
         summary.source_shards = len(cache.shards)
         summary.source_bytes = sum(shard.size for shard in views.shards if isinstance(shard, TarShard))
         if job is not None:

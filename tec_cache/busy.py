@@ -51,9 +51,14 @@ class Busy:
             yield item
 
     @property
+    def seconds(self) -> float:
+        """Seconds since this was made."""
+        return time.perf_counter() - self._begin
+
+    @property
     def shares(self) -> dict[str, float]:
         """Share of the time that each stage was at work, 0 to 1."""
-        elapsed = max(time.perf_counter() - self._begin, 1e-9)
+        elapsed = max(self.seconds, 1e-9)
         with self._lock:
             seconds = dict(self._seconds)
         return {name: min(1.0, value / self._width.get(name, 1) / elapsed) for name, value in seconds.items()}
