@@ -101,7 +101,13 @@ def main() -> None:
         base = {"base": f"timm:{args.model}", "base_weights": weights, "limit": args.photos}
         measure(prepare(f"base-bound: {args.model}", args, base, folder / "large"), args)
         measure(
-            prepare("decode-bound: a tiny base", args, {"base": write_tiny(folder / "tiny")}, folder / "small"), args
+            prepare(
+                "decode-bound: a tiny base",
+                args,
+                {"base": write_tiny(folder / "tiny"), "last_layers": 1},
+                folder / "small",
+            ),
+            args,
         )
 
 
