@@ -56,8 +56,8 @@ def extract(
         summary = Summary(config.cache, cache.fingerprint, job.name if job else None, views.num_views)
         coded: Coded | None = None
         with TimedPool(config.workers or available_cores(), "photos") as pool:
-            # First, so that targets can be made of each view as soon as it is cut. In a fresh cache that costs reading up
-            # to 64 source shards once more, a twentieth of ImageNet's, and cutting the 640 views of the sample twice.
+            # First, so that targets can be made of each view as soon as it is cut. In a fresh cache that costs reading
+            # up to 64 source shards once more, a twentieth of ImageNet's, and cutting the 640 views of the sample twice.
             if job is not None and not dry_run:
                 coded = ensure_codec(cache, job, views, pool, on_error=config.on_error, quiet=quiet)
             if not dry_run and not fit_only:

@@ -177,15 +177,18 @@ def measure_targets(
         SourceRecord(shard="sample", size=0, photos=len(crops), groups=1, damage="").create(
             store, layout.source_record(0)
         )
-        found = []
+        found, batches = [], []
         begin = time.monotonic()
         with Stages() as stages:
             for part in stages.ahead(unit_batches(cache, job, [unit], pool), batches_ahead(job)):
                 if part.batch is not None:
+                    batches.append(part.batch)
                     found.append(targets_of(job, part.batch.decoded()))
                 progress.advance(len(part.rows))
             wait_for_device()
         base = (time.monotonic() - begin) / len(crops)
+    for batch, targets in zip(batches, found, strict=True):
+        batch.require_finite(targets)
     made, fit = (codec, 0.0) if codec is not None else timed(lambda: _new_codec(job, found))
     coder: Codec = made
     _, check = timed(lambda: TargetErrors().add(found[0], recoded(coder, found[0], job.spec)))
