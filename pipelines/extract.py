@@ -57,7 +57,7 @@ def extract(
         coded: Coded | None = None
         with TimedPool(config.workers or available_cores(), "photos") as pool:
             # First, so that targets can be made of each view as soon as it is cut. In a fresh cache that costs reading
-            # up to 64 source shards once more, a twentieth of ImageNet's, and cutting the 640 views of the sample twice.
+            # up to 64 source shards once more, a twentieth of ImageNet's, and cutting the sample's 640 views twice.
             if job is not None and not dry_run:
                 coded = ensure_codec(cache, job, views, pool, on_error=config.on_error, quiet=quiet)
             if not dry_run and not fit_only:

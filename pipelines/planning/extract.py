@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipelines.base_batches import batches_ahead, targets_of, targets_of_crops, unit_batches
+from pipelines.base_batches import Batch, batches_ahead, targets_of, targets_of_crops, unit_batches
 from pipelines.extract_summary import row_bytes
 from pipelines.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, fitted_codec, recoded
 from pipelines.planning.source import Cut
@@ -177,18 +177,7 @@ def measure_targets(
         SourceRecord(shard="sample", size=0, photos=len(crops), groups=1, damage="").create(
             store, layout.source_record(0)
         )
-        found, batches = [], []
-        begin = time.monotonic()
-        with Stages() as stages:
-            for part in stages.ahead(unit_batches(cache, job, [unit], pool), batches_ahead(job)):
-                if part.batch is not None:
-                    batches.append(part.batch)
-                    found.append(targets_of(job, part.batch.decoded()))
-                progress.advance(len(part.rows))
-            wait_for_device()
-        base = (time.monotonic() - begin) / len(crops)
-    for batch, targets in zip(batches, found, strict=True):
-        batch.require_finite(targets)
+        found, seconds_of_base = _through_base(cache, job, unit, pool, progress)
     made, fit = (codec, 0.0) if codec is not None else timed(lambda: _new_codec(job, found))
     coder: Codec = made
     _, check = timed(lambda: TargetErrors().add(found[0], recoded(coder, found[0], job.spec)))
@@ -202,7 +191,7 @@ def measure_targets(
     _, decode = timed(lambda: list(pool.map(lambda crop: resize(decode_crop(crop.jpeg), size), crops)))
     return TargetCosts(
         views=len(crops),
-        base=base,
+        base=seconds_of_base / len(crops),
         decode=decode / len(crops),
         encode=encode / len(crops),
         fit=0.0 if job.quality.exact else fit / len(crops),
@@ -212,6 +201,24 @@ def measure_targets(
         codec_bytes=parameters.size if parameters and codec is None else 0,
         own_device=job.compute.device.type != "cpu",
     )
+
+
+def _through_base(
+    cache: Cache, job: TargetJob, unit: Unit, pool: ThreadPoolExecutor, progress: Progress
+) -> tuple[list[Targets], float]:
+    """Run the base over a unit as `extract` does, decoding the next crops meanwhile; return targets and seconds."""
+    found: list[tuple[Batch, Targets]] = []
+    begin = time.monotonic()
+    with Stages() as stages:
+        for part in stages.ahead(unit_batches(cache, job, [unit], pool), batches_ahead(job)):
+            if part.batch is not None:
+                found.append((part.batch, targets_of(job, part.batch.decoded())))
+            progress.advance(len(part.rows))
+        wait_for_device()
+    seconds = time.monotonic() - begin
+    for batch, targets in found:
+        batch.require_finite(targets)
+    return [targets for _, targets in found], seconds
 
 
 def _new_codec(job: TargetJob, found: list[Targets]) -> Codec:
