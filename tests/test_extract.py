@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-import pipelines.extract
+import pipelines.make_targets
 import pipelines.make_views
 import tec_cache.cache.lock
 from pipelines.extract import extract
@@ -83,7 +83,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(
 
         return commit
 
-    for module, name in ((pipelines.make_views, "commit_views"), (pipelines.extract, "commit_targets")):
+    for module, name in ((pipelines.make_views, "commit_views"), (pipelines.make_targets, "commit_targets")):
         monkeypatch.setattr(module, name, mortal(module, name))
     deaths = 0
     while True:
