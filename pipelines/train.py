@@ -47,7 +47,7 @@ def train(
     ranks = ranks or Ranks.from_environment()
     compute = resolve_compute(config.device, config.precision, ranks.local_rank)
     if compute.device.type == "cpu":
-        torch.set_num_threads(config.threads or max(1, default_threads(ranks.world_size) // ranks.world_size))
+        torch.set_num_threads(config.threads or max(1, default_threads(ranks.world_size) // ranks.local_world_size))
     cache = staged(config, open_cache(config.cache))
     run = Path(config.out)
     with process_group(ranks, compute.device.type), ExitStack() as lock:

@@ -30,14 +30,19 @@ class Ranks:
     part: int = 0
     """Which of several independent jobs this is, from zero."""
     parts: int = 1
+    local_world_size: int = 1
+    """Processes on this machine, which share its cores."""
 
     @classmethod
     def from_environment(cls) -> Ranks:
         """Read what torchrun sets."""
         try:
-            return cls(*(int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))))
+            rank, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
+            world_size, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
         except ValueError as error:
-            raise ConfigError(f"RANK, LOCAL_RANK or WORLD_SIZE is not a number: {error}") from error
+            what = f"RANK, LOCAL_RANK, WORLD_SIZE or LOCAL_WORLD_SIZE is not a number: {error}"
+            raise ConfigError(what) from error
+        return cls(rank, local_rank, world_size, local_world_size=local)
 
     @property
     def main(self) -> bool:

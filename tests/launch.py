@@ -42,6 +42,19 @@ def options(config: Any) -> list[str]:
     return words
 
 
+def children(parent: int) -> dict[int, dict[str, str]]:
+    """Processes that a process has started, and their environments."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"\nPPid:\t{parent}\n" in (folder / "status").read_text():
+                words = (folder / "environ").read_bytes().decode().split("\0")
+                found[int(folder.name)] = dict(word.split("=", 1) for word in words if "=" in word)
+        except OSError:
+            continue  # it has just ended
+    return found
+
+
 class Job:
     """A torchrun in the background; `with` ends it, and its ranks, whatever happens."""
 
@@ -71,17 +84,11 @@ class Job:
 
     def ranks(self, restart: int | None = None) -> dict[int, int]:
         """Process ids of the ranks that live; of one start only, where that is given (0 is the first)."""
-        found = {}
-        for folder in Path("/proc").iterdir():
-            try:
-                if f"\nPPid:\t{self.process.pid}\n" in (folder / "status").read_text():
-                    words = (folder / "environ").read_bytes().decode().split("\0")
-                    values = dict(word.split("=", 1) for word in words if "=" in word)
-                    if restart is None or values["TORCHELASTIC_RESTART_COUNT"] == str(restart):
-                        found[int(values["RANK"])] = int(folder.name)
-            except (OSError, KeyError):
-                continue  # no process, or one that begins or ends at this moment
-        return found
+        return {
+            int(values["RANK"]): pid
+            for pid, values in children(self.process.pid).items()
+            if "RANK" in values and restart in (None, int(values.get("TORCHELASTIC_RESTART_COUNT", -1)))
+        }
 
     def wait_until(self, condition: Callable[[], object], what: str) -> None:
         end = time.monotonic() + TIMEOUT

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -150,6 +151,24 @@ def test_after_a_kill_torchrun_goes_on_from_the_last_checkpoint(
         job.wait_until(lambda: len(job.ranks(restart=1)) == 2, "both ranks are started again")
         assert job.end() == 0, job.err
     assert "bug in tec-cache" not in job.err
+    assert_same_run(run, undisturbed)
+
+
+def test_two_nodes_go_on_after_a_kill_on_one_of_them(undisturbed: Path, made_cache: Path, tmp_path: Path) -> None:
+    """Two torchruns that meet at one address, as docs/scaling.md starts them. Each counts its restarts by itself."""
+    run = tmp_path / "run"
+    with socket.create_server(("localhost", 0)) as probe:
+        meeting = f"localhost:{probe.getsockname()[1]}"
+    launch = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", meeting, "--rdzv-id", "7")
+    words = train_words(made_cache, run)
+    with (
+        Job(tmp_path / "a", 1, *words, launch=(*launch, "--max-restarts", "3")) as first,
+        Job(tmp_path / "b", 1, *words, launch=(*launch, "--max-restarts", "3")) as second,
+    ):
+        first.wait_until(lambda: step_of(run) >= 6, "two checkpoints are there")
+        (pid,) = second.ranks().values()
+        os.kill(pid, signal.SIGKILL)
+        assert (first.end(), second.end()) == (0, 0), first.err + second.err
     assert_same_run(run, undisturbed)
 
 
