@@ -470,9 +470,9 @@ def fail(error: TecCacheError) -> int:
     """Print an error as text or as the one JSON object (rank 0's), and tell torchrun; return its exit code."""
     from tec_cache.distributed import tell_torchrun
 
+    tell_torchrun(str(error))
     if isinstance(error, Interrupted) and os.environ.get("RANK", "0") != "0":
         return error.exit_code  # all ranks are; one says so
-    tell_torchrun(str(error))
     if "--json" in sys.argv[1:] and os.environ.get("RANK", "0") == "0":
         found = {"what": error.what, "where": error.where, "todo": error.todo, "exit_code": error.exit_code}
         click.echo(json.dumps({"error": found}))

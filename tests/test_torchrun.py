@@ -35,6 +35,7 @@ from tec_cache.loader import Loader
 from tec_cache.rendezvous import fresh_store
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint
 from tec_cache.run.metrics import read_metrics
+from tec_cache.run.stopping import stop_requested
 from tests.conftest import files_below, payload_of, tiny_config, tiny_training, write_shards
 from tests.launch import LAUNCH, Job, environment, options, torchrun
 
@@ -207,13 +208,9 @@ def test_the_error_of_one_rank_ends_the_job_and_stands_in_torchruns_summary(made
     assert "bug in tec-cache" not in job.err
 
 
-@pytest.mark.parametrize(
-    ("whom", "number", "code"),
-    [("torchrun", signal.SIGTERM, 1), ("one rank", signal.SIGTERM, 0), ("one rank", signal.SIGUSR1, 0),
-     ("every process", signal.SIGTERM, 1)],
-)  # fmt: skip
+@pytest.mark.parametrize(("whom", "code"), [("torchrun", 1), ("one rank", 0), ("every process", 1)])
 def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(
-    whom: str, number: int, code: int, undisturbed: Path, made_cache: Path, tmp_path: Path
+    whom: str, code: int, undisturbed: Path, made_cache: Path, tmp_path: Path
 ) -> None:
     """A restart is allowed and must not happen. torchrun ends with 1 wherever it is signalled itself."""
     run = tmp_path / "run"
@@ -223,7 +220,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(
         ranks = job.ranks()
         everybody = [job.process.pid, *ranks.values()]
         for pid in {"torchrun": everybody[:1], "one rank": [ranks[1]], "every process": everybody}[whom]:
-            os.kill(pid, number)
+            os.kill(pid, signal.SIGTERM)
         assert job.end() == code, job.err
     reached = step_of(run)
     assert 4 < reached < STEPS
@@ -253,6 +250,16 @@ def test_a_checkpoint_of_one_number_of_processes_goes_on_with_another(
     # differences of rounding grow with the steps
     np.testing.assert_allclose(losses(run), losses(tmp_path / "alone"), rtol=10 * ROUNDING)
     np.testing.assert_allclose(losses(run), losses(undisturbed)[:30], rtol=10 * ROUNDING)
+
+
+def test_only_a_second_ctrl_c_ends_a_training_at_once() -> None:
+    """A scheduler signals a process twice, itself and through torchrun; a person who presses twice will not wait."""
+    with stop_requested(Ranks()) as request:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+            assert request.agreed()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 HOLDER = """
