@@ -42,9 +42,13 @@ from tests.launch import LAUNCH, Job, environment, options, torchrun
 STEPS = 150
 """Three to an epoch: long enough for a signal to come in the middle."""
 
-ROUNDING = 2e-5
-"""Relative. Two halves of a batch are added in another order than the whole: some units of float32's last place
-(1.2e-7) in each of the few hundred sums that make a gradient, and AdamW divides by its root."""
+SUMMED = 2e-6
+"""Relative, of gradients and losses: two halves of a batch are added in another order than the whole, which is worth a
+few units of float32's last place (1.2e-7). Measured: 2.4e-7."""
+
+STEPPED = 2e-5
+"""Relative, of weights after some steps: AdamW divides each gradient by its own size, so that entries which are
+nothing but rounding move as far as all others. Measured after 6 steps: 4e-6."""
 
 
 def training(cache: Path, run: Path, **changes: Any) -> TrainConfig:
@@ -131,13 +135,13 @@ def test_half_the_batch_in_each_of_two_processes_gives_the_gradient_of_one(made_
         for ours, theirs, alone in zip(*ranks, one, strict=True):
             assert torch.equal(ours["gradient"], theirs["gradient"]), "the ranks step together"
             difference = (ours["gradient"] - alone["gradient"]).norm() / alone["gradient"].norm()
-            assert difference < ROUNDING, name
+            assert difference < SUMMED, name
             assert ours["sent"] == theirs["sent"] == alone["gradient"].numel(), "each number once a step"
-        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "one"), rtol=ROUNDING)
+        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "one"), rtol=SUMMED)
         expected = weights(tmp_path / "one")
         moved = torch.cat([(w - expected[n]).flatten() for n, w in weights(tmp_path / name).items()])
         size = torch.cat([w.flatten() for w in expected.values()])
-        assert moved.norm() < ROUNDING * size.norm()
+        assert moved.norm() < STEPPED * size.norm()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -247,9 +251,8 @@ def test_a_checkpoint_of_one_number_of_processes_goes_on_with_another(
     train(training(made_cache, run, steps=30))
     train(training(made_cache, tmp_path / "alone", steps=30))
     assert np.array_equal(losses(run)[:10], losses(tmp_path / "alone")[:10])
-    # differences of rounding grow with the steps
-    np.testing.assert_allclose(losses(run), losses(tmp_path / "alone"), rtol=10 * ROUNDING)
-    np.testing.assert_allclose(losses(run), losses(undisturbed)[:30], rtol=10 * ROUNDING)
+    for other in (tmp_path / "alone", undisturbed):
+        np.testing.assert_allclose(losses(run), losses(other)[:30], rtol=STEPPED)
 
 
 def test_only_a_second_ctrl_c_ends_a_training_at_once() -> None:
