@@ -34,7 +34,7 @@ class TargetSource(Protocol):
     """Size of the pixels it needs beside the student's, if any."""
 
     def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
-        """Return normalized targets; images: the student's, (B, 3, S, S) normalized."""
+        """Return normalized targets of a batch on the device; images: the student's, (B, 3, S, S) normalized."""
 
     def identity(self) -> dict[str, Any]:
         """What identifies the targets; part of a run's settings."""
@@ -47,13 +47,12 @@ class CachedTargets:
     stored: TargetSet | None
     spec: TargetSpec
     tau: float
-    device: torch.device
     pixel_size: int | None = None
 
     def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
         """Decode what the loader read."""
         assert self.stored is not None
-        return self.stored.decode(batch.codes_on(self.device))
+        return self.stored.decode(batch.codes)
 
     def identity(self) -> dict[str, Any]:
         """Return the target set's name and fingerprint."""
@@ -79,7 +78,7 @@ class OnlineTargets:
 
     def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
         """Run the base on the batch's pixels."""
-        inputs = batch.images(self.base.input_size, self.compute.device, self.mean, self.std)
+        inputs = batch.images(self.base.input_size, self.mean, self.std)
         return normalize_targets(self.base(inputs), self.spec.normalization)
 
     def identity(self) -> dict[str, Any]:
@@ -123,10 +122,10 @@ def choose_targets(config: TrainConfig, cache: Cache, compute: Compute, student_
         )
         how: Any = config.normalization or "patch"
         return OnlineTargets(base, base.spec(how), recipe.tau if config.tau is None else config.tau, compute)
-    return _cached(config, cache, compute, k)
+    return _cached(config, cache, k)
 
 
-def _cached(config: TrainConfig, cache: Cache, compute: Compute, k: Any) -> CachedTargets:
+def _cached(config: TrainConfig, cache: Cache, k: Any) -> CachedTargets:
     """Check the asked settings against what one target set holds."""
     if config.target is None and len(cache.target_names) != 1:
         raise ConfigError(
@@ -170,7 +169,7 @@ def _cached(config: TrainConfig, cache: Cache, compute: Compute, k: Any) -> Cach
             )
         spec = replace(spec, k=k)
     tau = recipe_of(_base_name(stored)).tau if config.tau is None else config.tau
-    return CachedTargets(stored, spec, tau, compute.device)
+    return CachedTargets(stored, spec, tau)
 
 
 def _base_name(stored: TargetSet) -> str:

@@ -155,13 +155,16 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         f"student      {summary.parameters:,} parameters, {summary.trained_parameters:,} trained",
         f"steps        {summary.steps:,} of {summary.total_steps:,}",
     ]
+    if summary.left_out:
+        lines.append(f"left out     {summary.left_out:,} views of each epoch fill no batch, others each time")
     if losses:
         lines.append(f"losses       {losses}")
     if dry_run:
         lines.append("dry run: nothing was written")
     else:
         if summary.images_per_second:
-            lines.append(f"speed        {summary.images_per_second:,.1f} images/s in {human_seconds(summary.seconds)}")
+            speed = f"{summary.images_per_second:,.1f} images/s in {human_seconds(summary.seconds)}"
+            lines.append(f"speed        {speed}, {summary.waited:.1%} of it waiting for the loader")
         else:
             lines.append("nothing left to do: this run had reached its last step")
         if summary.damaged:

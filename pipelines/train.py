@@ -26,7 +26,7 @@ from tec_cache.weights.load import load_strict
 
 # What may differ between a run and its resumption: it changes how fast the numbers come, not which.
 _FREE = {"cache", "out", "base_weights", "device", "precision", "threads", "workers", "micro_batch", "log_every",
-         "save_every", "steps", "on_error", "stage", "stage_bytes"}  # fmt: skip
+         "save_every", "steps", "on_error", "stage", "stage_bytes", "compile", "checkpointing"}  # fmt: skip
 # What is compared as it was resolved: the targets' identity, spec and tau, and the number of views.
 _RESOLVED = {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers"}
 
@@ -47,7 +47,8 @@ def train(
     ranks = ranks or Ranks.from_environment()
     compute = resolve_compute(config.device, config.precision, ranks.local_rank)
     if compute.device.type == "cpu":
-        torch.set_num_threads(config.threads or max(1, default_threads(ranks.world_size) // ranks.local_world_size))
+        share = default_threads(ranks.local_world_size) // ranks.local_world_size
+        torch.set_num_threads(config.threads or max(1, share))
     cache = staged(config, open_cache(config.cache))
     run = Path(config.out)
     with process_group(ranks, compute.device.type), ExitStack() as lock:
@@ -124,6 +125,7 @@ def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tupl
             decoder_depth=config.decoder_depth,
             decoder_width=config.decoder_width,
             decoder_heads=config.decoder_heads,
+            checkpointing=config.checkpointing,
         )
     if config.init == "base":
         load_strict(student.encoder, base_weights_for(config, source), what="the student, from the base's weights")

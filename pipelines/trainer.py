@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,20 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.target_sources import OnlineTargets, TargetSource
 from tec_cache.cache.reader import Cache
 from tec_cache.config import TrainConfig
-from tec_cache.device import Compute
+from tec_cache.device import Compute, default_workers
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, NonFiniteError, TecCacheError
-from tec_cache.loader import Batch, Loader
+from tec_cache.loader import Batch, Loader, on_device
 from tec_cache.progress import Progress
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from tec_cache.run.metrics import Metrics
 from tec_cache.run.optimizer import create_optimizer, create_schedule, scaled_lr
 from tec_cache.run.stopping import stop_requested
-from tec_cache.student.masking import mask_noise
 from tec_cache.student.model import Student
+
+MUCH_WAITING = 0.05
+"""Share of the time in which the training waits for its loader that is worth a word to the user."""
 
 
 @dataclass
@@ -46,6 +49,10 @@ class TrainSummary:
     """How often the base ran, for --online."""
     parameters: int
     trained_parameters: int
+    left_out: int
+    """Views of each epoch that filled no batch; others in each epoch."""
+    waited: float
+    """Share of the time in which the training waited for the loader."""
     damaged: list[str]
     """Damaged blocks that this process met and other rows stood in for (--on-error skip)."""
 
@@ -69,27 +76,23 @@ class Trainer:
         self.config, self.source, self.compute, self.ranks = config, source, compute, ranks
         self.student = student.to(compute.device)
         self.size = int(student.encoder.patch_embed.img_size[0])
+        self.micro_batches = count_micro_batches(config, ranks)
         sizes = {self.size} | ({source.pixel_size} if source.pixel_size else set())
         self.loader = Loader(
             cache,
             source.stored,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size // config.masks_per_view,
             pixel_sizes=tuple(sorted(sizes)),
             num_views=config.views,
+            masks_per_view=config.masks_per_view,
+            shuffle_buffer=config.shuffle_buffer,
             seed=config.seed,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            workers=config.workers,
+            workers=config.workers or default_workers(compute.device, ranks.local_world_size),
             pin_memory=compute.device.type == "cuda",
             skip_damage=config.on_error == "skip",
         )
-        share = config.batch_size // ranks.world_size
-        self.micro_batches = math.ceil(share / (config.micro_batch or share))
-        if share % self.micro_batches:
-            raise ConfigError(
-                f"{share} views per process do not divide into micro-batches of {config.micro_batch}",
-                todo=f"use a --micro-batch that divides {share}",
-            )
         self.total_steps = config.epochs * self.loader.steps_per_epoch
         self.stop_step = min(self.total_steps, config.steps or self.total_steps)
         self.optimizer = create_optimizer(
@@ -107,7 +110,12 @@ class Trainer:
         self.model: nn.Module = self.student
         if ranks.world_size > 1:
             ids = [compute.device] if compute.device.type == "cuda" else None
-            self.model = DistributedDataParallel(self.student, device_ids=ids)
+            # the gradients lie in the buckets that travel: no copy of them
+            self.model = DistributedDataParallel(
+                self.student, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        if config.compile:
+            self.model.compile()
         self.mean = torch.tensor(IMAGENET_MEAN, device=compute.device)
         self.std = torch.tensor(IMAGENET_STD, device=compute.device)
         self.step = 0
@@ -116,6 +124,7 @@ class Trainer:
         self.summed = 0
         self.last: dict[str, float] = {}
         self.images = 0
+        self.waited = 0.0
 
     def resume(self, path: Path | None) -> None:
         """Take up a checkpoint."""
@@ -153,62 +162,69 @@ class Trainer:
         save_steps = max(1, round(self.config.save_every * self.loader.steps_per_epoch))
         first, size = self.step, self.config.batch_size
         total = self.stop_step * size
-        with stop_requested(self.ranks) as stop, Progress("train", total=total, noun="images", quiet=quiet) as progress:
+        read = self.loader.batches(self.step, self.stop_step, micro_batches=self.micro_batches)
+        with (
+            stop_requested(self.ranks) as stop,
+            Progress("train", total=total, noun="images", quiet=quiet) as progress,
+            closing(on_device(read, self.compute.device)) as batches,
+        ):
             progress.start_at(self.step * size)
-            batches = self.loader.batches(self.step, self.stop_step, micro_batches=self.micro_batches)
-            for epoch, parts in batches:
+            while self.step < self.stop_step:
                 at_end = self.step + 1 == self.stop_step
                 saves = at_end or (self.step + 1) % save_steps == 0
                 logs = at_end or (self.step + 1) % self.config.log_every == 0
-                self.train_step(epoch, parts, check=logs or saves)
+                self.train_step(batches, check=logs or saves)
                 if logs:
-                    rate = (self.step - first) * size / (time.monotonic() - begin)
-                    self.log(metrics, epoch, rate)
+                    self.log(metrics, (self.step - first) * size, time.monotonic() - begin)
                 stopping = stop.agreed()
                 if saves or stopping:
                     self.save(run)
-                progress.advance(size, note=f"step {self.step:,} of {self.stop_step:,}{self.note()}")
+                progress.advance(size, note=f"step {self.step:,} of {self.stop_step:,}{self.note(progress.seconds)}")
                 if stopping:
                     break
-            batches.close()
         if metrics is not None:
             metrics.close()
         self.images = (self.step - first) * self.config.batch_size
         return self.summary(finished=self.step == self.stop_step, seconds=time.monotonic() - begin)
 
-    def train_step(self, epoch: int, parts: list[Batch], *, check: bool = True) -> None:
-        """One optimizer step on this rank's micro-batches.
+    def train_step(self, batches: Iterator[Batch], *, check: bool = True) -> None:
+        """One optimizer step on this rank's next micro-batches.
 
         check: stop before the update where a loss or the gradient is not finite. On a GPU this waits for it; what
         is not finite stays so in the sums, so it is enough to ask before something is written.
         """
         self.schedule.step_update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        for i, batch in enumerate(parts):
-            last = i == len(parts) - 1
+        for i in range(self.micro_batches):
+            batch = self.next_batch(batches)
             # gradients travel between processes once a step, with the last micro-batch
-            quiet_sync = isinstance(self.model, DistributedDataParallel) and not last
-            with self.model.no_sync() if quiet_sync else nullcontext():  # type: ignore[union-attr, operator]
-                losses = self.losses(epoch, batch)
-                (losses["loss"] / len(parts)).backward()
+            travels = not isinstance(self.model, DistributedDataParallel) or i == self.micro_batches - 1
+            with nullcontext() if travels else self.model.no_sync():  # type: ignore[operator]
+                losses = self.losses(batch)
+                (losses["loss"] / self.micro_batches).backward()
             for name, value in losses.items():
-                self.sums[name] += value.detach() / len(parts)
+                self.sums[name] += value.detach() / self.micro_batches
         # the norm is the same on all ranks, so all of them see what is not finite on any
-        self.sums["grad_norm"] += nn.utils.clip_grad_norm_(self.student.parameters(), self.config.clip_grad or math.inf)
+        self.sums["grad_norm"] += gradient_norm(self.student, self.config.clip_grad)
         if check or self.compute.device.type == "cpu":
             self.require_finite(self.step + 1)
         self.optimizer.step()
         self.step += 1
         self.summed += 1
 
-    def losses(self, epoch: int, batch: Batch) -> dict[str, torch.Tensor]:
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """Take the next batch, and note how long that took: the loader works ahead, so it should take nothing."""
+        begin = time.monotonic()
+        batch = next(batches)
+        self.waited += time.monotonic() - begin
+        return batch
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the losses of one micro-batch, their weighted sum under "loss"."""
-        images = batch.images(self.size, self.compute.device, self.mean, self.std)
-        num_tokens = self.student.targets.num_tokens
-        noise = mask_noise(batch.sample_keys, seed=self.config.seed, epoch=epoch, num_tokens=num_tokens)
-        with self.compute.autocast():
+        images = batch.images(self.size, self.mean, self.std)
+        with self.compute.autocast(), explained_compiling():
             targets = self.source.targets(batch, images)
-            losses = self.model(images, targets, noise=noise.to(self.compute.device))
+            losses = self.model(images, targets, noise=batch.noise)
         total = self.config.feature_weight * losses["feature"]
         if "attention" in losses:
             total = total + self.config.attention_weight * losses["attention"]
@@ -239,7 +255,7 @@ class Trainer:
             torch.distributed.all_reduce(values)
             self.sums = dict(zip(self.sums, (values / self.ranks.world_size).unbind(), strict=True))
 
-    def log(self, metrics: Metrics | None, epoch: int, rate: float) -> None:
+    def log(self, metrics: Metrics | None, images: int, seconds: float) -> None:
         """Average the losses since the last line over steps and ranks, and write them."""
         self.average_sums()
         values = torch.stack(list(self.sums.values())) / self.summed
@@ -248,11 +264,15 @@ class Trainer:
         self.summed = 0
         if metrics is not None:
             lr = self.optimizer.param_groups[0]["lr"]
-            metrics.log(self.step, self.last | {"lr": lr, "epoch": epoch, "images_per_second": rate})
+            epoch = (self.step - 1) // self.loader.steps_per_epoch
+            speed = {"images_per_second": images / seconds, "waited": self.waited / seconds}
+            metrics.log(self.step, self.last | {"lr": lr, "epoch": epoch, **speed})
 
-    def note(self) -> str:
-        """Write the last losses for the progress line."""
+    def note(self, seconds: float) -> str:
+        """Write the last losses for the progress line, and the loader where it is too slow."""
         losses = "".join(f", {name} {value:.4f}" for name, value in self.last.items() if name != "grad_norm")
+        if self.waited > MUCH_WAITING * seconds:
+            losses += f", waits for the loader {self.waited / seconds:.0%} of the time"
         return losses + (f", {len(self.loader.damaged)} damaged blocks" if self.loader.damaged else "")
 
     def summary(self, *, finished: bool, seconds: float) -> TrainSummary:
@@ -269,5 +289,44 @@ class Trainer:
             base_calls=self.source.base.num_calls if isinstance(self.source, OnlineTargets) else None,
             parameters=sum(p.numel() for p in parameters),
             trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+            left_out=self.loader.left_out,
+            waited=self.waited / seconds if seconds else 0.0,
             damaged=sorted(self.loader.damaged),
         )
+
+
+def count_micro_batches(config: TrainConfig, ranks: Ranks) -> int:
+    """Return how many forward passes a process makes for one step. ConfigError where the batch does not divide."""
+    share, masks = config.batch_size // ranks.world_size, config.masks_per_view
+    if config.batch_size % (ranks.world_size * masks):
+        raise ConfigError(
+            f"a batch of {config.batch_size} does not divide among {ranks.world_size} processes "
+            f"and {masks} masks for each view",
+            todo=f"use a --batch-size that {ranks.world_size * masks} divides",
+        )
+    count = math.ceil(share / (config.micro_batch or share))
+    if share % (count * masks):
+        raise ConfigError(
+            f"{share // masks} views per process do not divide into micro-batches of {config.micro_batch}"
+            + (f", {masks} masks for each view" if masks > 1 else ""),
+            todo=f"use a --micro-batch that divides {share}" + (f" and that {masks} divides" if masks > 1 else ""),
+        )
+    return count
+
+
+def gradient_norm(model: nn.Module, limit: float | None) -> torch.Tensor:
+    """Return the norm of all gradients; with a limit, scale them down to it first."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    if limit is not None:
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    return nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+
+
+@contextmanager
+def explained_compiling() -> Iterator[None]:
+    """Say what to do where torch.compile fails, which it does at the first step."""
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        first = str(error).strip().partition("\n")[0]
+        raise TecCacheError(f"the student cannot be compiled here: {first}", todo="leave out --compile") from error

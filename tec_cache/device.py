@@ -10,6 +10,9 @@ import torch
 
 from tec_cache.errors import ConfigError
 
+MOST_WORKERS = 16
+"""More threads than that wait for each other's turn at the interpreter."""
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -52,6 +55,14 @@ def default_threads(world_size: int) -> int:
     """
     wish = os.environ.get("OMP_NUM_THREADS", "")
     return int(wish) if wish.isdigit() and int(wish) > 0 and world_size == 1 else available_cores()
+
+
+def default_workers(device: torch.device, processes: int) -> int:
+    """Return the threads that read for one of several processes on a machine.
+
+    Beside a GPU all its share of the cores; on a CPU, where the training itself takes the cores, one.
+    """
+    return max(1, min(MOST_WORKERS, available_cores() // processes)) if device.type == "cuda" else 1
 
 
 def available_cores() -> int:

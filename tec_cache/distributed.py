@@ -27,22 +27,25 @@ class Ranks:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_world_size: int = 1
+    """Processes on this machine."""
     part: int = 0
     """Which of several independent jobs this is, from zero."""
     parts: int = 1
-    local_world_size: int = 1
-    """Processes on this machine, which share its cores."""
 
     @classmethod
     def from_environment(cls) -> Ranks:
         """Read what torchrun sets."""
         try:
-            rank, local_rank = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
-            world_size, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+            world_size = int(os.environ.get("WORLD_SIZE", 1))
+            return cls(
+                rank=int(os.environ.get("RANK", 0)),
+                local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+                world_size=world_size,
+                local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+            )
         except ValueError as error:
-            what = f"RANK, LOCAL_RANK, WORLD_SIZE or LOCAL_WORLD_SIZE is not a number: {error}"
-            raise ConfigError(what) from error
-        return cls(rank, local_rank, world_size, local_world_size=local)
+            raise ConfigError(f"RANK, LOCAL_RANK, WORLD_SIZE or LOCAL_WORLD_SIZE is not a number: {error}") from error
 
     @property
     def main(self) -> bool:

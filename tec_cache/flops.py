@@ -33,8 +33,7 @@ def student_macs(student: Any, visible: int) -> int:
     """
     spec, encoder, decoder = student.targets, student.encoder, student.decoder
     patches = spec.num_tokens
-    # positions are added before patches are dropped, so all patches are embedded
-    macs = _patch_macs(encoder.patch_embed, patches)
+    macs = _patch_macs(encoder.patch_embed, visible)
     for block in encoder.blocks:
         macs += _linear_macs(block) * (1 + visible) + 2 * (1 + visible) ** 2 * _attention_width(block)
     if student.encoder_adapters is not None:

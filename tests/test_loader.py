@@ -14,7 +14,9 @@ from tec_cache.cache.layout import BLOCK_ROWS
 from tec_cache.cache.pixels import decode_crop
 from tec_cache.cache.reader import open_cache
 from tec_cache.errors import CacheError, ConfigError
-from tec_cache.loader import Batch, Loader, _OpenUnit, epoch_order
+from tec_cache.loader import Batch, EpochOrder, Loader
+from tec_cache.loader.order import largest_share
+from tec_cache.loader.units import OpenUnit
 from tec_cache.rng import key64
 
 
@@ -25,36 +27,60 @@ def loader(path: Path, **options: object) -> Loader:
 
 
 def collect(loader: Loader, start: int, stop: int, micro_batches: int = 1) -> list[Batch]:
-    return [b for _, parts in loader.batches(start, stop, micro_batches=micro_batches) for b in parts]
+    return list(loader.batches(start, stop, micro_batches=micro_batches))
 
 
 def keys_of(batches: list[Batch]) -> list[int]:
     return np.concatenate([b.sample_keys for b in batches]).tolist()
 
 
-def test_order_is_a_permutation_and_a_function_of_seed_and_epoch() -> None:
-    counts = [100, 7, 64, 1, 333]
-    units, rows = epoch_order(counts, seed=1, epoch=2)
+def order(counts: list[int], *, seed: int = 0, epoch: int = 0, buffer_blocks: int = 4) -> tuple[Any, Any]:
+    whole = EpochOrder(counts, seed=seed, epoch=epoch, buffer_blocks=buffer_blocks)
+    return whole.places(0, len(whole))
+
+
+@pytest.mark.parametrize("buffer_blocks", [1, 3, 4, 1000])
+def test_order_is_a_permutation_and_a_function_of_seed_and_epoch(buffer_blocks: int) -> None:
+    counts = [100, 7, 0, 64, 1, 333, 0]
+    units, rows = order(counts, seed=1, epoch=2, buffer_blocks=buffer_blocks)
     expected = {(u, r) for u, n in enumerate(counts) for r in range(n)}
     assert set(zip(units.tolist(), rows.tolist(), strict=True)) == expected
     assert len(units) == len(expected)
-    again = epoch_order(counts, seed=1, epoch=2)
+    again = order(counts, seed=1, epoch=2, buffer_blocks=buffer_blocks)
     assert np.array_equal(units, again[0])
     assert np.array_equal(rows, again[1])
     for other in ({"seed": 2, "epoch": 2}, {"seed": 1, "epoch": 3}):
-        assert not np.array_equal(rows, epoch_order(counts, **other)[1])
-    assert epoch_order([], seed=0, epoch=0)[0].size == 0
+        assert not np.array_equal(rows, order(counts, **other, buffer_blocks=buffer_blocks)[1])
+    assert len(EpochOrder([], seed=0, epoch=0, buffer_blocks=4)) == 0
 
 
-def test_a_window_reads_few_blocks_and_mixes_all_of_them() -> None:
+def test_any_part_of_an_order_is_that_part_of_the_whole() -> None:
+    counts = [100, 7, 64, 1, 333]
+    units, rows = order(counts)
+    asked = EpochOrder(counts, seed=0, epoch=0, buffer_blocks=4)
+    for start, stop in ((0, 1), (127, 129), (3, 400), (128, 256), (504, 505), (40, 41), (7, 7)):
+        part = asked.places(start, stop)
+        assert np.array_equal(part[0], units[start:stop])
+        assert np.array_equal(part[1], rows[start:stop])
+
+
+def test_a_buffer_reads_few_blocks_and_mixes_all_of_them() -> None:
     counts = [1024] * 8
-    units, rows = epoch_order(counts, seed=0, epoch=0, window_blocks=16)
-    window = slice(0, 16 * BLOCK_ROWS)
-    blocks = units[window] * 32 + rows[window] // BLOCK_ROWS
+    units, rows = order(counts, buffer_blocks=16)
+    buffer = slice(0, 16 * BLOCK_ROWS)
+    blocks = units[buffer] * 32 + rows[buffer] // BLOCK_ROWS
     assert len(set(blocks.tolist())) == 16
     first = blocks[: 4 * BLOCK_ROWS]
-    assert len(set(first.tolist())) == 16, "a quarter of the window holds rows of all its blocks"
-    assert np.bincount(units[window], minlength=8).max() <= 8 * BLOCK_ROWS
+    assert len(set(first.tolist())) == 16, "a quarter of the buffer holds rows of all its blocks"
+    assert np.bincount(units[buffer], minlength=8).max() <= 8 * BLOCK_ROWS
+
+
+def test_how_well_an_order_mixes_is_told_from_a_perfect_shuffle_and_from_none() -> None:
+    counts = [1024] * 16
+    mixed, whole = (EpochOrder(counts, seed=0, epoch=0, buffer_blocks=n) for n in (32, 512))
+    found, perfect = largest_share(mixed, 256), largest_share(whole, 256)
+    assert perfect < found < 2 * perfect, "a buffer of 32 blocks, and one that holds everything"
+    assert largest_share(EpochOrder([1024], seed=0, epoch=0, buffer_blocks=32), 256) == 1.0
 
 
 @pytest.mark.parametrize("quality", ["exact", "default"])
@@ -109,10 +135,10 @@ def test_epochs_take_turns_at_the_views_and_leave_out_another_tail(made_cache: P
     assert len(seen[0] | seen[1] | seen[2]) == 97
     opened = loader(made_cache)
     collect(opened, per_epoch, per_epoch + 1)
-    assert {u.unit.view for u in opened._units} == {1}, "epoch 1 opens nothing of view 0"
+    assert {u.unit.view for u in opened._epoch.units} == {1}, "epoch 1 reads nothing of view 0"
     one = loader(made_cache, num_views=1)
     collect(one, per_epoch, per_epoch + 1)
-    assert {u.unit.view for u in one._units} == {0}
+    assert {u.unit.view for u in one._epoch.units} == {0}
 
 
 def test_pixels_are_resized_and_normalized_on_the_device(made_cache: Path) -> None:
@@ -120,7 +146,7 @@ def test_pixels_are_resized_and_normalized_on_the_device(made_cache: Path) -> No
     (batch,) = collect(ours, 0, 1)
     assert batch.pixels[48].shape == (16, 48, 48, 3)
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
-    images = batch.images(32, torch.device("cpu"), mean, std)
+    images = batch.images(32, mean, std)
     expected = (batch.pixels[32].double() / 255 - mean) / std
     torch.testing.assert_close(images.permute(0, 2, 3, 1).double(), expected, rtol=1e-5, atol=1e-5)
     assert batch.pixels[32].dtype == torch.uint8
@@ -154,14 +180,14 @@ def test_a_block_is_read_once_an_epoch_however_many_workers_ask(
 ) -> None:
     """With ranks, each reads only the blocks of its own rows, and the ranks together few of them twice."""
     reads: list[tuple[str, int]] = []
-    block = _OpenUnit.block
+    block = OpenUnit.block
 
-    def counted(self: _OpenUnit, number: int) -> Any:
+    def counted(self: OpenUnit, number: int) -> Any:
         reads.append((str(self.unit), number))
         return block(self, number)
 
-    monkeypatch.setattr(_OpenUnit, "block", counted)
-    batches = {}
+    monkeypatch.setattr(OpenUnit, "block", counted)
+    batches: dict[int, list[Batch]] = {}
     for rank in range(ranks):
         ours = loader(made_cache, batch_size=64, rank=rank, world_size=ranks, workers=workers)
         before = len(reads)

@@ -96,7 +96,7 @@ def pack_copy(packed: Path, tmp_path: Path) -> Path:
 def batches(path: Path, name: str | None, **options: Any) -> list[Batch]:
     cache = open_cache(path)
     loader = Loader(cache, cache[name] if name else None, batch_size=16, pixel_sizes=(32, 24), **options)
-    return [batch for _, parts in loader.batches(0, 2 * loader.steps_per_epoch) for batch in parts]
+    return list(loader.batches(0, 2 * loader.steps_per_epoch))
 
 
 @pytest.mark.parametrize("name", ["tiny", "coded", None])
@@ -460,7 +460,7 @@ def test_both_ends_may_be_urls(two_sets: Path, packed: Path, tmp_path: Path) -> 
     cache = open_cache(out)
     assert isinstance(cache, Pack)
     loader = Loader(cache, cache["coded"], batch_size=16, pixel_sizes=(32, 24))
-    ours = [batch for _, parts in loader.batches(0, 3) for batch in parts]
+    ours = list(loader.batches(0, 3))
     for a, b in zip(ours, batches(two_sets, "coded")[:3], strict=True):
         assert torch.equal(a.codes["features"], b.codes["features"])
         assert torch.equal(a.pixels[32], b.pixels[32])

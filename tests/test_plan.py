@@ -14,6 +14,7 @@ import fsspec
 import pytest
 import timm
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import cli
@@ -235,7 +236,8 @@ def test_what_fits_has_the_error_of_the_plan_to_spare(free: int | None, fits: bo
 def test_macs_are_those_that_torch_counts(tiny_base: Path) -> None:
     base = load_base(str(tiny_base), grid=4, k=3)
     images = torch.randn(1, 3, 32, 32)
-    with FlopCounterMode(display=False) as counter:
+    # not every torch counts a fused attention on a CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         targets = normalize_targets(base(images), "patch")
     assert base_macs(base) == counter.get_total_flops() / 2
     for adapters in ("both", "encoder", "none"):
@@ -243,7 +245,7 @@ def test_macs_are_those_that_torch_counts(tiny_base: Path) -> None:
             "vit_tiny_patch16_224", targets=base.spec("patch"), model_args=TINY, adapters=adapters, decoder_width=32,
             decoder_heads=4,
         )  # fmt: skip
-        with FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             sum(student(images, targets, noise=torch.rand(1, 16)).values())
         own = student_macs(student, num_visible_patches(16, 0.75))
         once = 2 * 4 * 48**2 if adapters == "both" else 0  # the input adapter: one class token a batch
@@ -256,7 +258,8 @@ def test_macs_of_vit_b() -> None:
     base = FrozenBase(model, name="b", identity={}, mean=(0, 0, 0), std=(1, 1, 1), k=15)
     assert base_macs(base) == pytest.approx(17.6e9, rel=0.01)
     student = create_student(targets=base.spec("patch"))
-    assert student_macs(student, 49) == pytest.approx(8.3e9, rel=0.015)
+    spared = (196 - 49) * 16 * 16 * 3 * 768  # the released program embeds the patches that it drops as well
+    assert student_macs(student, 49) + spared == pytest.approx(8.3e9, rel=0.015)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: str) -> tuple[int, str]:

@@ -398,20 +398,18 @@ def test_all_ranks_get_equally_many_batches(
     extract(tiny_config(photos, tmp_path / "cache", tiny_base))
     cache = open_cache(tmp_path / "cache")
 
-    def steps(rank: int, ranks: int, threads: int) -> list[tuple[int, list[int]]]:
+    def batches(rank: int, ranks: int, threads: int) -> list[list[int]]:
         loader = Loader(
             cache, cache["tiny"], batch_size=batch, pixel_sizes=(32,), rank=rank, world_size=ranks, workers=threads
         )
-        total = 3 * loader.steps_per_epoch
-        assert total == 3 * (sum(counts) // batch)
-        return [(e, [int(k) for b in parts for k in b.sample_keys]) for e, parts in loader.batches(0, total)]
+        assert loader.steps_per_epoch == sum(counts) // batch
+        return [[int(key) for key in b.sample_keys] for b in loader.batches(0, 3 * loader.steps_per_epoch)]
 
-    alone = steps(0, 1, 1)
-    ranks = [steps(rank, world_size, workers + rank % 2) for rank in range(world_size)]
+    alone = batches(0, 1, 1)
+    ranks = [batches(rank, world_size, workers + rank % 2) for rank in range(world_size)]
     for whole, *shares in zip(alone, *ranks, strict=True):
-        assert {epoch for epoch, _ in shares} == {whole[0]}
-        assert {len(keys) for _, keys in shares} == {batch // world_size}
-        assert [key for _, keys in shares for key in keys] == whole[1]
+        assert {len(keys) for keys in shares} == {batch // world_size}
+        assert [key for keys in shares for key in keys] == whole
 
 
 def test_three_processes_with_uneven_units_end_together(made_cache: Path, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from pipelines.train import prepare_student
 from pipelines.trainer import Trainer
 from tec_cache.cache.reader import Cache
 from tec_cache.config import TrainConfig
-from tec_cache.device import Compute, available_cores, default_threads, resolve_compute
+from tec_cache.device import Compute, available_cores, default_threads, default_workers, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError
 from tec_cache.flops import BACKWARD, base_macs, student_macs
-from tec_cache.loader import Batch, Loader
+from tec_cache.loader import Batch, Loader, on_device
 from tec_cache.progress import Progress
 from tec_cache.student.masking import num_visible_patches
 from tec_cache.student.model import Student
@@ -131,10 +131,11 @@ def measure_training(made: Prepared, cache: Cache, job: TargetJob, *, seconds: f
     made.cached.stored = cache[job.name]
     online = OnlineTargets(job.base, job.spec, made.cached.tau, compute)
     trainer = Trainer(replace(config, batch_size=count), cache, made.cached, made.student, compute, Ranks())
+    workers = config.workers or default_workers(compute.device, 1)
     load_cached, load_online = (
-        _reading(cache, source, trainer.size, config.workers, READS * seconds) for source in (made.cached, online)
+        _reading(cache, source, trainer.size, workers, READS * seconds) for source in (made.cached, online)
     )
-    batch = _all_rows(cache, made.cached, {trainer.size, job.base.input_size})
+    batch = _all_rows(cache, made.cached, {trainer.size, job.base.input_size}, compute.device)
     with Progress("plan: training", quiet=quiet) as progress, torch.random.fork_rng(devices=[]):
         clock = _Steps(trainer, made.cached, online, batch)
         clock.student(min(2, most))
@@ -158,7 +159,7 @@ def measure_training(made: Prepared, cache: Cache, job: TargetJob, *, seconds: f
         load_cached=load_cached,
         load_online=load_online,
         overlaps=compute.device.type != "cpu",
-        share=min(config.workers, available_cores()) / available_cores(),
+        share=min(workers, available_cores()) / available_cores(),
         base_macs=base_macs(job.base),
         step_macs=(1 + BACKWARD) * student_macs(made.student, visible),
     )
@@ -172,15 +173,15 @@ class _Steps:
 
     def student(self, count: int) -> float:
         """Seconds of forward and backward on some rows, their targets being there."""
-        trainer, part = self.trainer, _part(self.batch, count)
+        trainer, part = self.trainer, self.batch.rows(count)
         ready = self._targets(self.cached, part)
         trainer.source = _Ready(ready, trainer.source.spec, trainer.source.tau)
         trainer.optimizer.zero_grad(set_to_none=True)
-        return timed(lambda: trainer.losses(0, part)["loss"].backward())[1]
+        return timed(lambda: trainer.losses(part)["loss"].backward())[1]
 
     def targets(self, source: TargetSource, count: int) -> float:
         """Seconds of getting the targets of some rows."""
-        part = _part(self.batch, count)
+        part = self.batch.rows(count)
         return timed(lambda: self._targets(source, part))[1]
 
     def update(self) -> float:
@@ -189,26 +190,19 @@ class _Steps:
         return timed(step)[1]
 
     def _targets(self, source: TargetSource, part: Batch) -> Targets:
-        images = part.images(self.trainer.size, self.trainer.compute.device, self.trainer.mean, self.trainer.std)
+        images = part.images(self.trainer.size, self.trainer.mean, self.trainer.std)
         with self.trainer.compute.autocast():
             return source.targets(part, images)
-
-
-def _part(batch: Batch, count: int) -> Batch:
-    """Return the first rows of a batch."""
-    pixels = {size: values[:count] for size, values in batch.pixels.items()}
-    codes = {name: values[:count] for name, values in batch.codes.items()}
-    return Batch(pixels, codes, batch.sample_keys[:count], batch.labels[:count])
 
 
 def _loader(cache: Cache, source: TargetSource, sizes: set[int], batch_size: int, workers: int) -> Loader:
     return Loader(cache, source.stored, batch_size=batch_size, pixel_sizes=tuple(sorted(sizes)), workers=workers)
 
 
-def _all_rows(cache: Cache, source: TargetSource, sizes: set[int]) -> Batch:
+def _all_rows(cache: Cache, source: TargetSource, sizes: set[int], device: torch.device) -> Batch:
     """Load the whole sample as one batch."""
     count = len(cache.views_record(cache.view_units[0]).keys)
-    _, (batch,) = next(_loader(cache, source, sizes, count, 1).batches(0, 1))
+    (batch,) = on_device(_loader(cache, source, sizes, count, 1).batches(0, 1), device)
     return batch
 
 
@@ -220,7 +214,7 @@ def _reading(cache: Cache, source: TargetSource, size: int, workers: int, second
     while not rows or spent < seconds:
         loader = _loader(cache, source, sizes, max(1, count // (4 * workers)), workers)
         begin = time.monotonic()
-        for _, (batch,) in loader.batches(0, loader.steps_per_epoch):
+        for batch in loader.batches(0, loader.steps_per_epoch):
             rows += len(batch.labels)
         spent += time.monotonic() - begin
     return spent / rows

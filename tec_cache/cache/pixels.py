@@ -56,9 +56,14 @@ def encode_crop(pixels: npt.NDArray[np.uint8], settings: JpegSettings) -> bytes:
     return data
 
 
-def decode_crop(data: bytes) -> npt.NDArray[np.uint8]:
-    """Decode a stored crop to (S, S, 3) uint8 RGB. Raises ValueError for damaged data."""
-    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
+def decode_crop(data: bytes, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+    """Decode a stored crop to (S, S, 3) uint8 RGB, into `out` where that is given.
+
+    Raises ValueError for damaged data, and for a crop of another size than `out`.
+    """
+    pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+    if out is not None and pixels.shape != out.shape:
+        raise ValueError(f"a crop of {pixels.shape} in the place of {out.shape}")
     return pixels
 
 

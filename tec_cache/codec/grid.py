@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -159,12 +159,16 @@ def grid_dct(
     return result.view(batch, length, channels)
 
 
+@lru_cache(maxsize=16)
 def dct_matrix(size: int, device: torch.device | None = None) -> torch.Tensor:
-    """Return the orthonormal DCT-II as a matrix (size, size) float32: row u is the wave of frequency u."""
-    positions = torch.arange(size, dtype=torch.float64, device=device)
+    """Return the orthonormal DCT-II as a matrix (size, size) float32: row u is the wave of frequency u.
+
+    Made on the host, so that every device has the same one, and once. Not to be changed in place.
+    """
+    positions = torch.arange(size, dtype=torch.float64, device="cpu")
     matrix = torch.cos(math.pi / size * positions[:, None] * (positions[None] + 0.5)) * math.sqrt(2 / size)
     matrix[0] *= math.sqrt(0.5)
-    return matrix.float()
+    return matrix.float().to(device)
 
 
 def dead_zone(deviation: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,8 @@ from torch import nn
 def create_optimizer(
     model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """AdamW; no decay on biases, norms and other 1-D parameters. Frozen parameters are left out."""
-    groups = param_groups_weight_decay(model, weight_decay)
-    on_gpu = any(p.is_cuda for p in model.parameters())
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=on_gpu or None)
+    """AdamW in one kernel; no decay on biases, norms and other 1-D parameters. Frozen parameters are left out."""
+    return torch.optim.AdamW(param_groups_weight_decay(model, weight_decay), lr=lr, betas=betas, fused=True)
 
 
 def create_schedule(

@@ -6,6 +6,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from tec_cache.student.blocks import run_block
 from tec_cache.student.masking import Mask
 from tec_cache.student.position import sincos_position
 
@@ -49,12 +50,13 @@ class Decoder(nn.Module):
         heads: int,
         channels: int,
         attention_heads: int,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.position = nn.Parameter(sincos_position(width, grid), requires_grad=False)
         self.feature = Branch(encoder_width, width, channels)
         self.attention = Branch(encoder_width, width, 2 * channels) if attention_heads else None
-        self.attention_heads = attention_heads
+        self.attention_heads, self.checkpointing = attention_heads, checkpointing
         # the base's full width, not its head width: this is what the released program divides by
         self.attention_scale = channels**-0.5
         self.blocks = nn.ModuleList(
@@ -71,7 +73,7 @@ class Decoder(nn.Module):
         branches = [self.feature] if self.attention is None or rows is None else [self.feature, self.attention]
         x = torch.cat([branch.tokens(encoded, mask, self.position) for branch in branches])
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, x, self.checkpointing)
         parts = x.chunk(len(branches))
 
         patches = parts[0][:, 1:]

@@ -1,0 +1,62 @@
+"""What the loader hands over: some rows of the cache, still as they are stored, and the noise of their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some views, on the host or on a device.
+
+    pixels: size -> (B, size, size, 3) uint8, for each size asked for. codes: the target set's arrays, batch
+    first (empty without one). noise: (M B, L) float32, M masks for each view; row m B + i is mask m of view i.
+    labels: (B,) int64, -1 where a photo has none. sample_keys: (B,) uint64, a function of (source shard, key),
+    always on the host.
+    """
+
+    epoch: int
+    pixels: dict[int, torch.Tensor]
+    codes: dict[str, torch.Tensor]
+    noise: torch.Tensor
+    labels: torch.Tensor
+    sample_keys: npt.NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.sample_keys)
+
+    def images(self, size: int, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+        """Return normalized images (B, 3, size, size) float32; mean, std: (3,), on the batch's device."""
+        images = self.pixels[size].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return images.sub_(255 * mean[:, None, None]).div_(255 * std[:, None, None])
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same batch on a device; from pinned memory the copies run beside what the host does next."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def rows(self, count: int) -> Batch:
+        """Return the first rows. ValueError for a batch of several masks, whose noise is of all views in turn."""
+        if len(self.noise) != len(self):
+            raise ValueError(f"{len(self.noise)} masks of {len(self)} views")
+        return replace(self._mapped(lambda tensor: tensor[:count]), sample_keys=self.sample_keys[:count])
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield all that lies on the batch's device."""
+        yield from self.pixels.values()
+        yield from self.codes.values()
+        yield self.noise
+        yield self.labels
+
+    def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return replace(
+            self,
+            pixels={size: change(values) for size, values in self.pixels.items()},
+            codes={name: change(values) for name, values in self.codes.items()},
+            noise=change(self.noise),
+            labels=change(self.labels),
+        )

@@ -1,0 +1,244 @@
+"""Batches of a cache: which rows, read by threads ahead of use."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tec_cache.cache.layout import BLOCK_ROWS
+from tec_cache.cache.pixels import decode_crop, resize
+from tec_cache.cache.reader import Cache, TargetSet
+from tec_cache.errors import CacheError, ConfigError
+from tec_cache.loader.batch import Batch
+from tec_cache.loader.blocks import BlockCache, Name
+from tec_cache.loader.order import EpochOrder
+from tec_cache.loader.units import Epoch, OpenUnit
+from tec_cache.student.masking import mask_noise
+
+SHUFFLE_BUFFER = 1024
+"""Rows that are shuffled among each other, unless asked otherwise: 32 blocks."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows to be loaded as one batch; those of a block lie together."""
+
+    epoch: Epoch
+    units: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+
+    def blocks(self) -> list[tuple[OpenUnit, int, slice]]:
+        """List the blocks that hold them, each with its places in the batch."""
+        numbers = self.rows // BLOCK_ROWS
+        new = (np.diff(self.units) != 0) | (np.diff(numbers) != 0)
+        edges = [0, *(np.flatnonzero(new) + 1).tolist(), len(self.rows)]
+        units = self.epoch.units
+        return [(units[self.units[a]], int(numbers[a]), slice(a, b)) for a, b in itertools.pairwise(edges)]
+
+    def names(self) -> list[Name]:
+        """List the names of these blocks."""
+        return [(unit.unit, number) for unit, number, _ in self.blocks()]
+
+
+class Loader:
+    """Batches of a cache, with the targets of one set or of none.
+
+    batch_size: views of a step, over all ranks. Step s takes the positions [s B, (s + 1) B) of the epoch's order,
+    divided evenly among `world_size` ranks; neither ranks nor workers change the order. Epoch e reads view
+    e mod `num_views` and no other file. The tail of less than one batch is left out; it differs in each epoch.
+    pixel_sizes: sizes to which the crops are resized (the stored size costs nothing).
+    masks_per_view: masks that each view gets in its step. shuffle_buffer: rows that are shuffled among each other, in
+    whole blocks. workers: threads. skip_damage: let other rows of the batch stand in for those of a damaged
+    block, and name it in `damaged`, instead of raising CacheError.
+
+    Memory: the rows of the buffer and of `workers` + 1 batches, and about 80 bytes for each view of an epoch.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        targets: TargetSet | None,
+        *,
+        batch_size: int,
+        pixel_sizes: tuple[int, ...],
+        num_views: int | None = None,
+        masks_per_view: int = 1,
+        shuffle_buffer: int = SHUFFLE_BUFFER,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 2,
+        pin_memory: bool = False,
+        skip_damage: bool = False,
+    ) -> None:
+        self.cache, self.targets = cache, targets
+        self.num_views = num_views or cache.num_views
+        cache.require_complete(self.num_views)
+        if targets is not None:
+            cache.require_complete(self.num_views, targets.name)
+        if batch_size % world_size:
+            raise ConfigError(
+                f"a batch of {batch_size} views does not divide among {world_size} ranks",
+                todo="use a --batch-size that the number of processes divides",
+            )
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.seed, self.workers, self.pin_memory = seed, max(1, workers), pin_memory
+        self.pixel_sizes, self.masks_per_view, self.skip_damage = pixel_sizes, masks_per_view, skip_damage
+        self.damaged: set[str] = set()
+        self._buffer_blocks = max(1, -(-shuffle_buffer // BLOCK_ROWS))
+        self._blocks = BlockCache(self._buffer_blocks)
+        self._epoch = self._open(0, None)
+        self.num_samples = len(self._epoch.order)
+        if batch_size > self.num_samples:
+            raise ConfigError(
+                f"a batch of {batch_size} does not fit into an epoch of {self.num_samples} views",
+                where=cache.store.url,
+                todo=f"use --batch-size {self.num_samples * masks_per_view} or less",
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return self.num_samples // self.batch_size
+
+    @property
+    def left_out(self) -> int:
+        """Views of an epoch that fill no batch; others in each epoch."""
+        return self.num_samples % self.batch_size
+
+    def batches(self, start_step: int, stop_step: int, *, micro_batches: int = 1) -> Generator[Batch, None, None]:
+        """Yield this rank's batches of steps start..stop, counted over all epochs, `micro_batches` for each step.
+
+        Steps before the first are not read.
+        """
+        share = self.batch_size // self.world_size
+        if share % micro_batches:
+            raise ConfigError(f"{share} views per rank do not divide into {micro_batches} micro-batches")
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
+            ahead: deque[Future[Batch]] = deque()
+            try:
+                for wanted in self._wanted(start_step, stop_step, share // micro_batches):
+                    self._blocks.hold(wanted.names())
+                    ahead.append(pool.submit(self._load, wanted))
+                    if len(ahead) > self.workers:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _wanted(self, start_step: int, stop_step: int, size: int) -> Iterator[_Rows]:
+        """Yield the rows of each micro-batch; the next epoch is opened while this one is read."""
+        share = self.batch_size // self.world_size
+        with ThreadPoolExecutor(1, thread_name_prefix="epoch") as opener:
+            following: Future[Epoch] | None = None
+            for step in range(start_step, stop_step):
+                number, place = divmod(step, self.steps_per_epoch)
+                if number != self._epoch.number:
+                    opened = following or opener.submit(self._open, number, self._epoch)
+                    self._epoch, following = opened.result(), None
+                if following is None and (number + 1) * self.steps_per_epoch < stop_step:
+                    following = opener.submit(self._open, number + 1, self._epoch)
+                units, rows = self._step_rows(self._epoch.order, place)
+                for start in range(self.rank * share, (self.rank + 1) * share, size):
+                    part = slice(start, start + size)
+                    yield _Rows(self._epoch, units[part], rows[part])
+
+    def _open(self, number: int, before: Epoch | None) -> Epoch:
+        """Open the units of an epoch's view, unless the epoch before has them open, and make its order."""
+        view = number % self.num_views
+        if before is not None and before.number % self.num_views == view:
+            units = before.units
+        else:
+            wanted = [unit for unit in self.cache.view_units if unit.view == view]
+            units = self.cache.of_units(wanted, lambda unit: OpenUnit(self.cache, self.targets, unit))
+        counts = [len(unit) for unit in units]
+        if before is not None and sum(counts) != self.num_samples:
+            raise CacheError(
+                f"view {view} has {sum(counts)} crops, view 0 has {self.num_samples}",
+                where=self.cache.store.url,
+                todo="the source changed between two extractions: make the cache again",
+            )
+        order = EpochOrder(counts, seed=self.seed, epoch=number, buffer_blocks=self._buffer_blocks)
+        return Epoch(number, units, order)
+
+    def _step_rows(self, order: EpochOrder, place: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return units and rows of one step's batch, sorted.
+
+        Which rows a batch holds is the epoch's order; within it they are sorted, so that each rank and
+        micro-batch needs few blocks.
+        """
+        units, rows = order.places(place * self.batch_size, (place + 1) * self.batch_size)
+        sort = np.lexsort((rows, units))
+        return units[sort], rows[sort]
+
+    def _load(self, wanted: _Rows) -> Batch:
+        """Load some rows, and let go of their blocks."""
+        try:
+            return self._read(self._undamaged(wanted) if self.skip_damage else wanted)
+        finally:
+            self._blocks.release(wanted.names())
+
+    def _read(self, wanted: _Rows) -> Batch:
+        count = len(wanted.rows)
+        pixels = {size: self._empty((count, size, size, 3), torch.uint8) for size in self.pixel_sizes}
+        codes: dict[str, torch.Tensor] = {}
+        keys, labels = np.empty(count, np.uint64), np.empty(count, np.int64)
+        for unit, number, places in wanted.blocks():
+            crops, arrays = self._blocks.get(unit, number)
+            rows = wanted.rows[places]
+            within = rows - number * BLOCK_ROWS
+            for place, row in zip(range(places.start, places.stop), within.tolist(), strict=True):
+                self._decode(crops[row], pixels, place)
+            for name, values in arrays.items():
+                if name not in codes:
+                    codes[name] = self._empty((count, *values.shape[1:]), _torch_type(values.dtype))
+                codes[name].numpy()[places] = values[within]
+            keys[places], labels[places] = unit.sample_keys[rows], unit.labels[rows]
+        epoch, tokens = wanted.epoch.number, self.cache.grid**2
+        noise = self._empty((self.masks_per_view * count, tokens), torch.float32)
+        for mask, part in enumerate(noise.view(self.masks_per_view, count, tokens)):
+            part.copy_(mask_noise(keys, seed=self.seed, epoch=epoch, num_tokens=tokens, mask_number=mask))
+        return Batch(epoch, pixels, codes, noise, torch.from_numpy(labels), keys)
+
+    def _decode(self, jpeg: bytes, pixels: dict[int, torch.Tensor], place: int) -> None:
+        """Decode a crop into its place, in each size."""
+        stored = pixels.get(self.cache.size)
+        crop = decode_crop(jpeg, None if stored is None else stored[place].numpy())
+        for size, out in pixels.items():
+            if size != self.cache.size:
+                out[place].numpy()[...] = resize(crop, size)
+
+    def _undamaged(self, wanted: _Rows) -> _Rows:
+        """Put the other rows, in turn, in the places of those of damaged blocks."""
+        good = np.ones(len(wanted.rows), bool)
+        for unit, number, places in wanted.blocks():
+            try:
+                self._blocks.get(unit, number)
+            except CacheError as error:
+                good[places] = False
+                self.damaged.add(f"unit {unit.unit}, block {number}: {error.what}")
+        if not good.any():
+            todo = "tec-cache verify CACHE --full lists what is damaged, --repair drops it"
+            raise CacheError("every block of a batch is damaged", where=self.cache.store.url, todo=todo)
+        chosen = np.arange(len(good))
+        chosen[~good] = np.resize(np.flatnonzero(good), int((~good).sum()))
+        return _Rows(wanted.epoch, wanted.units[chosen], wanted.rows[chosen])
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=self.pin_memory)
+
+
+def _torch_type(dtype: np.dtype[np.generic]) -> torch.dtype:
+    """Name torch's type for a stored array; it computes little with uint16, and has no big-endian numbers."""
+    if dtype == np.uint16:
+        return torch.int32
+    return torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype
