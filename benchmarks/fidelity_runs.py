@@ -23,7 +23,6 @@ from tec_cache.loader import Loader
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint, load_settings
 from tec_cache.run.export import write_export
-from tec_cache.student.masking import mask_noise
 from tec_cache.student.model import Student
 
 STUDENT = "vit_tiny_patch16_224"
@@ -106,7 +105,6 @@ def training(config: Fidelity, place: Place, out: str, *, seed: int, **changes: 
         "seed": seed,
         "device": place.device,
         "threads": torch.get_num_threads(),
-        "workers": 1 if place.device == "cpu" else 8,
         "save_every": max(1.0, config.epochs / 4),
     }
     return TrainConfig(**(values | changes))
@@ -178,15 +176,14 @@ def held_out_losses(student: Student, cache: Cache, config: Fidelity, device: to
     that do not fill a batch are left out.
     """
     stored, student = cache[HELD_OUT], student.to(device).eval()
-    batch_size = min(config.batch_size, len(cache.views_record(cache.view_units[0]).keys))
-    loader = Loader(cache, stored, batch_size=batch_size, pixel_sizes=(cache.size,))
+    loader = Loader(cache, stored, batch_size=config.batch_size, pixel_sizes=(cache.size,))
     mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     steps = config.masks * loader.steps_per_epoch
     sums: dict[str, float] = {}
-    for epoch, (batch,) in loader.batches(0, steps):
-        noise = mask_noise(batch.sample_keys, seed=0, epoch=epoch, num_tokens=student.targets.num_tokens)
-        images = batch.images(cache.size, device, mean, std)
-        losses = student(images, stored.decode(batch.codes_on(device)), noise=noise.to(device))
+    for host_batch in loader.batches(0, steps):
+        batch = host_batch.to(device)
+        images = batch.images(cache.size, mean, std)
+        losses = student(images, stored.decode(batch.codes), noise=batch.noise)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value) / steps
     return {"loss": sum(sums.values())} | sums
