@@ -24,6 +24,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from benchmarks.fidelity_plan import CONFIGS, QUALITIES, Fidelity, jobs_of
 from benchmarks.fidelity_report import draw, markdown, put_between_marks
 from benchmarks.fidelity_results import read_results, require_same_settings, run_missing
@@ -66,10 +68,11 @@ def measure(config: Fidelity, place: Place, jobs: int) -> None:
     """Make caches and base, then every run that has no line yet."""
     require_same_settings(Path(place.out) / "settings.json", asdict(config))
     begin = time.monotonic()
+    # models this small are trained about twice as fast by two processes of one thread as by one of two
+    threads = max(1, available_cores() // jobs)
+    torch.set_num_threads(threads)
     prepare(config, place)
     print(f"base and caches: {time.monotonic() - begin:.0f} s", flush=True)
-    # models this small are trained twice as fast by two processes of one thread as by one of two
-    threads = max(1, available_cores() // jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=start_worker, initargs=(threads,)) as pool:
         run_missing(jobs_of(config), config, place, pool)

@@ -62,23 +62,21 @@ class Place:
 
 def prepare(config: Fidelity, place: Place) -> None:
     """Make views, base and target sets, or go on where that was stopped; nothing is made twice."""
-    crops: dict[str, Any] = {"size": SIZE, "grid": GRID, "device": place.device}
-    views = config.epochs
+    how: dict[str, Any] = {"device": place.device, "threads": torch.get_num_threads()}
+    crops: dict[str, Any] = {"size": SIZE, "grid": GRID, **how}
     extract(
-        ExtractConfig(input=place.train, cache=place.cache, views=views, limit=config.images, views_only=True, **crops)
+        ExtractConfig(
+            input=place.train, cache=place.cache, views=config.epochs, limit=config.images, views_only=True, **crops
+        )
     )
     if not (Path(place.base) / "config.json").exists():
         zero = str(Path(place.out) / "zero")
-        pixels = {"pixels": True, "views": views, "epochs": config.base_epochs, "mask_ratio": 0.75}
+        pixels = {"pixels": True, "epochs": config.base_epochs, "mask_ratio": 0.75}
         train(training(config, place, zero, seed=0, **pixels), quiet=False)
         export(zero, place.base)
     for quality in QUALITIES:
-        number = views if quality in ("exact", "default") else config.quality_views
-        extract(
-            ExtractConfig(
-                cache=place.cache, base=place.base, name=quality, quality=quality, views=number, device=place.device
-            )
-        )
+        views = config.epochs if quality in ("exact", "default") else config.quality_views
+        extract(ExtractConfig(cache=place.cache, base=place.base, name=quality, quality=quality, views=views, **how))
     extract(
         ExtractConfig(
             input=place.test, cache=place.held_out, views=1, crop="center", limit=config.judged,
