@@ -19,6 +19,7 @@ from pipelines.train import prepare_student, train
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.device import resolve_compute
+from tec_cache.errors import TecCacheError
 from tec_cache.loader import Loader
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint, load_settings
@@ -72,7 +73,8 @@ def prepare(config: Fidelity, place: Place) -> None:
     if not (Path(place.base) / "config.json").exists():
         zero = str(Path(place.out) / "zero")
         pixels = {"pixels": True, "epochs": config.base_epochs, "mask_ratio": 0.75}
-        train(training(config, place, zero, seed=0, **pixels), quiet=False)
+        if not train(training(config, place, zero, seed=0, **pixels), quiet=False).finished:
+            raise TecCacheError("round zero was stopped", where=zero, todo="give the same command again, it goes on")
         export(zero, place.base)
     for quality in QUALITIES:
         views = config.epochs if quality in ("exact", "default") else config.quality_views
