@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,8 @@ def perform(job: Job, config: Fidelity, place: Place) -> dict[str, Any] | None:
     if job.cell.kind != BASE:
         folder = Path(place.out) / "runs" / job.name
         model = str(folder / "model")
-        student = untrained(job, config, place, folder) if job.cell.kind == UNTRAINED else trained(
-            job, config, place, folder
-        )  # fmt: skip
+        make: Callable[..., Student | None] = untrained if job.cell.kind == UNTRAINED else trained
+        student = make(job, config, place, folder)
         if student is None:
             return None
         line |= held_out_losses(student, open_cache(place.held_out), config, torch.device(place.device))
