@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import select
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -127,6 +131,24 @@ def test_a_run_that_a_signal_stopped_has_no_line(tmp_path: Path, monkeypatch: py
     with ThreadPoolExecutor(1) as pool:
         run_missing(jobs_of(TINY), TINY, place, pool)
     assert read_results(place.results) == []
+
+
+def test_a_worker_ends_when_its_parent_is_killed() -> None:
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        if os.fork() == 0:
+            fidelity_runs.start_worker(1)
+            os.write(write, b".")
+        time.sleep(120)
+        os._exit(0)
+    os.close(write)
+    assert os.read(read, 1) == b"."
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    ended, _, _ = select.select([read], [], [], 60)  # the pipe ends when nobody can write into it any more
+    assert ended
+    assert os.read(read, 1) == b""
 
 
 def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
