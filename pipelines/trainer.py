@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tec_cache.loader import Batch, Loader, on_device
 from tec_cache.progress import Progress
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from tec_cache.run.compiling import compile_in_place, explained_compiling
 from tec_cache.run.metrics import Metrics
 from tec_cache.run.optimizer import create_optimizer, create_schedule, scaled_lr
 from tec_cache.run.stopping import stop_requested
@@ -107,15 +108,13 @@ class Trainer:
             warmup_steps=round(config.resolved_warmup * self.loader.steps_per_epoch),
             min_lr=config.min_lr,
         )
+        if config.compile:
+            compile_in_place(self.student, ranks)
         self.model: nn.Module = self.student
         if ranks.world_size > 1:
             ids = [compute.device] if compute.device.type == "cuda" else None
             # the gradients lie in the buckets that travel: no copy of them
-            self.model = DistributedDataParallel(
-                self.student, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-        if config.compile:
-            self.model.compile()
+            self.model = DistributedDataParallel(self.student, device_ids=ids, gradient_as_bucket_view=True)
         self.mean = torch.tensor(IMAGENET_MEAN, device=compute.device)
         self.std = torch.tensor(IMAGENET_STD, device=compute.device)
         self.step = 0
@@ -195,15 +194,9 @@ class Trainer:
         """
         self.schedule.step_update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        for i in range(self.micro_batches):
-            batch = self.next_batch(batches)
-            # gradients travel between processes once a step, with the last micro-batch
-            travels = not isinstance(self.model, DistributedDataParallel) or i == self.micro_batches - 1
-            with nullcontext() if travels else self.model.no_sync():  # type: ignore[operator]
-                losses = self.losses(batch)
-                (losses["loss"] / self.micro_batches).backward()
-            for name, value in losses.items():
-                self.sums[name] += value.detach() / self.micro_batches
+        with explained_compiling() if self.config.compile else nullcontext():
+            for i in range(self.micro_batches):
+                self.accumulate(self.next_batch(batches), last=i == self.micro_batches - 1)
         # the norm is the same on all ranks, so all of them see what is not finite on any
         self.sums["grad_norm"] += gradient_norm(self.student, self.config.clip_grad)
         if check or self.compute.device.type == "cpu":
@@ -211,6 +204,15 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self.summed += 1
+
+    def accumulate(self, batch: Batch, *, last: bool) -> None:
+        """Add a micro-batch's gradients and losses to those of its step; gradients travel with the last one only."""
+        travels = last or not isinstance(self.model, DistributedDataParallel)
+        with nullcontext() if travels else self.model.no_sync():  # type: ignore[operator]
+            losses = self.losses(batch)
+            (losses["loss"] / self.micro_batches).backward()
+        for name, value in losses.items():
+            self.sums[name] += value.detach() / self.micro_batches
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         """Take the next batch, and note how long that took: the loader works ahead, so it should take nothing."""
@@ -222,7 +224,7 @@ class Trainer:
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the losses of one micro-batch, their weighted sum under "loss"."""
         images = batch.images(self.size, self.mean, self.std)
-        with self.compute.autocast(), explained_compiling() if self.config.compile else nullcontext():
+        with self.compute.autocast():
             targets = self.source.targets(batch, images)
             losses = self.model(images, targets, noise=batch.noise)
         total = self.config.feature_weight * losses["feature"]
@@ -320,13 +322,3 @@ def gradient_norm(model: nn.Module, limit: float | None) -> torch.Tensor:
     if limit is not None:
         return nn.utils.clip_grad_norm_(parameters, limit)
     return nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
-
-
-@contextmanager
-def explained_compiling() -> Iterator[None]:
-    """Say what to do where torch.compile fails, which it does at the first step."""
-    try:
-        yield
-    except torch._dynamo.exc.TorchDynamoException as error:
-        first = str(error).strip().partition("\n")[0]
-        raise TecCacheError(f"the student cannot be compiled here: {first}", todo="leave out --compile") from error

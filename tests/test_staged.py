@@ -64,7 +64,7 @@ def payload_bytes(made_cache: Path) -> int:
 def batches(cache: Cache, epochs: int = 1, workers: int = 2) -> list[Any]:
     loader = Loader(cache, cache["tiny"], batch_size=24, pixel_sizes=(32,), workers=workers)
     steps = loader.steps_per_epoch * epochs
-    return [batch for _, parts in loader.batches(0, steps) for batch in parts]
+    return list(loader.batches(0, steps))
 
 
 def assert_same(ours: list[Any], theirs: list[Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.train import prepare_student, train
-from pipelines.trainer import Trainer, explained_compiling
+from pipelines.trainer import Trainer
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import TrainConfig
 from tec_cache.device import Compute, default_workers
@@ -22,6 +22,7 @@ from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, TecCacheError
 from tec_cache.loader import Loader, on_device
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint
+from tec_cache.run.compiling import explained_compiling
 from tec_cache.run.metrics import read_metrics
 from tec_cache.student.masking import mask_noise
 from tec_cache.student.model import create_student
