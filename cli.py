@@ -257,14 +257,15 @@ def train(
     """
     config = settings(TrainConfig, values, file)
     from pipelines.train import train as run_train
-    from tec_cache.distributed import Ranks
+    from tec_cache.distributed import Ranks, under_torchrun
 
     ranks = Ranks.from_environment()
     summary = run_train(config, overwrite=overwrite, dry_run=dry_run, quiet=quiet or as_json, ranks=ranks)
     if not ranks.main:
         return
     show(as_json, summary.to_json(), texts.train_text(summary, dry_run, command_line()))
-    if not dry_run and not summary.finished:
+    # torchrun takes any other code than 0 for a failure, and would start the run again that was asked to stop
+    if not dry_run and not summary.finished and not under_torchrun():
         raise SystemExit(EXIT_INTERRUPTED)
 
 
@@ -455,12 +456,23 @@ def command_line() -> str:
     # without --overwrite, which would begin from zero again
     command = ["tec-cache", *(word for word in sys.argv[1:] if word != "--overwrite")]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        command = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "--no-python", *command]
+        nodes, restarts = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+        launch = ["torchrun"]
+        if nodes != "1":  # a worker is not told where its job's nodes meet
+            launch += ["--nnodes", nodes, "--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:PORT"]
+        launch += ["--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
+        launch += ["--max-restarts", restarts] if restarts != "0" else []
+        command = [*launch, "--no-python", *command]
     return shlex.join(command)
 
 
 def fail(error: TecCacheError) -> int:
-    """Print an error as text or as the one JSON object (rank 0's); return its exit code."""
+    """Print an error as text or as the one JSON object (rank 0's), and tell torchrun; return its exit code."""
+    from tec_cache.distributed import tell_torchrun
+
+    tell_torchrun(str(error))
+    if isinstance(error, Interrupted) and os.environ.get("RANK", "0") != "0":
+        return error.exit_code  # all ranks are; one says so
     if "--json" in sys.argv[1:] and os.environ.get("RANK", "0") == "0":
         found = {"what": error.what, "where": error.where, "todo": error.todo, "exit_code": error.exit_code}
         click.echo(json.dumps({"error": found}))
@@ -469,8 +481,22 @@ def fail(error: TecCacheError) -> int:
     return error.exit_code
 
 
+_TIME_LIMIT = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send before a job's time is up."""
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """End like Ctrl-C: what is finished is kept, and the command that goes on is printed.
+
+    Once: a scheduler signals every process of a job, and torchrun passes on its own, while this one is on its way out.
+    """
+    for each in _TIME_LIMIT:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 class Interrupted(TecCacheError):
-    """Ctrl-C or SIGTERM."""
+    """Ctrl-C, SIGTERM or SIGUSR1."""
 
     exit_code = EXIT_INTERRUPTED
 
@@ -480,8 +506,8 @@ def main() -> None:
 
     Exit codes: 0 done, 1 failed, 2 bad usage or settings, 3 cache incomplete or corrupt, 130 interrupted.
     """
-    # a job's time limit ends like Ctrl-C: what is finished is kept, and the command that goes on is printed
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in _TIME_LIMIT:
+        signal.signal(number, _interrupt)
     # OpenMP's threads wait by spinning: beside the loader's threads, or neighbours, that is many times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = 0

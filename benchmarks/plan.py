@@ -80,7 +80,7 @@ def rows(planned: Plan, real: Summary, seconds: float, cache: Path) -> list[tupl
         ("bytes per crop", planned.views.written.num_bytes, real.bytes_per_crop),
         ("bytes per target", planned.bytes_per_target, real.bytes_per_target),
         ("bytes on disk", planned.bytes_needed, disk),
-        ("seconds", sum(planned.seconds.values()), seconds),
+        ("seconds", planned.total_seconds, seconds),
     ]
 
 

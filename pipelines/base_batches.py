@@ -1,12 +1,15 @@
-"""Crops through the base: decoded pixels in, normalized finite targets out."""
+"""Crops through the base: decoded pixels in, normalized targets out."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipelines.prepare import TargetJob
@@ -20,57 +23,118 @@ from tec_cache.types import Targets
 
 T = TypeVar("T")
 
+VIEWS_AHEAD = 512
+"""Stored crops that are decoded ahead of the base, but one batch at least: 77 MB of pixels at 224 pixels."""
 
-def base_targets(
-    cache: Cache, job: TargetJob, unit: Unit, views: ViewsRecord, pool: ThreadPoolExecutor
-) -> Iterator[tuple[range, Targets]]:
-    """Yield (rows, targets) of one unit; a batch never crosses a unit, and rows of one batch are read in one piece.
 
-    The base sees the decoded stored crops, the very pixels the student will see.
+@dataclass(frozen=True)
+class Batch:
+    """Some crops on their way to the base: a pool decodes them."""
+
+    keys: Sequence[str]
+    where: str
+    """What they are part of, for messages."""
+    pixels: torch.Tensor
+    """(B, S, S, 3) uint8, whole when all of `decoding` is done; in pinned memory for a base on a GPU."""
+    decoding: list[Future[None]]
+
+    def decoded(self) -> torch.Tensor:
+        """Wait until all is decoded; return the pixels. Raises what decoding raises."""
+        for future in self.decoding:
+            future.result()
+        return self.pixels
+
+    def require_finite(self, targets: Targets) -> None:
+        """Raise NonFiniteError, naming the sample, unless all numbers are finite. Waits for the device."""
+        finite = torch.isfinite(targets.features).flatten(1).all(1)
+        if targets.attention is not None:
+            finite &= torch.isfinite(targets.attention).flatten(1).all(1)
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            raise NonFiniteError(
+                f"the base gives a target that is not finite for {self.keys[bad]!r}",
+                where=self.where,
+                todo="check the weights; with bfloat16, try --precision float32",
+            )
+
+
+@dataclass(frozen=True)
+class UnitBatch:
+    """A batch within a unit of views; a batch never crosses a unit."""
+
+    unit: Unit
+    views: ViewsRecord
+    rows: range
+    batch: Batch | None
+    """None for a unit without crops, which is one empty batch."""
+
+    @property
+    def last(self) -> bool:
+        """Whether it ends its unit."""
+        return self.rows.stop == len(self.views.keys)
+
+
+def batches_ahead(job: TargetJob) -> int:
+    """Return how many batches are decoded ahead of the base."""
+    return max(1, VIEWS_AHEAD // job.batch_size)
+
+
+def unit_batches(cache: Cache, job: TargetJob, units: Iterable[Unit], pool: ThreadPoolExecutor) -> Iterator[UnitBatch]:
+    """Read the crops of units and begin to decode them, batch by batch.
+
+    The base sees the decoded stored crops, the very pixels the student will see. Crops are read in pieces of several
+    batches: from an object store each piece is a round trip.
     """
-
-    def submit(start: int) -> tuple[range, list[Future[Any]]]:
-        rows = range(start, min(start + job.batch_size, len(views.keys)))
-        return rows, [pool.submit(_pixels, crop, job.base.input_size) for crop in cache.read_crops(views, rows)]
-
-    for rows, futures in one_ahead(submit, range(0, len(views.keys), job.batch_size)):
-        pixels = np.stack([future.result() for future in futures])
-        yield rows, targets_of(job, pixels, [views.keys[row] for row in rows], f"unit {unit}")
+    piece = batches_ahead(job) * job.batch_size
+    for unit in units:
+        views = cache.views_record(unit)
+        if not views.keys:
+            yield UnitBatch(unit, views, range(0), None)
+        for begin in range(0, len(views.keys), piece):
+            crops = cache.read_crops(views, range(begin, min(begin + piece, len(views.keys))))
+            for start in range(begin, begin + len(crops), job.batch_size):
+                part = crops[start - begin : start - begin + job.batch_size]
+                rows = range(start, start + len(part))
+                keys = views.keys[rows.start : rows.stop]
+                yield UnitBatch(unit, views, rows, start_batch(job, part, keys, f"unit {unit}", pool))
 
 
 def targets_of_crops(
     job: TargetJob, crops: Sequence[bytes], keys: Sequence[str], pool: ThreadPoolExecutor
 ) -> Iterator[Targets]:
-    """Yield the targets of some stored crops, batch by batch."""
+    """Yield the targets of some stored crops, batch by batch, all of them finite."""
 
-    def submit(start: int) -> tuple[int, list[Future[Any]]]:
-        part = crops[start : start + job.batch_size]
-        return start, [pool.submit(_pixels, crop, job.base.input_size) for crop in part]
+    def begin(start: int) -> Batch:
+        part = slice(start, start + job.batch_size)
+        return start_batch(job, crops[part], keys[part], "a sample of the views", pool)
 
-    for start, futures in one_ahead(submit, range(0, len(crops), job.batch_size)):
-        pixels = np.stack([future.result() for future in futures])
-        yield targets_of(job, pixels, keys[start : start + len(pixels)], "a sample of the views")
+    for batch in one_ahead(begin, range(0, len(crops), job.batch_size)):
+        targets = targets_of(job, batch.decoded())
+        batch.require_finite(targets)
+        yield targets
 
 
-def targets_of(job: TargetJob, pixels: np.ndarray[Any, np.dtype[np.uint8]], keys: Sequence[str], where: str) -> Targets:
-    """Run the base on pixels (B, S, S, 3), normalize its features, and check that every number is finite."""
+def start_batch(
+    job: TargetJob, crops: Sequence[bytes], keys: Sequence[str], where: str, pool: ThreadPoolExecutor
+) -> Batch:
+    """Begin to decode crops, each straight to its place in the batch."""
+    size = job.base.input_size
+    pixels = torch.empty((len(crops), size, size, 3), dtype=torch.uint8, pin_memory=job.compute.device.type == "cuda")
+    places = pixels.numpy()
+    return Batch(keys, where, pixels, [pool.submit(_decode, crop, places[i]) for i, crop in enumerate(crops)])
+
+
+def targets_of(job: TargetJob, pixels: torch.Tensor) -> Targets:
+    """Run the base on pixels (B, S, S, 3) uint8 and normalize its features; nobody looks whether they are finite.
+
+    On a GPU nothing here waits for the device: the work is queued behind that of the batch before.
+    """
     device = job.compute.device
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (job.base.mean, job.base.std))
-    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+    mean, std = _per_channel(job.base.mean, device), _per_channel(job.base.std, device)
+    images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
     with job.compute.autocast():
         raw = job.base(images)
-    targets = normalize_targets(raw, job.spec.normalization)
-    finite = torch.isfinite(targets.features).flatten(1).all(1)
-    if targets.attention is not None:
-        finite &= torch.isfinite(targets.attention).flatten(1).all(1)
-    if not finite.all():
-        bad = int((~finite).nonzero()[0])
-        raise NonFiniteError(
-            f"the base gives a target that is not finite for {keys[bad]!r}",
-            where=where,
-            todo="check the weights; with bfloat16, try --precision float32",
-        )
-    return targets
+    return normalize_targets(raw, job.spec.normalization)
 
 
 def one_ahead(start: Callable[[int], T], items: Iterable[int]) -> Iterator[T]:
@@ -83,5 +147,12 @@ def one_ahead(start: Callable[[int], T], items: Iterable[int]) -> Iterator[T]:
     yield from waiting
 
 
-def _pixels(crop: bytes, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return resize(decode_crop(crop), size)
+@functools.cache
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    """Return (3, 1, 1) float32; made once, because copying it waits for the device."""
+    return torch.tensor(values, device=device)[:, None, None]
+
+
+def _decode(crop: bytes, out: npt.NDArray[np.uint8]) -> None:
+    """Decode a stored crop to (S, S, 3)."""
+    out[...] = resize(decode_crop(crop), out.shape[0])

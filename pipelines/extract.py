@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 
-from pipelines.base_batches import base_targets
 from pipelines.extract_summary import Summary, describe, row_bytes
 from pipelines.fit import Coded, ensure_codec
-from pipelines.make_views import ViewsOfShard
+from pipelines.make_targets import TargetMaker
+from pipelines.make_views import ViewMaker
 from pipelines.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
 from pipelines.storage import Needed, explained_storage
-from tec_cache.cache import layout
+from pipelines.tally import Tally
+from tec_cache.background import Stages
+from tec_cache.busy import TimedPool
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import working
-from tec_cache.cache.writer import TargetArrays, commit_targets
 from tec_cache.config import ExtractConfig, parse_part
 from tec_cache.data.source import TarShard
 from tec_cache.device import available_cores
@@ -43,7 +43,6 @@ def extract(
     quiet = quiet or not ranks.main
     begin = time.monotonic()
     store = open_store(config.cache)
-    workers = config.workers or available_cores()
     needed = Needed()
     with explained_storage(store, needed), working(store, dry_run=dry_run) as lock:
         if not ranks.alone and not dry_run:
@@ -56,13 +55,15 @@ def extract(
             raise ConfigError("no base was named", todo="give --base mae (or another)")
         summary = Summary(config.cache, cache.fingerprint, job.name if job else None, views.num_views)
         coded: Coded | None = None
-        with ThreadPoolExecutor(workers, thread_name_prefix="photos") as pool:
-            if not dry_run and not fit_only:
-                summary.views_made = make_views(cache, views, config.on_error, pool, ranks, needed, quiet)
+        with TimedPool(config.workers or available_cores(), "photos") as pool:
+            # First, so that targets can be made of each view as soon as it is cut. In a fresh cache that costs reading
+            # up to 64 source shards once more, a twentieth of ImageNet's, and cutting the sample's 640 views twice.
             if job is not None and not dry_run:
                 coded = ensure_codec(cache, job, views, pool, on_error=config.on_error, quiet=quiet)
-                if not fit_only:
-                    summary.targets_made = make_targets(cache, job, coded, views.num_views, pool, ranks, needed, quiet)
+            if not dry_run and not fit_only:
+                made = make_views_and_targets(config, cache, views, job, coded, pool, ranks, needed, quiet)
+                summary.views_made, summary.targets_made = made.views_made, made.targets_made
+                summary.making_seconds, summary.busy = made.busy.seconds, made.shares
         summary.source_shards = len(cache.shards)
         summary.source_bytes = sum(shard.size for shard in views.shards if isinstance(shard, TarShard))
         if job is not None:
@@ -76,60 +77,47 @@ def extract(
         return summary
 
 
-def make_views(
+def make_views_and_targets(
+    config: ExtractConfig,
     cache: Cache,
     views: ViewJob,
-    on_error: str,
-    pool: ThreadPoolExecutor,
+    job: TargetJob | None,
+    coded: Coded | None,
+    pool: TimedPool,
     ranks: Ranks,
     needed: Needed,
     quiet: bool,
-) -> int:
-    """Cut and commit what is missing of this process's views; return the number of crops written."""
-    made = 0
-    # how many photos there are is not known before they are read: what is left is told by the shards' sizes, of which
-    # a view takes a sixth where photos are ImageNet's, and hardly ever more than all
-    known = sum(shard.size for shard in views.shards if isinstance(shard, TarShard))
-    needed.begin("views", known, views.num_views)
-    with Progress("views", quiet=quiet) as progress:
-        for number, shard in enumerate(views.shards):
-            before = progress.bytes
-            made += ViewsOfShard(cache, number, shard, views, on_error, ranks).make(pool, progress)
-            needed.wrote(shard.size, progress.bytes - before)
-    return made
+) -> Tally:
+    """Cut and commit what is missing of this process's views, and run the base over each unit as soon as it is there.
+
+    All stages work at the same time, each in a thread of its own and the base in this one:
+
+        read -> cut -> write crops -> read and decode crops -> base -> code -> write targets
+
+    Whatever goes wrong in one stops the others; each finishes the unit that it is writing.
+    """
+    title = "views" if job is None else f"targets {job.name}"
+    with Progress(title, quiet=quiet) as progress, Stages() as stages:
+        fresh = Cache(cache.store, cache.manifest)
+        needed.source_left = float(sum(shard.size for shard in views.shards))
+        # a view takes a sixth of a tar's bytes where photos are ImageNet's, and hardly ever more than all
+        needed.most_per_size = views.num_views if any(isinstance(shard, TarShard) for shard in views.shards) else 0
+        if job is not None and coded is not None:
+            needed.most_per_target = row_bytes(coded.codec.arrays(job.spec))
+            needed.targets_left = _rows_without_targets(fresh, job, views.num_views, ranks)
+        tally = Tally(progress, needed, pool, targets=job is not None)
+        units = ViewMaker(cache, views, config.on_error, ranks, pool, tally).units(stages)
+        if job is not None and coded is not None:
+            TargetMaker(fresh, job, coded, pool, tally).make(units, stages)
+        else:
+            for _ in units:
+                pass
+    return tally
 
 
-def make_targets(
-    cache: Cache,
-    job: TargetJob,
-    coded: Coded,
-    num_views: int,
-    pool: ThreadPoolExecutor,
-    ranks: Ranks,
-    needed: Needed,
-    quiet: bool,
-) -> int:
-    """Run the base over every unit of views that has no targets yet; return the number of rows written."""
-    cache = Cache(cache.store, cache.manifest)  # a fresh list of units
-    store, codec = cache.store, coded.codec
-    units = [u for u in cache.view_units if u.view < num_views and ranks.owns(u.shard, u.group, len(cache.shards))]
-    done = set(cache[job.name].units)
-    left = [unit for unit in units if unit not in done]
-    made, total = 0, sum(cache.of_units(left, lambda unit: len(cache.views_record(unit).keys)))
-    needed.begin("targets", total, row_bytes(codec.arrays(job.spec)))
-    with Progress(f"targets {job.name}", total=total, quiet=quiet) as progress:
-        for i, unit in enumerate(left):
-            note = f"unit {i + 1} of {len(left)}"
-            if store.size(layout.target_record(job.name, unit)) is not None:
-                continue  # another job was here meanwhile
-            views = cache.views_record(unit)
-            arrays = TargetArrays(len(views.keys), codec.arrays(job.spec))
-            for rows, targets in base_targets(cache, job, unit, views, pool):
-                arrays.add(codec.encode(targets, job.spec))
-                progress.advance(len(rows), note=note)
-            record = commit_targets(store, job.name, unit, arrays, views, job.fingerprint, coded.sha256)
-            size = record.payload.size if record.payload else 0
-            progress.advance(0, size, note=note)
-            needed.wrote(arrays.count, size)
-            made += arrays.count
-    return made
+def _rows_without_targets(cache: Cache, job: TargetJob, num_views: int, ranks: Ranks) -> int:
+    """Count this process's crops that are there and have no targets yet."""
+    done = set(cache.committed(job.name))
+    mine = (u for u in cache.view_units if u.view < num_views and ranks.owns(u.shard, u.group, len(cache.shards)))
+    left = [unit for unit in mine if unit not in done]
+    return sum(cache.of_units(left, lambda unit: len(cache.views_record(unit).keys)))

@@ -48,6 +48,10 @@ class Summary:
     num_targets: int = 0
     """Target sets in the cache."""
     seconds: float = 0.0
+    making_seconds: float = 0.0
+    """Of these, of making views and targets, without preparing and fitting."""
+    busy: dict[str, float] = field(default_factory=dict)
+    """Share of the latter that each stage was at work; the rest it waited."""
     missing: int = 0
     to_remove: int = 0
     """Units of targets that --overwrite would remove; of a dry run."""

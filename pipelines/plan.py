@@ -27,7 +27,7 @@ from pipelines.planning.result import Plan
 from pipelines.planning.source import cut_sample, look_at_source, number_of_photos, rows_of_a_unit
 from pipelines.planning.training import TrainingCosts, measure_training, prepare_training
 from pipelines.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
-from pipelines.sample import sample_crops
+from pipelines.sample import MOST_SHARDS, sample_crops
 from pipelines.storage import Needed, explained_storage
 from tec_cache.cache import layout
 from tec_cache.cache.lock import CacheLock
@@ -80,6 +80,7 @@ def plan(config: PlanConfig, *, quiet: bool = True) -> Plan:
         batch_size=config.train.batch_size,
         start=start,
         measured_seconds=time.monotonic() - begin,
+        sampled_share=min(1.0, MOST_SHARDS / max(1, len(views.shards))),
     )
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
+from pipelines.make_views import broken_photo
 from pipelines.prepare import ViewJob
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.data.source import Photo
 from tec_cache.data.views import cut_photo
+from tec_cache.device import available_cores
 from tec_cache.errors import SourceError
 from tec_cache.rng import key64
 
@@ -45,26 +48,34 @@ def sample_crops(cache: Cache, views: ViewJob, count: int, *, on_error: str) -> 
     """Draw `count` views (fewer where there are not so many) by hash over the source shards.
 
     A pure function of the source and the view plan: each photo once, in a view drawn by its hash, and only where
-    photos are fewer than `count` in further views. Committed views are read, others are cut from their photos.
+    photos are fewer than `count` in further views. Committed views are read, others are cut from their photos: that
+    costs reading each of these shards once more, and decoding one to two photos for each view that is drawn.
+    Where `on_error` is stop, a damaged shard is a SourceError, and so are broken photos that leave fewer than two.
     """
     seed = views.plan.seed
     chosen = sorted(range(len(cache.shards)), key=lambda i: key64("fit", seed, cache.shards[i]))[:MOST_SHARDS]
     quota = 2 * -(-count // len(chosen))  # more than an even share, for the shards that have fewer
-    found: list[_Candidate] = []
-    for number in chosen:
+    broken: dict[int, SourceError] = {}
+
+    def candidates(number: int) -> list[_Candidate]:
         if _committed(cache, number, views.num_views):
-            found += _from_cache(cache, number, views, quota)
-        else:
-            found += _from_photos(cache, number, views, quota, on_error)
-    photos = sorted(_evenly(found)[:count], key=lambda c: c.order)
-    whole, rest = divmod(count, max(1, len(photos)))
-    samples = []
-    for place, photo in enumerate(photos):
-        wanted = min(views.num_views, whole + (place < rest))
-        numbers = [(photo.order + i) % views.num_views for i in range(wanted)]
-        jpegs = photo.views(numbers) or []
-        samples += [Sample(photo.shard, photo.key, n, jpeg) for n, jpeg in zip(numbers, jpegs, strict=True)]
-    return samples
+            return _from_cache(cache, number, views, quota)
+        return _from_photos(cache, number, views, quota, on_error, broken)
+
+    with ThreadPoolExecutor(available_cores(), thread_name_prefix="sample") as pool:
+        found = [photo for part in pool.map(candidates, chosen) for photo in part]
+        photos = sorted(_evenly(found)[:count], key=lambda c: c.order)
+        if len(photos) < 2 and broken and on_error == "stop":
+            raise broken[min(broken)]
+        whole, rest = divmod(count, max(1, len(photos)))
+
+        def samples(place: int) -> list[Sample]:
+            photo, wanted = photos[place], min(views.num_views, whole + (place < rest))
+            numbers = [(photo.order + i) % views.num_views for i in range(wanted)]
+            jpegs = photo.views(numbers) or []
+            return [Sample(photo.shard, photo.key, n, jpeg) for n, jpeg in zip(numbers, jpegs, strict=True)]
+
+        return [sample for part in pool.map(samples, range(len(photos))) for sample in part]
 
 
 def _evenly(found: list[_Candidate]) -> list[_Candidate]:
@@ -104,17 +115,23 @@ def _from_cache(cache: Cache, number: int, views: ViewJob, quota: int) -> list[_
     return [_Candidate(order, shard, key, reader(group, row)) for order, key, group, row in sorted(places)[:quota]]
 
 
-def _from_photos(cache: Cache, number: int, views: ViewJob, quota: int, on_error: str) -> list[_Candidate]:
-    """List the photos of lowest hash of a shard that can be read."""
+def _from_photos(
+    cache: Cache, number: int, views: ViewJob, quota: int, on_error: str, broken: dict[int, SourceError]
+) -> list[_Candidate]:
+    """List the photos of lowest hash of a shard that can be read; note the first one that cannot."""
     shard, take = views.shards[number], cache.identity["source"]["shards"][number].get("take")
     # lowest hash first; a photo is decoded, to see whether it can be, only when it may be among the wanted ones
     kept: list[tuple[int, Photo]] = []
     good: set[str] = set()
 
     def whole(photo: Photo) -> bool:
-        if photo.key not in good and not cut_photo(photo, shard.name, views.plan, [0], views.jpeg)[1]:
+        if photo.key not in good:
+            problem = cut_photo(photo, shard.name, views.plan, [0], views.jpeg)[1]
+            if problem:
+                broken.setdefault(number, broken_photo(photo.key, problem, shard.place))
+                return False
             good.add(photo.key)
-        return photo.key in good
+        return True
 
     def lowest() -> list[tuple[int, Photo]]:
         pairs = sorted(kept, key=lambda pair: pair[0])
@@ -122,7 +139,9 @@ def _from_photos(cache: Cache, number: int, views: ViewJob, quota: int, on_error
 
     try:
         for photo in islice(shard.photos(), take):
-            if not photo.problem:
+            if photo.problem:
+                broken.setdefault(number, broken_photo(photo.key, photo.problem, shard.place))
+            else:
                 kept.append((key64("fit", views.plan.seed, shard.name, photo.key), photo))
             if len(kept) > 2 * quota + SPARE:
                 kept = lowest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipelines.tally import bottleneck_text
 from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     seconds = human_seconds(summary.seconds)
     who = "this run    " if alone else "this part   "
     lines.append(f"{who} {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
+    if summary.views_made or summary.targets_made:
+        lines.append(f"bottleneck   {bottleneck_text(summary.busy)}")
     if summary.missing and not alone:
         lines.append(f"other parts  {summary.missing} units are still theirs to finish")
     if summary.missing and not alone:
@@ -102,12 +105,13 @@ def plan_text(plan: Plan) -> str:
             f"{human_bytes(plan.bytes_targets)}"
         )
     lines += [f"disk         {human_bytes(plan.bytes_needed)} are needed{room}", ""]
-    lines += ["extraction   one stage after the other: what is left to do, at the measured rates"]
+    how = "beside the base's device" if plan.targets and plan.targets.own_device else "on the same cores"
+    lines += [f"extraction   all stages at once, {how}: what is left to do, each by itself at its measured rate"]
     rates = plan.rates
     for name, seconds in plan.seconds.items():
         mark = "  <- bottleneck" if name == plan.bottleneck else ""
         lines.append(f"  {name:<22} {human_seconds(seconds):>14} {rates.get(name, ''):>22}{mark}".rstrip())
-    lines.append(f"  {'together':<22} {human_seconds(sum(plan.seconds.values())):>14}")
+    lines.append(f"  {'together':<22} {human_seconds(plan.total_seconds):>14}")
     if plan.training:
         lines += ["", *_training_text(plan)]
     if plan.views.broken:

@@ -65,7 +65,7 @@ def train(
         trainer = Trainer(config, cache, source, student, compute, ranks)
         if not dry_run:
             # only now, when nothing can be refused any more, is anything written or replaced
-            begin_run(run, settings, resume, overwrite=overwrite, ranks=ranks, lock=lock)
+            resume = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
         trainer.resume(resume)
         if dry_run:
             return trainer.summary(finished=False, seconds=0.0)
@@ -166,14 +166,16 @@ def find_checkpoint(run: Path, settings: dict[str, Any], *, overwrite: bool) -> 
     return found[-1]
 
 
-def begin_run(
-    run: Path, settings: dict[str, Any], resume: Path | None, *, overwrite: bool, ranks: Ranks, lock: ExitStack
-) -> None:
-    """Lock the run's folder until `lock` is closed; empty it and write the settings unless a run goes on."""
+def begin_run(run: Path, settings: dict[str, Any], *, overwrite: bool, ranks: Ranks, lock: ExitStack) -> Path | None:
+    """Lock the run's folder until `lock` is closed; empty it and write the settings unless a run goes on.
+
+    Returns the checkpoint to go on from: a job that held the lock may have written one while this one waited.
+    """
     if overwrite and ranks.world_size > 1:
         raise ConfigError("--overwrite in several processes at once", todo="remove the run's folder yourself")
     try:
         lock.enter_context(writing(run, "this run", ranks))
+        resume = find_checkpoint(run, settings, overwrite=overwrite)
         if resume is None and ranks.main:
             clear_run(run)
             save_settings(run, settings)
@@ -181,6 +183,7 @@ def begin_run(
         raise TecCacheError(
             f"the run cannot be written: {error.strerror}", where=str(run), todo="choose another --out"
         ) from error
+    return resume
 
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -27,6 +28,36 @@ class Compute:
         if self.precision == "bfloat16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+
+class Stopwatch:
+    """Seconds that a device works on what is given to it within the block.
+
+    A GPU takes work and does it later: nobody waits for it before `seconds` is asked, which any thread may do.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+        self._times: list[float] = []
+
+    def __enter__(self) -> Stopwatch:
+        self._mark(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._mark(1)
+
+    def _mark(self, place: int) -> None:
+        if self._events:
+            self._events[place].record()
+        self._times.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        """Wait until the work is done; return how long the device took."""
+        if self._events:
+            self._events[1].synchronize()
+            return float(self._events[0].elapsed_time(self._events[1])) / 1000
+        return self._times[1] - self._times[0]
 
 
 def resolve_compute(device: str, precision: str, local_rank: int = 0) -> Compute:

@@ -1,16 +1,23 @@
-"""Ranks of torchrun, and which units are a rank's own."""
+"""Ranks of torchrun: which units are a rank's own, how ranks meet, and what torchrun is told when one fails."""
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from tec_cache.errors import ConfigError
+from tec_cache.errors import ConfigError, TecCacheError
+from tec_cache.rendezvous import fresh_store
 
 T = TypeVar("T")
+
+LAST_WORD = 2.0
+"""Seconds that a rank waits when another one is gone. torchrun looks ten times a second, names whoever it sees end
+first as the cause, and ends the others: the cause must not be this one."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +89,44 @@ def agreed(value: T, ranks: Ranks) -> T:
 
 @contextmanager
 def process_group(ranks: Ranks, device: str) -> Iterator[None]:
-    """Join torch's process group (nccl on GPUs, gloo on CPUs) for the length of the block."""
+    """Join torch's process group (nccl on GPUs, gloo on CPUs) for the length of the block.
+
+    Raises TecCacheError where another rank ends before its time.
+    """
     if ranks.world_size == 1:
         yield
         return
     import torch.distributed as dist
 
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size))
+    store = fresh_store(store, ranks.rank, ranks.world_size)
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size)
     try:
         yield
+    except RuntimeError as error:
+        # gloo raises plain RuntimeErrors that name its source file
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        time.sleep(LAST_WORD)
+        raise TecCacheError(
+            "another process of this job has ended",
+            where=f"rank {ranks.rank} was waiting for it",
+            todo="see that one's error; the same command goes on from the last checkpoint",
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def under_torchrun() -> bool:
+    """Say whether torchrun started this process, also where it is the only one."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def tell_torchrun(message: str) -> None:
+    """Leave an error where torchrun looks for it: it shows it last, below all that the other ranks still say."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        with suppress(OSError), open(path, "w") as file:  # the error itself must still be printed
+            json.dump({"message": told}, file)

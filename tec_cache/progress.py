@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any
@@ -12,11 +13,17 @@ LINE_SECONDS = 15.0
 
 
 class Progress:
-    """Counts items of one stage: items per second, bytes, time left, and whatever else is told."""
+    """Counts items of one stage: items per second, bytes, time left, and whatever else is told.
+
+    Any thread may count.
+    """
 
     def __init__(self, title: str, *, total: int | None = None, noun: str = "views", quiet: bool = False) -> None:
         self.title, self.total, self.noun, self.quiet = title, total, noun, quiet
         self.done, self.bytes = 0, 0
+        self.estimated = False
+        """Whether `total` is a guess."""
+        self._lock = threading.RLock()
         self._note = ""
         self._start = self._last_line = time.monotonic()
         self._bar: Any = None
@@ -51,17 +58,23 @@ class Progress:
         """Begin at a number of items that an earlier run has done; they do not count for the rate."""
         self.done = self._first = done
 
+    def expect(self, total: int, *, estimated: bool = False) -> None:
+        """Say how many items there will be, where that was not known at the beginning."""
+        with self._lock:
+            self.total, self.estimated = total, estimated
+
     def advance(self, items: int, num_bytes: int = 0, note: str = "") -> None:
         """Count finished items and written bytes; `note` replaces the last one."""
-        self.done += items
-        self.bytes += num_bytes
-        self._note = note
-        if self.quiet:
-            return
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, text=self._text())
-        elif time.monotonic() - self._last_line >= LINE_SECONDS:
-            self._print()
+        with self._lock:
+            self.done += items
+            self.bytes += num_bytes
+            self._note = note
+            if self.quiet:
+                return
+            if self._bar is not None:
+                self._bar.update(self._task, completed=self.done, total=self.total, text=self._text())
+            elif time.monotonic() - self._last_line >= LINE_SECONDS:
+                self._print()
 
     @property
     def seconds(self) -> float:
@@ -74,7 +87,7 @@ class Progress:
         return (self.done - self._first) / max(self.seconds, 1e-9)
 
     def _text(self, final: bool = False) -> str:
-        of = f"/{self.total:,}" if self.total else ""
+        of = f"/{'~' * self.estimated}{self.total:,}" if self.total else ""
         parts = [f"{self.done:,}{of} {self.noun}", f"{self.rate:,.1f}/s"]
         if self.bytes:
             parts.append(human_bytes(self.bytes))
@@ -82,7 +95,7 @@ class Progress:
             parts.append(self._note)
         if final:
             parts.append(f"in {human_seconds(self.seconds)}")
-        elif self.total and self.rate > 0:
+        elif self.total and self.rate > 0 and self.total >= self.done:
             parts.append(f"{human_seconds((self.total - self.done) / self.rate)} left")
         return ", ".join(parts)
 

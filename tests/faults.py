@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pipelines.extract
 import pipelines.fit
+import pipelines.make_targets
 import pipelines.make_views
 import tec_cache.cache.remove
 from tec_cache.store.local import LocalStore
@@ -25,11 +27,11 @@ _EVENTS = {"os.rename": "rename", "os.link": "link", "os.remove": "remove", "os.
 PHASES = {
     (pipelines.extract, "prepare_cache"): "preparing",
     (pipelines.extract, "prepare_targets"): "preparing",
-    (pipelines.extract, "make_views"): "views cut",
-    (pipelines.make_views, "commit_views"): "views draft",
     (pipelines.extract, "ensure_codec"): "fit",
-    (pipelines.extract, "make_targets"): "targets compute",
-    (pipelines.extract, "commit_targets"): "targets draft",
+    (pipelines.make_views, "cut_photo"): "views cut",
+    (pipelines.make_views, "commit_views"): "views draft",
+    (pipelines.make_targets, "targets_of"): "targets compute",
+    (pipelines.make_targets, "commit_targets"): "targets draft",
     (pipelines.extract, "describe"): "summary",
     (tec_cache.cache.remove, "clear_leftovers"): "clearing up",
 }
@@ -44,6 +46,7 @@ class Step(NamedTuple):
     path: str
     source: str = ""
     """What is renamed or linked."""
+    thread: int = 0
 
 
 def kind_of(name: str) -> str:
@@ -57,7 +60,10 @@ def kind_of(name: str) -> str:
 
 
 class Watch:
-    """Tells `step` of every step below a folder, and `enter` of every phase, for the rest of this process's life."""
+    """Tells `step` of every step below a folder, and `enter` of every phase, for the rest of this process's life.
+
+    Stages work at the same time, each in a thread of its own: a phase is one thread's.
+    """
 
     def __init__(
         self,
@@ -66,7 +72,7 @@ class Watch:
         enter: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self.root, self.step, self.enter = f"{folder}{os.sep}", step, enter
-        self.phases = ["start"]
+        self.threads: dict[int, list[str]] = {}
         for (module, name), phase in PHASES.items():
             setattr(module, name, self._within(getattr(module, name), lambda *args, phase=phase: phase))
         for name, which in (("put", 2), ("create", 1)):
@@ -80,6 +86,11 @@ class Watch:
         os.fsync = told
         sys.addaudithook(self._audit)
 
+    @property
+    def phases(self) -> list[str]:
+        """The phases that this thread is in."""
+        return self.threads.setdefault(threading.get_ident(), ["start"])
+
     def _within(self, function: Callable[..., Any], phase: Callable[..., str]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -89,7 +100,8 @@ class Watch:
                 return function(*args, **kwargs)
             finally:
                 self.phases.pop()
-                self.enter(self.phases[-1])
+                if len(self.phases) > 1:
+                    self.enter(self.phases[-1])
 
         return call
 
@@ -107,7 +119,8 @@ class Watch:
         if path.startswith(self.root) or path + os.sep == self.root:
             name = path.removeprefix(self.root)
             if name != ".lock":
-                self.step(Step(self.phases[-1], action, name, source.removeprefix(self.root)))
+                thread = threading.get_ident()
+                self.step(Step(self.phases[-1], action, name, source.removeprefix(self.root), thread))
 
 
 @contextmanager

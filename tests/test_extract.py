@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-import pipelines.extract
+import pipelines.make_targets
 import pipelines.make_views
 import tec_cache.cache.lock
 from pipelines.extract import extract
@@ -30,31 +29,7 @@ from tec_cache.errors import CacheError, ConfigError, IdentityError, NonFiniteEr
 from tec_cache.store import open_store
 from tec_cache.types import Targets
 from tests.conftest import files_below, payload_of, tiny_config, write_shards, write_tiny_base
-
-SCRIPTS = Path(sys.executable).parent
-
-
-def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(SCRIPTS / "torchrun"), "--nproc-per-node", str(processes), "--master-port", "0", "--no-python"]
-    path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
-    command = [*command, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "tec-cache", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path}, timeout=300)
-
-
-def flags(config: Any) -> list[str]:
-    names = ("cache", "base", "views", "size", "grid", "group_size", "k", "batch_size", "threads", "device", "quality")
-    return [part for n in names for part in (f"--{n.replace('_', '-')}", str(getattr(config, n)))]
-
-
-def test_one_process_and_two_give_identical_files(
-    made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
-) -> None:
-    config = tiny_config(shards, tmp_path / "two", tiny_base)
-    result = torchrun(2, "extract", str(shards), *flags(config), "--quiet")
-    assert result.returncode == 0, result.stderr
-    one, two = files_below(made_cache), files_below(tmp_path / "two")
-    assert one == two
-    assert len(one) > 50
+from tests.launch import SCRIPTS, options
 
 
 def test_a_second_run_changes_nothing(made_cache: Path, shards: Path, tiny_base: Path) -> None:
@@ -83,7 +58,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(
 
         return commit
 
-    for module, name in ((pipelines.make_views, "commit_views"), (pipelines.extract, "commit_targets")):
+    for module, name in ((pipelines.make_views, "commit_views"), (pipelines.make_targets, "commit_targets")):
         monkeypatch.setattr(module, name, mortal(module, name))
     deaths = 0
     while True:
@@ -407,7 +382,7 @@ def test_jobs_that_do_the_same_at_once_give_the_undisturbed_cache(
 ) -> None:
     """Jobs that know nothing of each other, each with all units as its work, the fit of the codec too."""
     config = tiny_config(shards, tmp_path / "c", tiny_base, quality="default")
-    command = [str(SCRIPTS / "tec-cache"), "extract", str(shards), *flags(config), "--json"]
+    command = [str(SCRIPTS / "tec-cache"), "extract", *options(config), "--json"]
     jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [(*job.communicate(timeout=120), job.returncode) for job in jobs]
     for out, err, code in ended:

@@ -172,6 +172,15 @@ def test_a_single_photo_cannot_be_fitted_and_measured(shards: Path, tiny_base: P
     assert extract(tiny_config(shards, tmp_path / "c", tiny_base, limit=1)).missing == 0
 
 
+def test_photos_that_are_all_broken_are_named_before_a_fit_that_lacks_them(tmp_path: Path, tiny_base: Path) -> None:
+    write_tar(tmp_path / "in" / "0.tar", [("bad.jpg", b"letter"), ("p.jpg", encoded(photo(1)))])
+    config = tiny_config(tmp_path / "in", tmp_path / "c", tiny_base, quality="default", views=1)
+    with pytest.raises(SourceError, match="photo 'bad': not an image"):
+        extract(config)
+    with pytest.raises(ConfigError, match="at least two photos"):
+        extract(tiny_config(tmp_path / "in", tmp_path / "c", tiny_base, quality="default", views=1, on_error="skip"))
+
+
 @pytest.mark.parametrize("quality", ["exact", "default"])
 def test_the_recorded_errors_are_those_of_the_stored_targets(
     quality: str, tiny_base: Path, request: pytest.FixtureRequest

@@ -137,7 +137,10 @@ def test_parts_open_their_own_shards_once(tiny_base: Path, tmp_path: Path, monke
     assert set(opened.values()) == {1}
     opened.clear()
     extract(tiny_config(many, tmp_path / "whole", tiny_base, quality="default"))
-    assert opened == {f"shard-{i:06d}.tar": 1 for i in range(8)}, "the fit reads the crops that were just committed"
+    assert opened == {f"shard-{i:06d}.tar": 2 for i in range(8)}, "once for the sample of the fit, once for the views"
+    opened.clear()
+    extract(tiny_config(many, tmp_path / "c", tiny_base, quality="default"))
+    assert not opened, "the fit reads crops where they are committed"
 
 
 def test_extract_runs_within_an_event_loop(shards: Path, tiny_base: Path, tmp_path: Path) -> None:

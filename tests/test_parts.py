@@ -17,7 +17,7 @@ from tec_cache.config import parse_part
 from tec_cache.distributed import Ranks
 from tec_cache.errors import CacheError, ConfigError
 from tests.conftest import files_below, tiny_config
-from tests.test_extract import SCRIPTS, flags, torchrun
+from tests.launch import SCRIPTS, options, torchrun
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def test_parts_one_after_the_other_are_one_run(
 
 def test_parts_at_once_are_one_run(coded_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path) -> None:
     """Both fit the codec, and one of them commits it."""
-    command = [str(SCRIPTS / "tec-cache"), "extract", str(shards)]
-    command += [*flags(tiny_config(shards, tmp_path / "c", tiny_base, quality="default")), "--json", "--part"]
+    config = tiny_config(shards, tmp_path / "c", tiny_base, quality="default")
+    command = [str(SCRIPTS / "tec-cache"), "extract", *options(config), "--json", "--part"]
     jobs = [
         subprocess.Popen([*command, f"{part}/2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for part in (1, 2)
@@ -58,9 +58,10 @@ def test_parts_at_once_are_one_run(coded_cache: Path, shards: Path, tiny_base: P
 def test_a_part_of_several_ranks(made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path) -> None:
     """--part beside torchrun: two ranks of one part and the single one of the other do every unit once."""
     config = tiny_config(shards, tmp_path / "c", tiny_base)
-    ran = torchrun(2, "extract", str(shards), *flags(config), "--part", "2/2", "--json")
-    assert ran.returncode == 0, ran.stderr
-    (line,) = ran.stdout.strip().splitlines()
+    part = ("tec-cache", "extract", *options(config), "--part", "2/2", "--json")
+    ran = torchrun(tmp_path / "log", 2, "--no-python", *part)
+    assert ran.process.returncode == 0, ran.err
+    (line,) = ran.out.strip().splitlines()
     assert json.loads(line)["targets_made"] > 0, "rank 0 counts its own"
     there = {str(unit) for unit in open_cache(tmp_path / "c")["tiny"].units}
     second = [Ranks(rank, rank, 2).with_part((1, 2)) for rank in range(2)]

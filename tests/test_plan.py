@@ -18,7 +18,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import cli
-import pipelines.base_batches
 import pipelines.plan
 import pipelines.planning.source
 from pipelines.extract import extract
@@ -121,7 +120,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, seconds: Any
 
 
 def test_hours_of_a_slow_base(shards: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowed(monkeypatch, pipelines.base_batches, "targets_of", lambda args: 0.01 * len(args[1]))
+    slowed(monkeypatch, FrozenBase, "forward", lambda args: 0.01 * len(args[1]))
     changes = {"quality": "exact", "group_size": 64}
     found = plan(planning(shards, tmp_path / "c", tiny_base, **changes))
     begin = time.monotonic()
@@ -189,6 +188,7 @@ def by_hand(**changes: Any) -> Plan:
         "batch_size": 64,
         "start": 2.0,
         "measured_seconds": 20.0,
+        "sampled_share": 0.5,
     }
     return Plan(**(values | changes))
 
@@ -204,7 +204,7 @@ def test_the_arithmetic() -> None:
             "reading photos": 1,
             "decoding and cropping": 10,
             "writing crops": 4,
-            "fitting the codec": 640 * 0.1 + 512 * 0.02 + 128 * 0.03,
+            "fitting the codec": 640 * 0.1 + 512 * 0.02 + 128 * 0.03 + 0.5 * 1000 * 0.001 + 640 * 0.01,
             "base": 400,
             "encoding": 40,
             "writing targets": 20,
@@ -224,6 +224,15 @@ def test_the_arithmetic() -> None:
     on_gpu = replace(found.training, overlaps=True, load_cached=0.5)
     assert on_gpu.per_view(64) == pytest.approx({"cached": 0.5, "online": 0.41})
     assert on_gpu.bottleneck(64) == {"cached": "loader", "online": "student"}
+    # a base of its own device works beside the cores: the slower of both
+    assert found.total_seconds == pytest.approx(sum(found.seconds.values()))
+    first = 2 + found.seconds["fitting the codec"]
+    assert found.targets is not None
+    beside = by_hand(targets=replace(found.targets, own_device=True))
+    assert beside.total_seconds == pytest.approx(first + 400 + 40)
+    slow = by_hand(targets=replace(found.targets, own_device=True, base=0.001, encode=0.001))
+    first = 2 + slow.seconds["fitting the codec"]
+    assert slow.total_seconds == pytest.approx(first + 1 + 10 + 4 + 20 + 4000 * 0.001)
     never = by_hand(training=on_gpu)
     assert (never.break_even_epochs, never.to_json()["break_even"]) == (None, {"epochs": None, "runs": None})
 

@@ -1,21 +1,29 @@
-"""What the README shows runs."""
+"""What the README and docs/ show runs, or is at least understood by the command line as it is."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
+import cli
 from pipelines.demo import demo
 from pipelines.extract import extract
+from tec_cache.config import ExtractConfig, TrainConfig
 from tests.conftest import tiny_config
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+BLOCKS = [(name, block) for name, text in PAGES.items() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
 
 
 def test_the_python_block_runs(shards: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,10 +37,56 @@ def test_the_python_block_runs(shards: Path, tiny_base: Path, tmp_path: Path, mo
     assert names["targets"].features.shape == (2, 16, 48)
 
 
+def understood(words: list[str]) -> dict[str, Any]:
+    """Parse the words after `tec-cache`; a click.UsageError names an option that there is not."""
+    command = cli.cli.commands[words[0]]
+    context = click.Context(command, info_name=words[0])
+    values, rest, _ = command.make_parser(context).parse_args(words[1:])
+    assert not rest
+    return values
+
+
+def command_lines(block: str) -> list[list[str]]:
+    """Return the lines of a block that call tec-cache, as words; what the shell would fill in stands as 1/2 or 2."""
+    lines = [
+        shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines() if "tec-cache" in line
+    ]
+    filled = [["1/2" if "/$" in word else re.sub(r"\$\S+", "2", word) for word in line] for line in lines]
+    return [line[:-1] if line[-1:] == ["&"] else line for line in filled if "tec-cache" in line]
+
+
+def test_every_command_line_of_every_page_is_understood() -> None:
+    from torch.distributed.run import get_args_parser
+
+    seen = 0
+    for page, block in BLOCKS:
+        for line in command_lines(block):
+            place, seen = line.index("tec-cache"), seen + 1
+            name, values = line[place + 1], understood(line[place + 1 :])
+            config = {"extract": ExtractConfig, "fit": ExtractConfig, "train": TrainConfig}.get(name)
+            if config is not None:
+                command = cli.cli.commands[name]
+                given = {p.name: p.type_cast_value(click.Context(command), values[p.name]) for p in command.params
+                         if p.name in config.__dataclass_fields__ and values.get(p.name) is not None}  # fmt: skip
+                config(**given)
+            if "torchrun" in line:
+                theirs = get_args_parser().parse_args(line[line.index("torchrun") + 1 :])
+                assert (theirs.no_python, theirs.training_script) == (True, "tec-cache"), (page, line)
+    assert seen >= 20
+    for page, text in PAGES.items():
+        for inline in re.findall(r"`tec-cache ([a-z]+ [^`\n]+)`", text):
+            assert understood(shlex.split(inline.replace("...", ""))), (page, inline)
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
+def test_every_shell_block_is_shell(page: str, block: str) -> None:
+    checked = subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True)
+    assert checked.returncode == 0, (page, checked.stderr)
+
+
 def test_the_tree_names_files_that_exist_and_all_of_them() -> None:
-    root = Path(__file__).parent.parent
     for folder in ("pipelines", "tec_cache", "benchmarks"):
-        for path in root.glob(f"{folder}/**/*.py"):
+        for path in ROOT.glob(f"{folder}/**/*.py"):
             if path.name not in ("__init__.py", "machine.py"):
                 assert path.name in README or f"{path.parent.name}/" in README, path
 

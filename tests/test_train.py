@@ -27,7 +27,6 @@ from tec_cache.run.checkpoint import checkpoints, load_checkpoint
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.optimizer import create_optimizer, create_schedule
 from tests.conftest import tiny_config, tiny_training, write_tiny_base
-from tests.test_extract import torchrun
 
 STEPS = 50
 
@@ -140,22 +139,6 @@ def test_a_kill_between_checkpoints_costs_only_the_steps_since(
 def test_micro_batches_add_up_to_the_batch(cached_run: Path, made_cache: Path, tmp_path: Path) -> None:
     train(tiny_training(made_cache, tmp_path / "r", epochs=17, steps=12, micro_batch=8))
     np.testing.assert_allclose(losses(tmp_path / "r"), losses(cached_run)[:12], rtol=2e-5)
-
-
-def test_two_processes_equal_one(cached_run: Path, made_cache: Path, tmp_path: Path) -> None:
-    config = tiny_training(made_cache, tmp_path / "two", epochs=17, steps=8)
-    flags = ["--student-arg", "embed_dim=48", "--student-arg", "depth=3", "--student-arg", "num_heads=3",
-             "--student-arg", "patch_size=8"]  # fmt: skip
-    for name in ("cache", "out", "student", "decoder_width", "decoder_heads", "batch_size", "epochs", "steps",
-                 "warmup_epochs", "base_lr", "device", "threads", "log_every"):  # fmt: skip
-        flags += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
-    result = torchrun(2, "train", *flags, "--quiet", "--json")
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.strip().splitlines()[-1])["steps"] == 8
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(cached_run)[:8], rtol=2e-5)
-    # a checkpoint of two processes goes on in one
-    train(tiny_training(made_cache, tmp_path / "two", epochs=17, steps=12))
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(cached_run)[:12], rtol=2e-5)
 
 
 def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(made_cache: Path, tmp_path: Path) -> None:

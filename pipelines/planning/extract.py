@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipelines.base_batches import base_targets, targets_of_crops
+from pipelines.base_batches import Batch, batches_ahead, targets_of, targets_of_crops, unit_batches
 from pipelines.extract_summary import row_bytes
 from pipelines.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, fitted_codec, recoded
 from pipelines.planning.source import Cut
 from pipelines.prepare import TargetJob
+from tec_cache.background import Stages
 from tec_cache.cache import layout
 from tec_cache.cache.blocks import write_zip
 from tec_cache.cache.identity import FORMAT_VERSION, fingerprint
@@ -100,6 +101,8 @@ class TargetCosts:
     was fitted on. Zero for a codec that is there already, and for exact."""
     codec_bytes: int = 0
     """Of the codec's parameters, once, where they are not there yet."""
+    own_device: bool = False
+    """Whether the base works on a GPU, beside the cores, and not on them."""
 
 
 @contextmanager
@@ -174,12 +177,7 @@ def measure_targets(
         SourceRecord(shard="sample", size=0, photos=len(crops), groups=1, damage="").create(
             store, layout.source_record(0)
         )
-        found = []
-        begin = time.monotonic()
-        for rows, targets in base_targets(cache, job, unit, views, pool):
-            found.append(targets)
-            progress.advance(len(rows))
-        base = (time.monotonic() - begin) / len(crops)
+        found, seconds_of_base = _through_base(cache, job, unit, pool, progress)
     made, fit = (codec, 0.0) if codec is not None else timed(lambda: _new_codec(job, found))
     coder: Codec = made
     _, check = timed(lambda: TargetErrors().add(found[0], recoded(coder, found[0], job.spec)))
@@ -193,7 +191,7 @@ def measure_targets(
     _, decode = timed(lambda: list(pool.map(lambda crop: resize(decode_crop(crop.jpeg), size), crops)))
     return TargetCosts(
         views=len(crops),
-        base=base,
+        base=seconds_of_base / len(crops),
         decode=decode / len(crops),
         encode=encode / len(crops),
         fit=0.0 if job.quality.exact else fit / len(crops),
@@ -201,7 +199,26 @@ def measure_targets(
         written=_write_units(cache, job, arrays, views, unit_rows, seconds / 4 / max(once, 1e-3)),
         unseen=0.0 if codec is not None or job.quality.exact else _unseen(cache.store, job, coder, found),
         codec_bytes=parameters.size if parameters and codec is None else 0,
+        own_device=job.compute.device.type != "cpu",
     )
+
+
+def _through_base(
+    cache: Cache, job: TargetJob, unit: Unit, pool: ThreadPoolExecutor, progress: Progress
+) -> tuple[list[Targets], float]:
+    """Run the base over a unit as `extract` does, decoding the next crops meanwhile; return targets and seconds."""
+    found: list[tuple[Batch, Targets]] = []
+    begin = time.monotonic()
+    with Stages() as stages:
+        for part in stages.ahead(unit_batches(cache, job, [unit], pool), batches_ahead(job)):
+            if part.batch is not None:
+                found.append((part.batch, targets_of(job, part.batch.decoded())))
+            progress.advance(len(part.rows))
+        wait_for_device()
+    seconds = time.monotonic() - begin
+    for batch, targets in found:
+        batch.require_finite(targets)
+    return [targets for _, targets in found], seconds
 
 
 def _new_codec(job: TargetJob, found: list[Targets]) -> Codec:
@@ -212,9 +229,14 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
     """Return what `work` gives and the seconds it took, the device's own work included."""
     begin = time.monotonic()
     result = work()
+    wait_for_device()
+    return result, time.monotonic() - begin
+
+
+def wait_for_device() -> None:
+    """Wait until a GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return result, time.monotonic() - begin
 
 
 def _rows_in(seconds: float, job: TargetJob, crops: list[Crop], pool: ThreadPoolExecutor, fewest: int) -> int:

@@ -12,6 +12,8 @@ from pipelines.planning.training import TrainingCosts
 HOUR = 3600.0
 MARGIN = 1.05
 """A plan's bytes may be wrong by 5 %: what fits more tightly does not fit."""
+CORES = ("reading photos", "decoding and cropping", "writing crops", "writing targets")
+"""Stages that take the cores, whatever device the base is on."""
 FLOP = 2
 """Of one multiply-accumulate."""
 
@@ -36,6 +38,8 @@ class Plan:
     start: float
     """Seconds to load the base and look at the cache."""
     measured_seconds: float
+    sampled_share: float = 0.0
+    """Share of the source's shards from which the views of the fit are drawn: they are read once more."""
 
     @property
     def bytes_crops(self) -> float:
@@ -70,10 +74,10 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of each stage of the extraction, which follow one another: their sum is its time.
+        """Seconds of each stage of the extraction by itself, with all cores where it can use them.
 
-        Today `extract` reads a group, cuts it with all threads, and commits it, one after the other; only decoding
-        stored crops overlaps the base, and is part of its seconds.
+        `extract` runs all but the start and the fit at the same time: see `total_seconds`. The base's are those with
+        the decoding of stored crops beneath it.
         """
         views, left = self.views, self.amount
         found = {
@@ -86,6 +90,8 @@ class Plan:
         if costs is not None:
             fit, check = self.fitted
             sampled = (fit + check) * costs.base + fit * costs.fit + check * costs.check
+            if left.crops_left and fit + check:  # the sample is drawn from photos of which there are no views yet
+                sampled += self.sampled_share * left.photos_to_cut * views.read + (fit + check) * views.cut
             found |= {
                 "fitting the codec": sampled,
                 "base": left.targets_left * costs.base,
@@ -93,6 +99,21 @@ class Plan:
                 "writing targets": left.targets_left * costs.written.seconds,
             }
         return found
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of the whole extraction.
+
+        On a CPU all stages share the cores, so that overlapping them saves nothing but the waiting for disks: their
+        sum. A base on a device of its own works beside the cores: the slower of both, behind the start and the fit.
+        """
+        seconds = self.seconds
+        if self.targets is None or not self.targets.own_device:
+            return sum(seconds.values())
+        first = seconds["start"] + seconds["fitting the codec"]
+        device = seconds["base"] + seconds["encoding"]
+        cores = sum(seconds[name] for name in CORES) + self.amount.targets_left * self.targets.decode
+        return first + max(device, cores)
 
     @property
     def rates(self) -> dict[str, str]:
@@ -113,7 +134,7 @@ class Plan:
 
     @property
     def bottleneck(self) -> str:
-        """What takes most of the extraction's time."""
+        """The stage that takes longest, and for which the others wait."""
         return max(self.seconds, key=self.seconds.__getitem__)
 
     @property
@@ -129,7 +150,7 @@ class Plan:
         epoch = self.epoch_seconds
         if not epoch or epoch["online"] <= epoch["cached"]:
             return None
-        return sum(self.seconds.values()) / (epoch["online"] - epoch["cached"])
+        return self.total_seconds / (epoch["online"] - epoch["cached"])
 
     @property
     def flop(self) -> dict[str, float]:
@@ -161,7 +182,7 @@ class Plan:
             "bytes": self._bytes(),
             "extract": {
                 "hours": {name: seconds / HOUR for name, seconds in self.seconds.items()},
-                "hours_total": sum(self.seconds.values()) / HOUR,
+                "hours_total": self.total_seconds / HOUR,
                 "bottleneck": self.bottleneck,
             },
             "broken": list(self.views.broken),

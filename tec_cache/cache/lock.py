@@ -24,6 +24,10 @@ from tec_cache.store.files import make_folder
 PATIENCE = 60.0
 """Seconds that a writer waits: every job has the cache alone for a moment, to clear what killed jobs left."""
 
+RUN_PATIENCE = 30.0
+"""Seconds that a job waits for a run's folder: torchrun and SLURM give a job that they end as long for its last
+checkpoint, and the one that goes on may start meanwhile."""
+
 _RANGE = 1 << 30
 _TODO = "wait until it is done, then run this command again"
 
@@ -76,13 +80,17 @@ def writing(folder: Path, what: str, ranks: Ranks) -> Iterator[None]:
     """Keep other jobs from writing into a run's folder for the length of the block.
 
     Each of a job's ranks locks its own share of a range of bytes, so ranks do not disturb each other, while any
-    two jobs overlap somewhere, whatever their numbers of ranks. Raises TecCacheError where another job holds it.
+    two jobs overlap somewhere, whatever their numbers of ranks. Raises TecCacheError where another job holds it and
+    does not end within a while.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first, end = (_RANGE * i // ranks.world_size for i in (ranks.rank, ranks.rank + 1))
     with (folder / ".lock").open("ab") as file:
-        if _lock(file, fcntl.LOCK_EX, end - first, first) is False:
-            raise TecCacheError(f"another job is writing {what}", where=str(folder), todo=_TODO)
+        deadline = time.monotonic() + RUN_PATIENCE
+        while _lock(file, fcntl.LOCK_EX, end - first, first) is False:
+            if time.monotonic() > deadline:
+                raise TecCacheError(f"another job is writing {what}", where=str(folder), todo=_TODO)
+            time.sleep(0.05)
         yield
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run after the step it is in, with a checkpoint."""
+"""SIGINT, SIGTERM and SIGUSR1 end a run after the step it is in, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import torch
 
 from tec_cache.distributed import Ranks
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C; a job's time limit; what many job scripts ask the scheduler to send before it."""
+
 
 class StopRequest:
-    """Set by SIGINT or SIGTERM.
+    """Set by any of `SIGNALS`.
 
     Several ranks agree on the step after which to stop, or one would wait for the others for ever: each step
     begins to exchange a flag on the CPU and reads it in the next, when it has long arrived.
@@ -47,16 +50,19 @@ class StopRequest:
 
 @contextmanager
 def stop_requested(ranks: Ranks) -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request, and a second one into an exception as usual."""
+    """Turn signals into a request to stop, and a second SIGINT, of somebody who will not wait, into an exception.
+
+    A second SIGTERM says nothing new: a scheduler signals every process of a job, and torchrun passes on its own.
+    """
     request = StopRequest(ranks)
 
     def ask(number: int, frame: Any) -> None:
-        if request.asked:
+        if request.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.asked = True
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, ask) for number in SIGNALS}
     except ValueError:  # not in the main thread: whoever runs it keeps its own handlers
         yield request
         return
