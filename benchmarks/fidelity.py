@@ -12,7 +12,7 @@ photos, k nearest neighbours and a linear probe, a few seeds each. Between two c
 what the cell's name says: initial weights, order of photos, masks and number of steps are the same.
 
 Each finished run is a line of OUT/results.jsonl, and the same command goes on where it was stopped or killed. `cpu`
-takes about 20 minutes on two cores; `gpu` has not been run yet: it needs about 60 GB of disk (computed).
+is made for about 20 minutes on two idle cores; `gpu` has not been run yet: it needs about 60 GB of disk (computed).
 """
 
 from __future__ import annotations

@@ -37,16 +37,12 @@ class Measure:
 
 MEASURES = (
     Measure("loss", "held-out loss", 1, 4),
+    Measure("feature", "of it features", 1, 4),
+    Measure("attention", "of it attention", 1, 4),
     Measure("knn", "kNN", 100, 1, " %"),
     Measure("linear", "linear", 100, 1, " %"),
 )
-"""What cells are compared by. Differences of accuracies are in percentage points."""
-MEANS = (
-    MEASURES[0],
-    Measure("feature", "of it features", 1, 4),
-    Measure("attention", "of it attention", 1, 4),
-    *MEASURES[1:],
-)
+"""Differences of accuracies are in percentage points."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class Difference:
     def text(self, measure: Measure) -> str:
         """Write mean and interval; where the interval contains zero, say that first."""
         half = f"{self.half * measure.scale:.{measure.digits}f}" if math.isfinite(self.half) else "unknown"
-        text = f"{self.mean * measure.scale:+.{measure.digits}f} ± {half}"
+        text = f"{self.mean * measure.scale:+z.{measure.digits}f} ± {half}"
         return text if self.resolved else f"{UNRESOLVED} ({text})"
 
 
@@ -126,10 +122,10 @@ def _means(config: Fidelity, results: list[dict[str, Any]]) -> str:
     """Write the means over the seeds of every cell, and of base and untrained models to compare with."""
     rows = []
     for cell in dict.fromkeys([Cell(UNTRAINED, 0), Cell(BASE, 0), *quality_cells(config), *view_cells(config)]):
-        values = [by_seed(results, cell, measure.key).values() for measure in MEANS]
-        texts = [m.value(statistics.fmean(v)) if v else "-" for m, v in zip(MEANS, values, strict=True)]
+        values = [by_seed(results, cell, measure.key).values() for measure in MEASURES]
+        texts = [m.value(statistics.fmean(v)) if v else "-" for m, v in zip(MEASURES, values, strict=True)]
         rows.append([cell.label(config), *texts])
-    return table(["model", *(measure.title for measure in MEANS)], rows)
+    return table(["model", *(measure.title for measure in MEASURES)], rows)
 
 
 def _sizes(sizes: dict[str, dict[str, Any]]) -> str:
