@@ -111,9 +111,7 @@ class Trainer:
         if ranks.world_size > 1:
             ids = [compute.device] if compute.device.type == "cuda" else None
             # the gradients lie in the buckets that travel: no copy of them
-            self.model = DistributedDataParallel(
-                self.student, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self.model = DistributedDataParallel(self.student, device_ids=ids, gradient_as_bucket_view=True)
         if config.compile:
             self.model.compile()
         self.mean = torch.tensor(IMAGENET_MEAN, device=compute.device)
