@@ -220,7 +220,7 @@ class Trainer:
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the losses of one micro-batch, their weighted sum under "loss"."""
         images = batch.images(self.size, self.mean, self.std)
-        with self.compute.autocast(), explained_compiling():
+        with self.compute.autocast(), explained_compiling() if self.config.compile else nullcontext():
             targets = self.source.targets(batch, images)
             losses = self.model(images, targets, noise=batch.noise)
         total = self.config.feature_weight * losses["feature"]

@@ -67,7 +67,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(
             break
         except KeyboardInterrupt:
             deaths += 1
-    assert deaths >= 8
+    assert deaths >= 7  # of each kind of commit; both may die in one run
     assert files_below(tmp_path / "c") == files_below(made_cache)
 
 
