@@ -55,7 +55,7 @@ def extract(
             raise ConfigError("no base was named", todo="give --base mae (or another)")
         summary = Summary(config.cache, cache.fingerprint, job.name if job else None, views.num_views)
         coded: Coded | None = None
-        with TimedPool(config.workers or available_cores(), "photos") as pool:
+        with TimedPool(config.workers or max(1, available_cores() // ranks.local_world_size), "photos") as pool:
             # First, so that targets can be made of each view as soon as it is cut. In a fresh cache that costs reading
             # up to 64 source shards once more, a twentieth of ImageNet's, and cutting the sample's 640 views twice.
             if job is not None and not dry_run:
