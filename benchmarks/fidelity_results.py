@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +39,33 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def run_missing(
     jobs: Iterable[Job], config: Fidelity, place: Place, pool: Executor, say: Callable[[str], None] = print
 ) -> None:
-    """Perform every job that has no line yet, and append one as each is finished."""
+    """Perform every job that has no line yet, and append one as each is finished.
+
+    After a failure nothing new is begun; what is under way is finished and recorded, then the failure is raised.
+    """
     done = read_results(place.results)
     write_atomically(place.results, "".join(json.dumps(line) + "\n" for line in done).encode())
     there = {line["run"] for line in done}
     missing = [job for job in jobs if job.name not in there]
-    futures = {pool.submit(fidelity_runs.perform, job, config, place): job for job in missing}
+    under_way = {pool.submit(fidelity_runs.perform, job, config, place) for job in missing}
+    failure: BaseException | None = None
+    number = 0
     try:
         with place.results.open("a", buffering=1) as file:
-            for number, future in enumerate(as_completed(futures), start=1):
-                line = future.result()
-                if line is not None:
-                    file.write(json.dumps(line) + "\n")
-                    say(f"{number} of {len(missing)}: {spoken(line)}")
+            while under_way:
+                finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    if error := future.exception():
+                        failure = failure or error
+                        under_way = {other for other in under_way if not other.cancel()}
+                    elif (line := future.result()) is not None:
+                        number += 1
+                        file.write(json.dumps(line) + "\n")
+                        say(f"{number} of {len(missing)}: {spoken(line)}")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+    if failure is not None:
+        raise failure
 
 
 def spoken(line: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import math
 import os
 import select
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -118,13 +119,31 @@ def test_what_is_recorded_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
     every = [job.name for job in jobs_of(TINY)]
     with pytest.raises(RuntimeError, match="third"):
         performed(place, TINY, monkeypatch, stop_at=2)
-    assert [line["run"] for line in read_results(place.results)] == every[:2]
+    assert sorted(line["run"] for line in read_results(place.results)) == sorted(every[:2])
     with place.results.open("a") as file:
         file.write('{"run": "' + every[2])  # a kill in the middle of a line
     assert performed(place, TINY, monkeypatch) == every[2:]
-    assert [line["run"] for line in read_results(place.results)] == every
+    assert sorted(line["run"] for line in read_results(place.results)) == sorted(every)
     assert performed(place, TINY, monkeypatch) == []
     assert len(place.results.read_text().splitlines()) == len(every)
+
+
+def test_what_is_under_way_when_another_run_fails_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, names = Place("", "", str(tmp_path), "cpu"), [job.name for job in jobs_of(TINY)]
+    failed = threading.Event()
+
+    def work(job: Job, *_: Any) -> dict[str, Any]:
+        if job.name == names[0]:
+            assert failed.wait(60)
+        elif not failed.is_set():
+            failed.set()
+            raise RuntimeError("the second run failed")
+        return fake(job)
+
+    monkeypatch.setattr(fidelity_runs, "perform", work)
+    with ThreadPoolExecutor(2) as pool, pytest.raises(RuntimeError, match="second"):
+        run_missing(jobs_of(TINY), TINY, place, pool, say=lambda text: None)
+    assert names[0] in {line["run"] for line in read_results(place.results)}
 
 
 def test_a_run_that_a_signal_stopped_has_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
