@@ -26,7 +26,7 @@ from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from tec_cache.run.compiling import compile_in_place, explained_compiling
 from tec_cache.run.metrics import Metrics
-from tec_cache.run.optimizer import create_optimizer, create_schedule, scaled_lr
+from tec_cache.run.optimizer import create_optimizer, create_schedule, gradient_norm, scaled_lr
 from tec_cache.run.stopping import stop_requested
 from tec_cache.student.model import Student
 
@@ -314,11 +314,3 @@ def count_micro_batches(config: TrainConfig, ranks: Ranks) -> int:
             todo=f"use a --micro-batch that divides {share}" + (f" and that {masks} divides" if masks > 1 else ""),
         )
     return count
-
-
-def gradient_norm(model: nn.Module, limit: float | None) -> torch.Tensor:
-    """Return the norm of all gradients; with a limit, scale them down to it first."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    if limit is not None:
-        return nn.utils.clip_grad_norm_(parameters, limit)
-    return nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tec_cache.background import in_order
 from tec_cache.cache.layout import BLOCK_ROWS
 from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import Cache, TargetSet
@@ -122,18 +122,14 @@ class Loader:
         if share % micro_batches:
             raise ConfigError(f"{share} views per rank do not divide into {micro_batches} micro-batches")
         with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
-            ahead: deque[Future[Batch]] = deque()
-            try:
-                for wanted in self._wanted(start_step, stop_step, share // micro_batches):
-                    self._blocks.hold(wanted.names())
-                    ahead.append(pool.submit(self._load, wanted))
-                    if len(ahead) > self.workers:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+            wanted = self._held(self._wanted(start_step, stop_step, share // micro_batches))
+            yield from in_order(pool, self._load, wanted, self.workers + 1)
+
+    def _held(self, wanted: Iterable[_Rows]) -> Iterator[_Rows]:
+        """Keep the blocks of each batch from the moment at which it is begun."""
+        for rows in wanted:
+            self._blocks.hold(rows.names())
+            yield rows
 
     def _wanted(self, start_step: int, stop_step: int, size: int) -> Iterator[_Rows]:
         """Yield the rows of each micro-batch; the next epoch is opened while this one is read."""

@@ -33,3 +33,11 @@ def create_schedule(
 def scaled_lr(base_lr: float, batch_size: int) -> float:
     """Return base_lr * batch / 256, the linear scaling rule of the recipe."""
     return base_lr * batch_size / 256
+
+
+def gradient_norm(model: nn.Module, limit: float | None) -> torch.Tensor:
+    """Return the norm of all gradients; with a limit, scale them down to it first."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    if limit is not None:
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    return nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
