@@ -73,7 +73,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     who = "this run    " if alone else "this part   "
     lines.append(f"{who} {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
     if summary.views_made or summary.targets_made:
-        lines.append(f"bottleneck   {bottleneck_text(summary.busy)}")
+        lines.append(f"stages       {bottleneck_text(summary.busy)}")
     if summary.missing and not alone:
         lines.append(f"other parts  {summary.missing} units are still theirs to finish")
     if summary.missing and not alone:
