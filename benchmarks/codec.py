@@ -37,7 +37,8 @@ from tec_cache.codec.errors import row_divergence, target_errors
 from tec_cache.codec.fit import fit_transform
 from tec_cache.codec.fp16 import Float16Codec
 from tec_cache.codec.transform import TransformCodec, from_channels, to_channels
-from tec_cache.data.source import Shard, find_shards
+from tec_cache.data.photos import Shard
+from tec_cache.data.source import find_shards
 from tec_cache.data.views import ViewPlan, cut_photo
 from tec_cache.targets import normalize_targets
 from tec_cache.types import Targets, TargetSpec
@@ -105,7 +106,7 @@ def main() -> None:
 def views_of(shard: Shard, base: FrozenBase) -> torch.Tensor:
     """Cut the views of a shard's photos as a cache does, view by view: (N, 3, S, S) as the base takes them."""
     plan, jpeg = ViewPlan(), JpegSettings()
-    crops = [cut_photo(photo, shard.name, plan, range(VIEWS), jpeg)[0] for photo in shard.photos()]
+    crops = [cut_photo(photo, shard.name, plan, range(VIEWS), jpeg).jpegs for photo in shard.photos()]
     pixels = [resize(decode_crop(crop[i]), base.input_size) for i in range(VIEWS) for crop in crops if crop]
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (base.mean, base.std))
     return (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255 - mean) / std

@@ -46,7 +46,7 @@ from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import Cache
 from tec_cache.codec import Codec
 from tec_cache.config import ExtractConfig
-from tec_cache.data.source import Photo
+from tec_cache.data.photos import Photo
 from tec_cache.data.views import cut_photo
 from tec_cache.device import available_cores, resolve_compute
 from tec_cache.distributed import Ranks
@@ -159,14 +159,14 @@ def measure(case: Case, args: argparse.Namespace) -> None:
 def parts(case: Case, pool: TimedPool) -> dict[str, Callable[[], float]]:
     """Return functions that do one part of the work and return its seconds per view."""
     numbers, size = range(case.views.num_views), case.job.base.input_size
-    first = [cut_photo(photo, shard, case.views.plan, [0], case.views.jpeg)[0][0] for shard, photo in
+    first = [cut_photo(photo, shard, case.views.plan, [0], case.views.jpeg).jpegs[0] for shard, photo in
              case.photos[: case.base_views]]  # fmt: skip
     step = case.job.batch_size
     batches = [start_batch(case.job, first[i : i + step], [], "", pool) for i in range(0, len(first), step)]
     pixels = [batch.decoded() for batch in batches]
 
     def image(named: tuple[str, Photo]) -> int:
-        jpegs, _ = cut_photo(named[1], named[0], case.views.plan, numbers, case.views.jpeg)
+        jpegs = cut_photo(named[1], named[0], case.views.plan, numbers, case.views.jpeg)
         return len([resize(decode_crop(jpeg), size) for jpeg in jpegs])
 
     def image_work() -> float:

@@ -55,7 +55,7 @@ def test_images(shards: str, size: int) -> list[np.ndarray[Any, np.dtype[np.uint
     plan = ViewPlan(crop="center", size=size)
     images = []
     for photo, _ in zip(find_shards(shards)[0].photos(), range(IMAGES), strict=False):
-        image = decode_photo(photo.data)
+        image = decode_photo(photo.data).image
         images.append(plan.cut(image, plan.view("", "", 0, image.width, image.height)))
     return images
 

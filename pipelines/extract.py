@@ -16,7 +16,7 @@ from tec_cache.busy import TimedPool
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import working
 from tec_cache.config import ExtractConfig, parse_part
-from tec_cache.data.source import TarShard
+from tec_cache.data.tars import TarShard
 from tec_cache.device import available_cores
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError

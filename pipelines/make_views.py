@@ -18,8 +18,9 @@ from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import SourceRecord, ViewsRecord, hash_keys
 from tec_cache.cache.writer import Crop, commit_views
-from tec_cache.data.source import Photo, Shard, TarShard
-from tec_cache.data.views import cut_photo
+from tec_cache.data.photos import Photo, Shard
+from tec_cache.data.tars import TarShard
+from tec_cache.data.views import CutPhoto, cut_photo
 from tec_cache.distributed import Ranks
 from tec_cache.errors import SourceError
 
@@ -48,6 +49,8 @@ class Cut:
     """View -> the crops of all whole photos; only views that were missing."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason) of each broken photo."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """(key, text): what of whole photos was not understood, and not needed."""
 
 
 @dataclass(frozen=True)
@@ -134,18 +137,19 @@ class ViewMaker:
             if photos and self._mine(group.shard, group.number):
                 numbers = self._missing(group.shard, group.number)
             cut = Cut(Group(group.shard, group.number, [], group.size), {number: [] for number in numbers})
-            for photo, (jpegs, problem) in self._cut_photos(group, numbers) if numbers else ():
+            for photo, (jpegs, problem, note) in self._cut_photos(group, numbers) if numbers else ():
                 stages.check()
                 if problem:
                     cut.skipped.append((photo.key, problem))
+                cut.notes.extend((photo.key, text) for text in (photo.note, note) if text)
                 for view, jpeg in zip(numbers, jpegs, strict=False):  # a broken photo has none
                     cut.crops[view].append(Crop(photo.key, jpeg, photo.label))
             yield cut
 
-    def _cut_photos(self, group: Group, numbers: list[int]) -> Iterator[tuple[Photo, tuple[list[bytes], str]]]:
+    def _cut_photos(self, group: Group, numbers: list[int]) -> Iterator[tuple[Photo, CutPhoto]]:
         name, plan, jpeg = self.views.shards[group.shard].name, self.views.plan, self.views.jpeg
 
-        def cut(photo: Photo) -> tuple[Photo, tuple[list[bytes], str]]:
+        def cut(photo: Photo) -> tuple[Photo, CutPhoto]:
             return photo, cut_photo(photo, name, plan, numbers, jpeg)
 
         return in_order(self.pool, cut, group.photos, PHOTOS_BEGUN * self.pool.workers)

@@ -23,7 +23,8 @@ from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import remove_all, remove_target_set
 from tec_cache.codec.quality import Quality
 from tec_cache.config import ExtractConfig, parse_rows
-from tec_cache.data.source import Shard, find_shards
+from tec_cache.data.photos import Shard
+from tec_cache.data.source import find_shards
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks

@@ -19,8 +19,10 @@ from tec_cache.cache.layout import BLOCK_ROWS
 from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ProbeConfig
+from tec_cache.data.folders import folder_classes
 from tec_cache.data.images import decode_photo
-from tec_cache.data.source import Photo, find_shards, folder_classes
+from tec_cache.data.photos import Photo
+from tec_cache.data.source import find_shards
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, available_cores, resolve_compute
 from tec_cache.errors import ConfigError, SourceError, listed
@@ -152,7 +154,7 @@ class LabelledImage:
         try:
             if self.photo.problem:
                 raise SourceError(self.photo.problem)
-            image = decode_photo(self.photo.data)
+            image = decode_photo(self.photo.data).image
         except SourceError as error:
             if self.on_error == "skip":
                 return None

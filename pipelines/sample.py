@@ -12,7 +12,7 @@ from pipelines.make_views import broken_photo
 from pipelines.prepare import ViewJob
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
-from tec_cache.data.source import Photo
+from tec_cache.data.photos import Photo
 from tec_cache.data.views import cut_photo
 from tec_cache.device import available_cores
 from tec_cache.errors import SourceError
@@ -126,7 +126,7 @@ def _from_photos(
 
     def whole(photo: Photo) -> bool:
         if photo.key not in good:
-            problem = cut_photo(photo, shard.name, views.plan, [0], views.jpeg)[1]
+            problem = cut_photo(photo, shard.name, views.plan, [0], views.jpeg).problem
             if problem:
                 broken.setdefault(number, broken_photo(photo.key, problem, shard.place))
                 return False
@@ -150,6 +150,6 @@ def _from_photos(
             raise
 
     def cutter(photo: Photo) -> Callable[[list[int]], list[bytes] | None]:
-        return lambda numbers: cut_photo(photo, shard.name, views.plan, numbers, views.jpeg)[0] or None
+        return lambda numbers: cut_photo(photo, shard.name, views.plan, numbers, views.jpeg).jpegs or None
 
     return [_Candidate(order, shard.name, photo.key, cutter(photo)) for order, photo in lowest()]

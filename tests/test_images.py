@@ -18,7 +18,7 @@ from tests.conftest import encoded, photo
 
 
 def decoded(image: Image.Image, kind: str = "PNG", **options: object) -> np.ndarray:
-    result = decode_photo(encoded(image, kind, **options))
+    result = decode_photo(encoded(image, kind, **options)).image
     assert result.mode == "RGB"
     return np.asarray(result)
 
@@ -108,7 +108,7 @@ def test_one_pixel() -> None:
 
 def test_the_first_frame_of_an_animation_counts() -> None:
     data = encoded(photo(7), "WEBP", save_all=True, append_images=[photo(8)], lossless=True)
-    np.testing.assert_array_equal(np.asarray(decode_photo(data)), np.asarray(photo(7)))
+    np.testing.assert_array_equal(np.asarray(decode_photo(data).image), np.asarray(photo(7)))
 
 
 # ---- orientation ---------------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tec_cache.data import source
-from tec_cache.data.source import FolderShard, Photo, Shard, find_shards
+from tec_cache.data import folders
+from tec_cache.data.folders import FolderShard
+from tec_cache.data.photos import Photo, Shard
+from tec_cache.data.source import find_shards
 from tec_cache.errors import SourceError
 from tests.conftest import encoded, photo, write_shards, write_tar
 
@@ -154,7 +156,7 @@ def imagenet_like(root: Path, classes: dict[str, int]) -> Path:
 
 
 def test_a_folder_is_cut_into_shards_of_mixed_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "FOLDER_SHARD", 16)
+    monkeypatch.setattr(folders, "FOLDER_SHARD", 16)
     # made out of order: the numbers of the classes follow the sorted names, not the disk
     root = imagenet_like(tmp_path / "train", {"n03": 20, "n01": 20, "n02": 20})
     (root / "n01" / "notes.txt").write_text("left alone")

@@ -24,7 +24,7 @@ from tec_cache.base.model import FrozenBase
 from tec_cache.busy import TimedPool
 from tec_cache.cache.writer import TargetArrays
 from tec_cache.codec.fp16 import Float16Codec
-from tec_cache.data.source import TarShard
+from tec_cache.data.tars import TarShard
 from tec_cache.errors import NonFiniteError
 from tec_cache.progress import Progress
 from tests.conftest import files_below, tiny_config

@@ -22,7 +22,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from tec_cache.cache.layout import Unit, crop_name
 from tec_cache.cache.pixels import JpegSettings, decode_crop, resize
-from tec_cache.data.source import Photo
+from tec_cache.data.photos import Photo
 from tec_cache.data.views import View, ViewPlan, cut_photo
 from tec_cache.errors import ConfigError
 from tec_cache.rng import bits, key64, permutation, uniform
@@ -230,21 +230,22 @@ def test_cut_photo_gives_the_views_that_were_asked_for() -> None:
     image = photo(3, 90, 70)
     settings = JpegSettings(quality=95, subsampling="444")
     item = Photo("k", encoded(image, "PNG"), None)
-    crops, problem = cut_photo(item, "s.tar", PLAN, [2, 0], settings)
+    crops, problem, _ = cut_photo(item, "s.tar", PLAN, [2, 0], settings)
     assert problem == ""
     for number, crop in zip([2, 0], crops, strict=True):
         pixels = PLAN.cut(image, PLAN.view("s.tar", "k", number, 90, 70))
         assert np.abs(decode_crop(crop).astype(int) - pixels).mean() < 4
     assert cut_photo(item, "s.tar", PLAN, [0, 1, 2], settings)[0][2] == crops[0]
-    assert cut_photo(item, "s.tar", PLAN, [], settings) == ([], "")
+    assert cut_photo(item, "s.tar", PLAN, [], settings) == ([], "", "")
 
 
 def test_cut_photo_says_why_there_are_no_views() -> None:
     settings = JpegSettings()
-    assert cut_photo(Photo("k", b"", 1, "it is gone"), "s", PLAN, [0], settings) == ([], "it is gone")
+    assert cut_photo(Photo("k", b"", 1, "it is gone"), "s", PLAN, [0], settings) == ([], "it is gone", "")
     assert cut_photo(Photo("k", b"text", 1), "s", PLAN, [0], settings) == (
         [],
         "not an image of a known format",
+        "",
     )
 
 

@@ -11,8 +11,9 @@ from itertools import islice
 from pipelines.prepare import ViewJob
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.writer import Crop
-from tec_cache.data.source import FolderShard, Photo, Shard
-from tec_cache.data.views import cut_photo
+from tec_cache.data.folders import FolderShard
+from tec_cache.data.photos import Photo, Shard
+from tec_cache.data.views import CutPhoto, cut_photo
 from tec_cache.errors import SourceError
 from tec_cache.progress import Progress
 from tec_cache.rng import key64
@@ -153,7 +154,7 @@ def cut_sample(
 ) -> Cut:  # fmt: skip
     """Cut views `numbers` of as many photos as the time allows, as `extract` does it."""
 
-    def cut(named: tuple[str, Photo]) -> tuple[list[bytes], str]:
+    def cut(named: tuple[str, Photo]) -> CutPhoto:
         return cut_photo(named[1], named[0], views.plan, numbers, views.jpeg)
 
     list(pool.map(cut, source.photos[:workers]))  # the first ones load decoders
@@ -163,7 +164,7 @@ def cut_sample(
     with Progress("plan: crops", noun="photos", quiet=quiet) as progress:
         for start in range(0, len(source.photos), step):
             part = source.photos[start : start + step]
-            for (shard, photo), (jpegs, problem) in zip(part, pool.map(cut, part), strict=True):
+            for (shard, photo), (jpegs, problem, _) in zip(part, pool.map(cut, part), strict=True):
                 if problem:
                     broken.append(f"{shard} {photo.key}: {problem}")
                 for view, jpeg in enumerate(jpegs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,15 @@ MAX_PIXELS = 89_478_485
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
-def decode_photo(data: bytes) -> Image.Image:
+class Decoded(NamedTuple):
+    """A photo's pixels, upright and RGB."""
+
+    image: Image.Image
+    note: str = ""
+    """What of the file was not understood, and not needed."""
+
+
+def decode_photo(data: bytes) -> Decoded:
     """Decode a photo to an upright 8-bit RGB image.
 
     EXIF orientation is applied; greyscale, palette, CMYK and 16-bit images are converted; alpha is dropped (as
@@ -33,7 +42,7 @@ def decode_photo(data: bytes) -> Image.Image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":
             image = _to_eight_bits(image, sixteen or image.mode.startswith("I;16"))
-        return image.convert("RGB")
+        return Decoded(image.convert("RGB"))
     except SourceError:
         raise
     except UnidentifiedImageError as error:

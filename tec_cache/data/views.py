@@ -12,7 +12,7 @@ from PIL import Image
 
 from tec_cache.cache.pixels import JpegSettings, encode_crop, resize
 from tec_cache.data.images import decode_photo
-from tec_cache.data.source import Photo
+from tec_cache.data.photos import Photo
 from tec_cache.errors import ConfigError, SourceError
 from tec_cache.rng import key64, uniform
 
@@ -84,18 +84,26 @@ class ViewPlan:
         return np.ascontiguousarray(crop[:, ::-1]) if view.flip else crop
 
 
-def cut_photo(
-    photo: Photo, shard: str, plan: ViewPlan, numbers: Sequence[int], jpeg: JpegSettings
-) -> tuple[list[bytes], str]:
-    """Decode a photo once and cut some of its views: their JPEGs, and why there are none where it is broken."""
+class CutPhoto(NamedTuple):
+    """Views of a photo."""
+
+    jpegs: list[bytes]
+    problem: str = ""
+    """Why there are none, where the photo is broken."""
+    note: str = ""
+    """What of the file was not understood, and not needed."""
+
+
+def cut_photo(photo: Photo, shard: str, plan: ViewPlan, numbers: Sequence[int], jpeg: JpegSettings) -> CutPhoto:
+    """Decode a photo once and cut some of its views."""
     if photo.problem:
-        return [], photo.problem
+        return CutPhoto([], photo.problem)
     try:
-        image = decode_photo(photo.data)
+        image, note = decode_photo(photo.data)
     except SourceError as error:
-        return [], error.what
+        return CutPhoto([], error.what)
     views = (plan.view(shard, photo.key, number, image.width, image.height) for number in numbers)
-    return [encode_crop(plan.cut(image, view), jpeg) for view in views], ""
+    return CutPhoto([encode_crop(plan.cut(image, view), jpeg) for view in views], note=note)
 
 
 def _center(width: int, height: int) -> View:

@@ -1,0 +1,52 @@
+"""What every kind of source gives: shards, and photos in them one at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm"})
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One sample of a source shard: its key, the bytes of its image, its label where there is one.
+
+    `problem` says why it cannot be used; then `data` is empty. A photo with a problem still has its place.
+    `note` says what of it was not understood and is not needed, a label for one; it is counted and kept.
+    """
+
+    key: str
+    data: bytes
+    label: int | None
+    problem: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Shard(ABC):
+    """A source shard: its name is part of every sample's identity, so it holds no folder of one machine."""
+
+    name: str
+    size: int
+    """Bytes of the tar, or number of photos of a part of a folder."""
+
+    @abstractmethod
+    def photos(self) -> Iterator[Photo]:
+        """Yield the photos in order; raise SourceError at the point where the shard is damaged."""
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where it is, for messages."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the identity of a cache says of this shard; a tar's size is in the record of its reading."""
+        return {"name": self.name}
+
+
+def plain_text(name: str) -> str:
+    """Return a file name that can be encoded: bytes that are not UTF-8 become \\udcff and the like."""
+    return name.encode("utf-8", "backslashreplace").decode()
