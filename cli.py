@@ -18,6 +18,7 @@ from pipelines import texts
 from tec_cache import __version__
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig, read_toml
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
+from tec_cache.urls import scrubbed, without_secrets
 
 EXIT_INTERRUPTED = 130
 
@@ -454,7 +455,7 @@ def rm(
 def command_line() -> str:
     """Return the command that this process was called with, for 'go on with'."""
     # without --overwrite, which would begin from zero again
-    command = ["tec-cache", *(word for word in sys.argv[1:] if word != "--overwrite")]
+    command = ["tec-cache", *(without_secrets(word, "***") for word in sys.argv[1:] if word != "--overwrite")]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         nodes, restarts = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
         launch = ["torchrun"]
@@ -515,9 +516,9 @@ def main() -> None:
         code = cli.main(prog_name="tec-cache", standalone_mode=False) or 0
     except click.UsageError as error:
         if "--json" in sys.argv[1:]:
-            code = fail(ConfigError(error.format_message()))
+            code = fail(ConfigError(scrubbed(error.format_message(), *sys.argv[1:])))
         else:
-            error.show()
+            click.UsageError(scrubbed(error.format_message(), *sys.argv[1:]), error.ctx).show()
             if "unexpected extra argument" in error.format_message():
                 click.echo(
                     "Hint: quote a pattern such as 'shards/*.tar'; repeat --student-arg for each NAME=VALUE", err=True
@@ -527,7 +528,7 @@ def main() -> None:
         code = fail(Interrupted("interrupted: what is finished is kept", todo=f"go on with\n  {command_line()}"))
     except Exception as error:
         if "--debug" in sys.argv[1:]:
-            traceback.print_exc()
+            click.echo(scrubbed(traceback.format_exc(), *sys.argv[1:]), err=True, nl=False)
         code = fail(explained(error))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -547,7 +548,7 @@ def explained(error: Exception) -> TecCacheError:
         todo = "check the disk and its permissions; what is finished is kept, the same command goes on"
         return TecCacheError(f"{error.strerror or error}", where=str(error.filename or ""), todo=todo)
     todo = "this is a bug in tec-cache: please report it with the output of --debug"
-    return TecCacheError(f"{type(error).__name__}: {error}", todo=todo)
+    return TecCacheError(scrubbed(f"{type(error).__name__}: {error}", *sys.argv[1:]), todo=todo)
 
 
 if __name__ == "__main__":

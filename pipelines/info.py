@@ -27,7 +27,7 @@ def info(path: str) -> dict[str, Any]:
     targets = {name: _target_set(cache[name]) for name in cache.target_names}
     plan = cache.identity["views"]
     return {
-        "cache": path,
+        "cache": cache.store.url,
         "fingerprint": cache.fingerprint,
         "size": plan["size"],
         "grid": cache.grid,

@@ -190,7 +190,14 @@ class ViewMaker:
             raise end.damage
         shard, damage = self.views.shards[end.shard], end.damage.what if end.damage else ""
         groups = -(-end.photos // self.cache.identity["group_size"])
-        record = SourceRecord(shard=shard.name, size=shard.size, photos=end.photos, groups=groups, damage=damage)
+        record = SourceRecord(
+            shard=shard.name,
+            size=shard.size,
+            ends_sha256=shard.contents.ends_sha256,
+            photos=end.photos,
+            groups=groups,
+            damage=damage,
+        )
         there = record.create(self.cache.store, layout.source_record(end.shard))
         if there != record:
             raise SourceError(

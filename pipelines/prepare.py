@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pipelines.shard_contents import look_at_contents, same_contents
 from tec_cache import __version__
 from tec_cache.base.load import find_source, load_base
 from tec_cache.base.model import FrozenBase
@@ -28,7 +29,7 @@ from tec_cache.data.source import find_shards
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks
-from tec_cache.errors import ConfigError, IdentityError, SourceError
+from tec_cache.errors import ConfigError, SourceError
 from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
 
@@ -68,7 +69,14 @@ class TargetJob:
 
 
 def prepare_cache(
-    config: ExtractConfig, store: Store, *, dry_run: bool, overwrite: bool, ranks: Ranks, lock: CacheLock
+    config: ExtractConfig,
+    store: Store,
+    *,
+    dry_run: bool,
+    overwrite: bool,
+    ranks: Ranks,
+    lock: CacheLock,
+    quiet: bool = True,
 ) -> tuple[Cache, ViewJob]:
     """Open or create the cache; return it with what is to be cut.
 
@@ -95,11 +103,13 @@ def prepare_cache(
         assert stored is not None
         source = stored["identity"]["source"]
     else:
-        shards, source = _source(config, plan, stored)
+        shards, source = _source(config, plan, stored, quiet)
+        if stored is not None:
+            entries = same_contents(Cache(store, stored), shards, source["shards"], overwrite=overwrite)
+            source = source | {"shards": entries}
     cache = _open_or_create(
         config, store, stored, settings | {"source": source}, dry_run=dry_run, overwrite=overwrite, lock=lock
     )
-    _refuse_changed(cache, shards)
     num_views = config.views or cache.num_views or (1 if plan.crop == "center" else DEFAULT_VIEWS)
     if plan.crop == "center" and num_views > 1:
         raise ConfigError("all views of a centre crop are the same", todo="give --views 1")
@@ -128,7 +138,7 @@ def _open_or_create(
         if dry_run:
             manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
             # what would be there afterwards: nothing
-            return Cache(open_store(f"{store.url}/.replaced"), manifest)
+            return Cache(open_store(f"{store.address}/.replaced"), manifest)
         lock.own()
         remove_all(store)
         lock.share()
@@ -168,39 +178,31 @@ def _view_settings(
     return plan, jpeg, settings
 
 
-def _source(config: ExtractConfig, plan: ViewPlan, stored: dict[str, Any] | None) -> tuple[list[Shard], dict[str, Any]]:
+def _source(
+    config: ExtractConfig, plan: ViewPlan, stored: dict[str, Any] | None, quiet: bool
+) -> tuple[list[Shard], dict[str, Any]]:
     """Find the shards; with a limit, count photos up to it so that every rank takes the same ones."""
     assert config.input is not None
-    shards = find_shards(config.input, seed=plan.seed)
+    shards = list(find_shards(config.input, seed=plan.seed))
     limit = config.limit
     if limit is None and stored is not None:
         limit = stored["identity"]["source"]["limit"]
-    entries: list[dict[str, Any]] = []
+    takes: list[dict[str, Any]] = []
     left = limit
     for shard in shards:
-        entry = shard.identity()
+        take = {}
         if left is not None:
             if left == 0:
                 break
             count, whole = _count(shard, left, config.on_error)
             if whole:
-                entry["take"] = count
+                take["take"] = count
             left -= count
-        entries.append(entry)
-    return shards[: len(entries)], {"limit": limit, "shards": entries}
-
-
-def _refuse_changed(cache: Cache, shards: list[Shard]) -> None:
-    """Refuse shards that are not those whose views are in the cache."""
-    for number, shard in enumerate(shards):
-        record = cache.source_record(number)
-        if record is not None and record.size != shard.size:
-            raise IdentityError(
-                f"source shard {shard.name} has changed: {record.size:,} bytes when its views were made, "
-                f"{shard.size:,} now",
-                where=shard.place,
-                todo="restore it, name another --cache, or replace the cache with --overwrite",
-            )
+        takes.append(take)
+    shards = shards[: len(takes)]
+    look_at_contents(shards, quiet=quiet)
+    entries = [shard.identity() | take for shard, take in zip(shards, takes, strict=True)]
+    return shards, {"limit": limit, "shards": entries}
 
 
 def _count(shard: Shard, most: int, on_error: str) -> tuple[int, bool]:

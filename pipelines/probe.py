@@ -30,6 +30,7 @@ from tec_cache.probe.knn import knn_accuracy
 from tec_cache.probe.linear import linear_accuracy
 from tec_cache.progress import Progress
 from tec_cache.recipes import BASES
+from tec_cache.urls import without_secrets
 
 
 @dataclass
@@ -115,7 +116,7 @@ def features_of(
     workers = config.workers or available_cores()
     with (
         ThreadPoolExecutor(workers) as pool,
-        Progress(f"features of {source}", noun="images", quiet=quiet) as progress,
+        Progress(f"features of {without_secrets(source)}", noun="images", quiet=quiet) as progress,
     ):
         for group in in_groups(labelled_images(source, model.input_size, config), config.batch_size):
             results = list(pool.map(lambda item: item.load(), group))
@@ -132,7 +133,7 @@ def features_of(
             labels += [label for _, label in good]
             progress.advance(len(good))
     if not batches:
-        raise SourceError("there are no usable images", where=source)
+        raise SourceError("there are no usable images", where=without_secrets(source))
     return torch.cat(batches), torch.tensor(labels, device=compute.device), skipped
 
 

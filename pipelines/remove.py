@@ -61,12 +61,14 @@ def remove(cache: str, *, target: str | None = None, views: int | None = None, d
     with explained_storage(store, Needed()), locked as lock:
         lock.own()
         if target is not None:
-            summary = RemoveSummary(cache, f"target set {target!r}", len(store.names(layout.target_records(target))))
+            summary = RemoveSummary(
+                store.url, f"target set {target!r}", len(store.names(layout.target_records(target)))
+            )
             summary.bytes = remove_target_set(store, target, dry_run=dry_run)
         else:
             assert views is not None
             later = sorted((unit for unit in _all_units(store) if unit.view >= views), reverse=True)
-            summary = RemoveSummary(cache, f"views from number {views} on")
+            summary = RemoveSummary(store.url, f"views from number {views} on")
             records = [*store.names(layout.VIEW_RECORDS), *store.names("records/targets")]
             summary.units = sum(_view(name) >= views for name in records)
             summary.bytes = remove_views(store, later, names, dry_run=dry_run)

@@ -22,6 +22,7 @@ from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.checkpoint import checkpoints, clear_run, load_settings, run_file, save_settings
 from tec_cache.store.staged import StagedStore
 from tec_cache.student.model import Student, create_encoder
+from tec_cache.urls import without_secrets
 from tec_cache.weights.load import load_strict
 
 # What may differ between a run and its resumption: it changes how fast the numbers come, not which.
@@ -135,7 +136,7 @@ def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tupl
 def resolved_settings(config: TrainConfig, cache: Cache, source: TargetSource, student: Student) -> dict[str, Any]:
     """Return everything that made a run, as it is kept in run.json."""
     return {
-        "config": asdict(config),
+        "config": asdict(replace(config, cache=without_secrets(config.cache))),
         "targets": source.identity() | {"spec": student.targets.to_json(), "tau": student.tau},
         "cache": cache.fingerprint,
         "num_views": config.views or cache.num_views,

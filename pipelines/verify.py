@@ -110,9 +110,9 @@ def verify(
             lock.own()  # before looking: what is found must still be so when it is dropped
         with Progress("verify", noun="files", quiet=quiet) as progress:
             report = audit(store, full=full, progress=progress)
-        verdict = Verdict(path, report, list(report.findings))
+        verdict = Verdict(store.url, report, list(report.findings))
         if base:
-            _run_bases(verdict, sample, seed, target, base_weights, device, quiet)
+            _run_bases(verdict, path, sample, seed, target, base_weights, device, quiet)
         if repair:
             with explained_storage(store, Needed()):
                 _repair(store, verdict)
@@ -121,14 +121,21 @@ def verify(
 
 
 def _run_bases(
-    verdict: Verdict, sample: int, seed: int, only: str | None, weights: str | None, device: str, quiet: bool
+    verdict: Verdict,
+    path: str,
+    sample: int,
+    seed: int,
+    only: str | None,
+    weights: str | None,
+    device: str,
+    quiet: bool,
 ) -> None:
     """Run the base of each target set again, where the set's own files are in order."""
     if any(finding.where == layout.MANIFEST for finding in verdict.findings):
         return
     from pipelines.base_check import check_base
 
-    cache = open_cache(verdict.cache)
+    cache = open_cache(path)
     if only is not None and only not in verdict.report.target_units:
         _ = cache[only]  # says which there are
     names = [only] if only is not None else [n for n in verdict.report.target_units if n in cache.target_names]

@@ -16,6 +16,7 @@ from typing import Any
 
 from tec_cache.codec.quality import Quality
 from tec_cache.errors import ConfigError, nearest
+from tec_cache.store import is_url
 
 
 def setting(default: Any, text: str) -> Any:
@@ -188,6 +189,9 @@ class TrainConfig:
             raise ConfigError("pixels have no attention rows", todo="leave out --k")
         if self.init == "base" and self.pixels:
             raise ConfigError("--init base needs a base", todo="leave out --pixels or --init")
+        for name, path in (("stage", self.stage), ("out", self.out)):
+            if path is not None and is_url(path):
+                raise ConfigError(f"--{name} is no local folder", where=path, todo=f"give --{name} a folder of a disk")
         if self.stage_bytes is not None and self.stage is None:
             raise ConfigError("--stage-bytes without --stage", todo="name a local folder: --stage DIR")
         parse_bytes(self.stage_bytes)

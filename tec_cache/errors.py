@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from tec_cache.urls import scrubbed, without_secrets
+
 
 class TecCacheError(Exception):
-    """What went wrong (`what`), where (`where`: a file, a unit, an option) and the remedy (`todo`)."""
+    """What went wrong (`what`), where (`where`: a file, a unit, an option) and the remedy (`todo`).
+
+    Credentials of URLs are left out of all three: messages end up in logs.
+    """
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", todo: str = "") -> None:
+        what, where, todo = scrubbed(what), without_secrets(where), scrubbed(todo)
         self.what, self.where, self.todo = what, where, todo
         lines = [what]
         if where:

@@ -110,7 +110,7 @@ def scratch(store: Store) -> Iterator[str]:
     """Give a folder (or URL) of its own on the disk of the cache; nothing is left of it afterwards."""
     name = f".tec-cache-plan-{uuid.uuid4().hex[:12]}"
     if store.folder is None:
-        url = f"{store.url}/{name}"
+        url = f"{store.address}/{name}"
         try:
             yield url
         finally:
@@ -174,7 +174,7 @@ def measure_targets(
         fewest = BLOCK_ROWS if codec is not None or job.quality.exact else FEWEST_FITTED
         crops = crops[: _rows_in(seconds, job, crops, pool, fewest)]
         views = commit_views(store, unit, crops, [], cache.fingerprint)
-        SourceRecord(shard="sample", size=0, photos=len(crops), groups=1, damage="").create(
+        SourceRecord(shard="sample", size=0, ends_sha256="", photos=len(crops), groups=1, damage="").create(
             store, layout.source_record(0)
         )
         found, seconds_of_base = _through_base(cache, job, unit, pool, progress)

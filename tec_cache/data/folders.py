@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tec_cache.cache.record import hash_keys
+from tec_cache.data.contents import Contents, folder_contents
 from tec_cache.data.photos import IMAGE_SUFFIXES, Photo, Shard, plain_text
 from tec_cache.data.tars import SHARD_SUFFIXES
 from tec_cache.errors import SourceError
@@ -29,8 +31,13 @@ class FolderShard(Shard):
         """The folder."""
         return f"{self.root} (part {self.name})"
 
+    @cached_property
+    def contents(self) -> Contents:
+        """Names and sizes of the photos, and the beginning of two."""
+        return folder_contents([(plain_text(key), self.root / key) for key, _ in self.files])
+
     def identity(self) -> dict[str, Any]:
-        """Name and the hash of the photos' names, which decide what is in it."""
+        """Name, contents, and the hash of the photos' names, which decide what is in it."""
         return super().identity() | {"files_sha256": hash_keys(plain_text(key) for key, _ in self.files)}
 
     def photos(self) -> Iterator[Photo]:

@@ -12,10 +12,12 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
-import fsspec
 from webdataset.tariterators import base_plus_ext
 
+from tec_cache.data.contents import Contents, file_contents
+from tec_cache.data.files import ShardFile
 from tec_cache.data.photos import Photo, Shard, plain_text
 from tec_cache.data.samples import samples
 from tec_cache.errors import SourceError, StorageError, TecCacheError
@@ -27,12 +29,17 @@ SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 class TarShard(Shard):
     """A tar (or tar.gz) of photos in WebDataset's layout."""
 
-    url: str
+    file: ShardFile
 
     @property
     def place(self) -> str:
-        """The URL."""
-        return self.url
+        """Path or URL, without credentials."""
+        return self.file.where
+
+    @cached_property
+    def contents(self) -> Contents:
+        """Size and ends of the file."""
+        return file_contents(self.file)
 
     def photos(self) -> Iterator[Photo]:
         """Yield the photos in order.
@@ -42,7 +49,7 @@ class TarShard(Shard):
         group: list[tuple[str, bytes]] = []
         current: str | None = None
         seen: set[str] = set()
-        for name, data in members(self.url):
+        for name, data in members(self.file):
             stem, _ = base_plus_ext(name)
             if stem != current and group:
                 yield from samples(group, seen)
@@ -50,7 +57,7 @@ class TarShard(Shard):
             current = stem
             group.append((name, data))
         if not group:
-            raise SourceError("the shard holds no photos", where=self.url, todo="leave it out")
+            raise SourceError("the shard holds no photos", where=self.place, todo="leave it out")
         yield from samples(group, seen)
 
 
@@ -70,12 +77,12 @@ class _StrictHeader(tarfile.TarInfo):
             raise tarfile.ReadError(f"{kind} at byte {tar.offset}: {error}") from error  # type: ignore[attr-defined]
 
 
-def members(url: str) -> Iterator[tuple[str, bytes]]:
+def members(file: ShardFile) -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) of the regular files of a tar, or raise SourceError."""
     broken = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
     todo = "make the shard again, or --on-error skip to use what comes before the damage"
     try:
-        with fsspec.open(url, "rb") as stream:
+        with file.open() as stream:
             with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
                 for info in tar:
                     if not info.isfile():
@@ -89,12 +96,10 @@ def members(url: str) -> Iterator[tuple[str, bytes]]:
                     if rest.strip(b"\0"):
                         raise tarfile.ReadError("its end marker comes too early")
     except broken as error:
-        raise SourceError(f"damaged shard: {error}", where=url, todo=todo) from error
+        raise SourceError(f"damaged shard: {error}", where=file.where, todo=todo) from error
     except TecCacheError:
         raise
     except Exception as error:
         # a disk or a network that fails says nothing of the shard: it must not be recorded as its damage
         todo = "check the disk or the network; what is finished is kept, the same command goes on"
-        raise StorageError(
-            f"the shard cannot be read: {type(error).__name__}: {error}", where=url, todo=todo
-        ) from error
+        raise StorageError(f"the shard cannot be read: {file.explained(error)}", where=file.where, todo=todo) from error
