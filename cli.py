@@ -455,7 +455,7 @@ def rm(
 def command_line() -> str:
     """Return the command that this process was called with, for 'go on with'."""
     # without --overwrite, which would begin from zero again
-    command = ["tec-cache", *(without_secrets(word, "***") for word in sys.argv[1:] if word != "--overwrite")]
+    command = ["tec-cache", *(without_secrets(word, marked=True) for word in sys.argv[1:] if word != "--overwrite")]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         nodes, restarts = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
         launch = ["torchrun"]

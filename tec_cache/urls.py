@@ -60,23 +60,27 @@ def split_url(scheme: str, rest: str) -> Parts:
     return Parts(scheme, user, place, query)
 
 
-def without_secrets(text: str, mark: str = "") -> str:
+MARK = "***"
+"""Stands for credentials where a reader has to see that something is left out."""
+
+
+def without_secrets(text: str, *, marked: bool = False) -> str:
     """Return a path, a URL, a pattern or a chain of URLs without users, passwords and queries.
 
-    mark: what stands for them, so that a reader sees that something is left out.
+    marked: put MARK in their places.
 
     >>> without_secrets("simplecache::https://me:word@host/a.tar?signature=0123")
     'simplecache::https://host/a.tar'
     """
-    return _WHOLE.sub(lambda match: _shown(match, mark), text) if "://" in text else text
+    return _WHOLE.sub(lambda match: _shown(match, marked), text) if "://" in text else text
 
 
 def scrubbed(text: str, *urls: str) -> str:
     """Return a message of any origin without the credentials of the URLs in it, and of `urls` in any form."""
     secrets = {secret for url in urls for secret in secrets_in(url)}
     for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return _WITHIN.sub(lambda match: _shown(match, ""), text) if "://" in text else text
+        text = text.replace(secret, MARK)
+    return _WITHIN.sub(lambda match: _shown(match, False), text) if "://" in text else text
 
 
 def secrets_in(url: str) -> set[str]:
@@ -91,14 +95,15 @@ def secrets_in(url: str) -> set[str]:
     return found | {unquote(text) for text in found} | {quote(text) for text in found}
 
 
-def _shown(match: re.Match[str], mark: str) -> str:
+def _shown(match: re.Match[str], marked: bool) -> str:
     parts = split_url(match[1][:-3], match[2])
-    user = f"{mark}@" if parts.user and mark else ""
-    query = f"?{mark}" if parts.query and mark else ""
+    # a mark stays: messages pass through here more than once
+    user = f"{MARK}@" if parts.user == MARK or (parts.user and marked) else ""
+    query = f"?{MARK}" if parts.query == MARK or (parts.query and marked) else ""
     return f"{match[1]}{user}{parts.place}{query}"
 
 
-UNUSED_USER = "credentials in this kind of URL reach nobody"
+UNUSED_USER = "this kind of URL takes no user and no password"
 """What is said where `user_unused`."""
 
 UNUSED_USER_TODO = (

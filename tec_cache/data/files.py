@@ -9,6 +9,7 @@ from typing import IO, Any, NamedTuple
 
 from tec_cache.errors import SourceError, StorageError
 from tec_cache.urls import scrubbed
+from tec_cache.web import refusal_behind
 
 END = 64 * 1024
 """Bytes at each end of a file that tell it from others."""
@@ -136,11 +137,12 @@ class RemoteFile(ShardFile):
         return stream
 
     def ends(self) -> Ends:
-        """Read both ends by a request each."""
+        """Read both ends by a request each, a small file by one."""
         size = self.size()
-        last = max(0, size - END)
-        first, tail = (self._range(start, min(start + END, size)) for start in (0, last))
-        return Ends(size, first, tail)
+        if size <= 2 * END:
+            data = self._range(0, size)
+            return Ends(size, data[:END], data[-END:])
+        return Ends(size, self._range(0, END), self._range(size - END, size))
 
     def neighbours(self) -> list[str]:
         """List its folder, where that can be listed."""
@@ -183,9 +185,8 @@ class WebFile(RemoteFile):
         try:
             return super().size()
         except FileNotFoundError as error:
-            # fsspec says so whatever the reason was
-            cause = error.__cause__
-            if cause is None or getattr(cause, "status", None) in (404, 410):
+            cause = refusal_behind(error)
+            if cause is None:
                 raise
             todo = "check the address and the network"
             if getattr(cause, "status", None) in (401, 403):
@@ -197,7 +198,7 @@ class WebFile(RemoteFile):
     def open(self) -> IO[bytes]:
         """Open it: block by block where the server gives parts of a file, else as one long answer."""
         if self._ranges is None:
-            self._tail(1)
+            self._ranges = self._gives_parts()
         # without a size fsspec would ask for it once more
         stream: IO[bytes] = (
             self.fs.open(self.address, "rb", size=self._size)
@@ -208,28 +209,24 @@ class WebFile(RemoteFile):
 
     def ends(self) -> Ends:
         """Read both ends by a request each, or the whole file where the server gives no parts of it."""
-        size = self.size()
-        tail = self._tail(min(size, END))
-        if tail is None:
-            ends = self._count()
-            if ends.size != size:
-                what = f"{ends.size:,} bytes came of a file of {size:,}"
-                raise StorageError(what, where=self.where, todo="check the server")
-            return ends
-        return Ends(size, self._range(0, min(END, size)), tail)
-
-    def _tail(self, length: int) -> bytes | None:
-        """Read the last bytes; None where the server gives no parts of a file, which is remembered."""
-        self._ranges = False
-        size = self._size
-        if size is None or length == 0:
-            return None
         try:
-            tail = self._range(size - length, size)
+            ends = super().ends()
+            self._ranges = True
         except ValueError:  # what fsspec says of a server that answers with the whole file
-            return None
-        self._ranges = True
-        return tail
+            self._ranges, ends = False, self._count()
+            if ends.size != self._size:
+                what = f"{ends.size:,} bytes came of a file of {self._size or 0:,}"
+                raise StorageError(what, where=self.where, todo="check the server") from None
+        return ends
+
+    def _gives_parts(self) -> bool:
+        """Ask for the last byte."""
+        if self._size:
+            try:
+                self._range(self._size - 1, self._size)
+            except ValueError:
+                return False
+        return bool(self._size)
 
     def _part(self, start: int, end: int) -> bytes:
         # not cat_file: that takes a whole file into memory where a server answers with one

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -24,8 +25,10 @@ from tec_cache.data.tars import SHARD_SUFFIXES, TarShard
 from tec_cache.errors import SourceError, StorageError, TecCacheError, nearest
 from tec_cache.urls import scrubbed, without_secrets
 
-MOST_FILES = 1_000_000
+MOST_FILES = 100_000
 """Paths that braces may give."""
+
+_RANGE = re.compile(r"(-?[0-9]{1,4000})\.\.(-?[0-9]{1,4000})")
 
 REQUESTS = 16
 """Requests to a store at a time."""
@@ -72,13 +75,16 @@ def _expanded(source: str) -> Iterator[str]:
         yield source
         return
     shown = without_secrets(source)
+    too_many = SourceError(f"braces give more than {MOST_FILES:,} paths", where=shown, todo="give fewer")
+    if any(abs(int(first) - int(last)) >= MOST_FILES for first, last in _RANGE.findall(source)):
+        raise too_many  # braceexpand would list the whole range at once
     try:
         texts = list(islice(braceexpand(source), MOST_FILES + 1))
     except ValueError as error:
         todo = r"close each brace; write \{ for one that belongs to a name"
         raise SourceError("the braces of this pattern do not match", where=shown, todo=todo) from error
     if len(texts) > MOST_FILES:
-        raise SourceError(f"braces give more than {MOST_FILES:,} paths", where=shown, todo="give fewer")
+        raise too_many
     yield from texts
 
 
@@ -157,8 +163,8 @@ def _names(files: list[ShardFile]) -> list[str]:
     for number, path in enumerate(parts):
         if path in parts[:number]:
             twin = files[parts.index(path)]
-            same = twin.address == files[number].address
-            what = "a shard is named twice" if same else "two URLs name one shard: a query is no part of its name"
+            queries = "://" in twin.address and twin.address != files[number].address
+            what = "two URLs name one shard: a query is no part of its name" if queries else "a shard is named twice"
             raise SourceError(what, where=files[number].where, todo="list every shard once")
     common = 0
     while len({p[: common + 1] for p in parts}) == 1:

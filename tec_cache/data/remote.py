@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,8 +32,10 @@ class Place:
     """Of a URL of the web: it goes with every request, and is part of no name."""
     chain: str = ""
     """What stands before the URL: `simplecache::`."""
+    archive: str = ""
+    """What stands behind it: `::https://host/photos.zip`."""
     outer: tuple[str, ...] = ()
-    """Parts of the path of the archive that all this is in."""
+    """Parts of the archive's path."""
 
     @property
     def web(self) -> bool:
@@ -50,12 +52,14 @@ class Place:
         pattern = literal_as_far_as_there(self.path, magic, self.fs.exists)
         for path, info in sorted(self.fs.glob(pattern, detail=True).items()):
             if hidden or not path.rpartition("/")[2].startswith("."):
-                shown = self.chain + without_secrets(path if self.web else self.fs.unstrip_protocol(path))
+                url = without_secrets(path if self.web else self.fs.unstrip_protocol(path))
+                shown = f"{self.chain}{url}{self.archive}"
                 size = info.get("size") if info.get("type") == "file" else None
                 yield self._file(path, shown, size)
 
     def _file(self, path: str, shown: str, size: int | None = None) -> RemoteFile:
-        parts = [part for part in shown.rpartition("://")[2].split("/") if part]
+        place = path if self.archive else shown.rpartition("://")[2]
+        parts = [part for part in place.split("/") if part]
         if self.web:  # as the server's disk has it, where that is one name
             parts = [name if "/" not in (name := unquote(part)) else part for part in parts]
         kind = WebFile if self.web and not self.chain else RemoteFile
@@ -75,11 +79,12 @@ def connect(url: str) -> Place:
     if chained and head == "simplecache":
         inner = connect(rest)
         fs = fsspec.filesystem("simplecache", fs=inner.fs)
-        return Place(fs, inner.path, f"{head}::{inner.shown}", inner.query, f"{head}::{inner.chain}", inner.outer)
+        return replace(inner, fs=fs, shown=f"{head}::{inner.shown}", chain=f"{head}::{inner.chain}")
     if chained and scheme == "zip" and slashes:
         archive = _archive(rest)
         fs = fsspec.filesystem("zip", fo=fsspec.core.OpenFile(archive.fs, archive.address))
-        return Place(fs, member, f"{head}::{archive.where}", outer=archive.parts)
+        tail = f"::{archive.where}"
+        return Place(fs, member, head + tail, archive=tail, outer=archive.parts)
     if scheme in HTTP and slashes:
         return _web(url)
     if chained:

@@ -23,6 +23,7 @@ import fsspec
 from tec_cache.errors import GO_ON, ConfigError, StorageError, TecCacheError
 from tec_cache.store.drafts import temporary_file
 from tec_cache.urls import UNUSED_USER, UNUSED_USER_TODO, scrubbed, split_url, user_unused, without_secrets
+from tec_cache.web import refusal_behind
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def _explained(method: Callable[P, T]) -> Callable[P, T]:
         except TecCacheError:
             raise
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and _code(error) != "NoSuchBucket":
+            if _absent(error):
                 raise
             if not isinstance(error, OSError) and type(error).__module__ == "builtins":
                 raise  # a bug, not the network
@@ -54,8 +55,15 @@ def _explained(method: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+def _absent(error: Exception) -> bool:
+    """Say whether an error means that there is no such object, and nothing else."""
+    return isinstance(error, FileNotFoundError) and _code(error) != "NoSuchBucket" and refusal_behind(error) is None
+
+
 def _storage_error(error: Exception, store: RemoteStore) -> StorageError:
     """Say what a store refused, and what a user can do about it."""
+    if isinstance(error, FileNotFoundError):
+        error = refusal_behind(error) or error
     text = scrubbed(str(getattr(error, "strerror", None) or error), store.address) or type(error).__name__
     url = store.url
     if _code(error) == "NoSuchBucket":
@@ -122,7 +130,7 @@ class RemoteStore:
         try:
             return int(self.fs.size(self._path(name)))
         except FileNotFoundError as error:
-            if _code(error) == "NoSuchBucket":
+            if not _absent(error):
                 raise
             return None
 
