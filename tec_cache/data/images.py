@@ -10,14 +10,13 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from tec_cache.data import jpeg, png, tiff_photos
-from tec_cache.data.avif import without_metadata
+from tec_cache.data.avif import is_avif, without_metadata
 from tec_cache.data.orientation import upright
 from tec_cache.data.stored import Stored, require_size
 from tec_cache.errors import SourceError
 
 # Named, because Pillow also knows formats that start other programs (EPS calls Ghostscript) on a stranger's bytes.
-# AVIF is there where Pillow was built with it.
-FORMATS = ("WEBP", "BMP", "GIF", "PPM", "AVIF")
+FORMATS = ("WEBP", "BMP", "GIF", "PPM")
 
 
 class Decoded(NamedTuple):
@@ -59,8 +58,10 @@ def _read(data: bytes) -> Stored:
         return png.read_png(data)
     if data.startswith(tiff_photos.MAGIC):
         return tiff_photos.read_tiff(data)
-    formats = [name for name in FORMATS if name in Image.ID or name != "AVIF"]
-    image: Image.Image = Image.open(io.BytesIO(without_metadata(data)), formats=formats)
+    formats: tuple[str, ...] = FORMATS
+    if is_avif(data):
+        data, formats = without_metadata(data), ("AVIF",)
+    image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
     require_size(image.width, image.height)
     if image.mode == "F":
         raise ValueError("its samples are floating-point numbers, whose black and white no file says")
