@@ -26,6 +26,8 @@ class Summary:
     """Photos with views, broken ones not counted."""
     skipped: list[list[str]] = field(default_factory=list)
     """[shard, key or "", reason] of everything left out."""
+    notes: list[list[str]] = field(default_factory=list)
+    """[shard, key, text]: what of the photos with views was not understood, and not needed."""
     units: int = 0
     views_made: int = 0
     """Crops written by this run (of this process)."""
@@ -74,20 +76,23 @@ def describe(summary: Summary, cache: Cache, job: TargetJob | None) -> None:
     if job is not None and job.replaces:
         summary.to_remove, target, coded = len(coded), None, set()
 
-    def counts(unit: Unit) -> tuple[int, int, list[list[str]], int, int]:
+    def counts(unit: Unit) -> tuple[int, int, list[list[str]], int, int, list[list[str]]]:
         record = cache.views_record(unit)
         rows = size = 0
         if target is not None and unit in coded:
             targets = target.record(unit, record)
             rows, size = targets.count, targets.payload.size if targets.payload else 0
-        skipped = [[cache.shards[unit.shard], *pair] for pair in record.skipped] if unit.view == 0 else []
-        return len(record.keys), record.payload.size if record.payload else 0, skipped, rows, size
+        shard, first = cache.shards[unit.shard], unit.view == 0
+        skipped = [[shard, *pair] for pair in record.skipped if first]
+        notes = [[shard, *pair] for pair in record.notes if first]
+        return len(record.keys), record.payload.size if record.payload else 0, skipped, rows, size, notes
 
     found = cache.of_units(units, counts)
     summary.units, crops, rows = len(units), sum(c for c, *_ in found), sum(f[3] for f in found)
-    for unit, (photos, _, skipped, _, _) in zip(units, found, strict=True):
+    for unit, (photos, _, skipped, _, _, notes) in zip(units, found, strict=True):
         summary.photos += photos if unit.view == 0 else 0
         summary.skipped += skipped
+        summary.notes += notes
     for number, name in enumerate(cache.shards):
         record_of = cache.source_record(number)
         if record_of is None:

@@ -13,21 +13,24 @@ def info(path: str) -> dict[str, Any]:
     """Describe a cache from its records, as plain values. Raises ConfigError or CacheError."""
     cache = open_cache(path)
     views: list[dict[str, Any]] = [{"photos": 0, "bytes": 0} for _ in range(cache.num_views)]
-    skipped = 0
+    skipped = noted = 0
 
-    def counts(unit: Unit) -> tuple[int, int, int]:
+    def counts(unit: Unit) -> tuple[int, int, int, int]:
         record = cache.views_record(unit)
-        return len(record.keys), record.payload.size if record.payload else 0, len(record.skipped)
+        size = record.payload.size if record.payload else 0
+        return len(record.keys), size, len(record.skipped), len({key for key, _ in record.notes})
 
     found = cache.of_units(cache.view_units, counts)
-    for unit, (photos, size, broken) in zip(cache.view_units, found, strict=True):
+    for unit, (photos, size, broken, notes) in zip(cache.view_units, found, strict=True):
         views[unit.view]["photos"] += photos
         views[unit.view]["bytes"] += size
         skipped += broken if unit.view == 0 else 0
+        noted += notes if unit.view == 0 else 0
     targets = {name: _target_set(cache[name]) for name in cache.target_names}
     plan = cache.identity["views"]
     return {
         "cache": path,
+        "format": cache.manifest["format"],
         "fingerprint": cache.fingerprint,
         "size": plan["size"],
         "grid": cache.grid,
@@ -38,6 +41,7 @@ def info(path: str) -> dict[str, Any]:
         "num_views": cache.num_views,
         "views": views,
         "skipped_photos": skipped,
+        "noted_photos": noted,
         "unread_shards": sum(cache.source_record(i) is None for i in range(len(cache.shards))),
         "missing_units": len(cache.missing_units(cache.num_views)),
         "targets": targets,
