@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Summary:
     """Photos with views, broken ones not counted."""
     skipped: list[list[str]] = field(default_factory=list)
     """[shard, key or "", reason] of everything left out."""
+    notes: list[list[str]] = field(default_factory=list)
+    """[shard, key, text]: what of the photos with views was not understood, and not needed."""
     labels: LabelCounts = field(default_factory=LabelCounts)
     passed_over: dict[str, int] = field(default_factory=dict)
     """Kind -> how many things in the source are no photos."""
@@ -74,6 +76,18 @@ def row_bytes(arrays: dict[str, ArraySpec]) -> int:
     return sum(int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in arrays.values())
 
 
+class _UnitFacts(NamedTuple):
+    """What the records of a unit say; the lists are those of view 0."""
+
+    crops: int
+    crop_bytes: int
+    rows: int = 0
+    target_bytes: int = 0
+    skipped: list[list[str]] = []  # noqa: RUF012  never changed
+    notes: list[list[str]] = []  # noqa: RUF012
+    labels: list[int | None] = []  # noqa: RUF012
+
+
 def describe(summary: Summary, cache: Cache, job: TargetJob | None, source: Source) -> None:
     """Fill in what the cache holds now. source: what was given to be extracted, if anything."""
     units = [unit for unit in cache.view_units if unit.view < summary.num_views]
@@ -84,22 +98,27 @@ def describe(summary: Summary, cache: Cache, job: TargetJob | None, source: Sour
 
     labels = LabelCounter()
 
-    def counts(unit: Unit) -> tuple[int, int, list[list[str]], int, int, list[int | None]]:
+    def facts(unit: Unit) -> _UnitFacts:
         record = cache.views_record(unit)
-        rows = size = 0
+        size = record.payload.size if record.payload else 0
+        found = _UnitFacts(len(record.keys), size)
+        if unit.view == 0:
+            shard = cache.shards[unit.shard]
+            skipped, notes = ([[shard, *pair] for pair in pairs] for pairs in (record.skipped, record.notes))
+            found = found._replace(skipped=skipped, notes=notes, labels=record.labels)
         if target is not None and unit in coded:
             targets = target.record(unit, record)
-            rows, size = targets.count, targets.payload.size if targets.payload else 0
-        skipped = [[cache.shards[unit.shard], *pair] for pair in record.skipped] if unit.view == 0 else []
-        size_of_crops = record.payload.size if record.payload else 0
-        return len(record.keys), size_of_crops, skipped, rows, size, record.labels
+            found = found._replace(rows=targets.count, target_bytes=targets.payload.size if targets.payload else 0)
+        return found
 
-    found = cache.of_units(units, counts)
-    summary.units, crops, rows = len(units), sum(c for c, *_ in found), sum(f[3] for f in found)
-    for unit, (photos, _, skipped, _, _, numbers) in zip(units, found, strict=True):
-        summary.photos += photos if unit.view == 0 else 0
-        summary.skipped += skipped
-        labels.add(numbers if unit.view == 0 else ())
+    found = cache.of_units(units, facts)
+    summary.units, rows = len(units), sum(unit.rows for unit in found)
+    crops = sum(unit.crops for unit in found)
+    for unit, fact in zip(units, found, strict=True):
+        summary.photos += fact.crops if unit.view == 0 else 0
+        summary.skipped += fact.skipped
+        summary.notes += fact.notes
+        labels.add(fact.labels)
     summary.labels = labels.counts(cache.identity)
     passed_over, summary.remarks = PassedOver(), list(source.remarks)
     for number, name in enumerate(cache.shards):
@@ -112,8 +131,8 @@ def describe(summary: Summary, cache: Cache, job: TargetJob | None, source: Sour
         if record_of.damage:
             summary.skipped.append([name, "", record_of.damage])
     summary.passed_over = passed_over.told()
-    summary.bytes_per_crop = sum(f[1] for f in found) / crops if crops else 0.0
-    summary.bytes_per_target = sum(f[4] for f in found) / rows if rows else 0.0
+    summary.bytes_per_crop = sum(unit.crop_bytes for unit in found) / crops if crops else 0.0
+    summary.bytes_per_target = sum(unit.target_bytes for unit in found) / rows if rows else 0.0
     summary.free_disk = cache.store.free()
     summary.num_targets = len(cache.target_names)
     summary.missing = len(cache.missing_units(summary.num_views, job.name if job else None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pipelines.label_counts import LabelCounts, classes_text
@@ -67,6 +68,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         lines += [f"  {shard} {key}: {reason}" for shard, key, reason in summary.skipped[:10]]
         if len(summary.skipped) > 10:
             lines.append("  ... all of them with --json")
+    lines += _notes_text(summary.notes)
     if summary.free_disk is not None:
         lines.append(f"free disk    {human_bytes(summary.free_disk)}")
     if dry_run:
@@ -90,6 +92,21 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         target = f" --target {summary.target}" if summary.num_targets > 1 else ""
         lines.append(f"next         tec-cache train --cache {config.cache}{target} --out RUN")
     return "\n".join(lines)
+
+
+def _notes_text(notes: list[list[str]], most: int = 5) -> list[str]:
+    """Say which whole photos hold something that was not understood, each kind of remark once."""
+    if not notes:
+        return []
+    first: dict[str, str] = {}
+    for shard, key, text in notes:
+        first.setdefault(text, f"{shard} {key}")
+    counts = Counter(text for _, _, text in notes)
+    lines = [f"noted        {len({(shard, key) for shard, key, _ in notes}):,} photos that were used:"]
+    lines += [f"  {text}: {count:,}, the first {first[text]}" for text, count in counts.most_common(most)]
+    if len(counts) > most:
+        lines.append("  ... all of them with --json")
+    return lines
 
 
 def plan_text(plan: Plan) -> str:

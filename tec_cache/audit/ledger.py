@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from tec_cache.audit.findings import DROP, Finding
+from tec_cache.audit.findings import DROP, RESTORE, Finding
 from tec_cache.audit.units import Checked, Facts
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import RECORD_THREADS
@@ -106,8 +106,7 @@ class Ledger:
         values = Counter(getattr(fact, what) for fact in facts.values())
         if len(values) == 1 and wanted not in values and len(facts) > 1:
             kind = "codec" if whole == "codec" else "manifest"
-            todo = "restore the right one from a copy; nothing else is wrong with the records"
-            self.find(kind, where, f"all {len(facts)} units were made with another {whole}", todo)
+            self.find(kind, where, f"all {len(facts)} units were made with another {whole}", RESTORE)
             return
         for unit, fact in facts.items():
             if getattr(fact, what) != wanted:

@@ -7,11 +7,13 @@ CACHE/
   targets/NAME/codec.json                   the codec as it was fitted, once, and its measured errors
   targets/NAME/codec.HASH.safetensors       its parameters, where it has any
   targets/NAME/000123.002-v03.HASH.zip      a unit's arrays, standard Zarr v3 in a zip; row i belongs to crop i
+  records/asked/02.json                     view 2 of every photo was asked for
   records/source/000123.json                shard 123 was read to its end: photos, groups, damage
+  records/content.json                      all shards were read to their end: the hash of each one's record
   records/views/000123.002-v03.json         commit record of a unit of views: payload, keys, offsets, checksums
   records/targets/NAME/000123.002-v03.json  commit record of a unit of targets: payload, block positions
 
-PACK/ (tec-cache pack) has the same cache.json, targets/NAME/{target.json,codec*} and records/source, and
+PACK/ (tec-cache pack) has the same cache.json, targets/NAME/{target.json,codec*}, records/source and content, and
   pack.json                                 identity of the pack: of which cache, how many views, which target sets
   000123.002-v03.HASH.tar                   a unit's crops and codes, plain WebDataset
   records/packed/000123.002-v03.json        commit record of a unit: keys, positions, checksums
@@ -27,6 +29,9 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from tec_cache.errors import ConfigError
+
+MOST_VIEWS = 10_000
+"""Views of a photo; a larger number comes from no extraction."""
 
 BLOCK_ROWS = 32
 """Rows of one inner chunk, which are always read together."""
@@ -51,7 +56,8 @@ class Unit(NamedTuple):
         """Read a unit's name back; raises ValueError for anything else."""
         match = _UNIT.fullmatch(text)
         unit = cls(*(int(part) for part in match.groups())) if match else None
-        if unit is None or str(unit) != text:  # one unit, one name: 0000001 is not 000001 once more
+        # one unit, one name: 0000001 is not 000001 once more
+        if unit is None or unit.view >= MOST_VIEWS or str(unit) != text:
             raise ValueError(f"not the name of a unit: {text!r}")
         return unit
 
@@ -60,7 +66,9 @@ MANIFEST = "cache.json"
 PACK = "pack.json"
 VIEWS = "views"
 TARGETS = "targets"
+ASKED_RECORDS = "records/asked"
 SOURCE_RECORDS = "records/source"
+CONTENT_RECORD = "records/content.json"
 VIEW_RECORDS = "records/views"
 PACK_RECORDS = "records/packed"
 
@@ -88,6 +96,18 @@ def views_payload(unit: Unit, sha256: str) -> str:
 def target_payload(name: str, unit: Unit, sha256: str) -> str:
     """Zip of a unit's targets."""
     return f"{TARGETS}/{name}/{unit}.{sha256[:16]}.zip"
+
+
+def asked_record(view: int) -> str:
+    """Record that a view of every photo was asked for."""
+    return f"{ASKED_RECORDS}/{view:02d}.json"
+
+
+def asked_view(name: str) -> int | None:
+    """Return the view whose `asked_record` a name is; None for anything else."""
+    text = name.removeprefix(f"{ASKED_RECORDS}/").removesuffix(".json")
+    view = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else None
+    return view if view is not None and view < MOST_VIEWS and asked_record(view) == name else None
 
 
 def source_record(shard: int) -> str:
