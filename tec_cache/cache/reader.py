@@ -124,8 +124,8 @@ class Cache:
     @functools.cached_property
     def target_names(self) -> list[str]:
         """Names of the target sets."""
-        parts = [name.split("/") for name in self.store.names(layout.TARGETS)]
-        return sorted(part[1] for part in parts if part[2:] == ["target.json"])
+        files = map(layout.file_of, self.store.names(layout.TARGETS))
+        return sorted(file.target for file in files if file is not None and file.kind == "target")
 
     def __getitem__(self, name: str) -> TargetSet:
         if name not in self.target_names:
@@ -391,9 +391,5 @@ class TargetSet:
 
 def units_in(store: Store, folder: str) -> list[Unit]:
     """List the units that have a record in a folder of records."""
-    names = [name.rpartition("/")[2].removesuffix(".json") for name in store.names(folder)]
-    try:
-        return sorted(Unit.parse(name) for name in names)
-    except ValueError as error:
-        todo = "remove it"
-        raise CacheError(f"a foreign file among the records: {error}", where=store.place(folder), todo=todo) from error
+    # what is no record is never read, nor removed; an audit names it
+    return sorted(unit for name in store.names(folder) if (unit := layout.unit_of(name)) is not None)
