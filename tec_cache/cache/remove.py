@@ -165,11 +165,11 @@ def _other_codecs(store: Store, names: list[str]) -> list[str]:
     lost = record is None or (payload is not None and payload.name not in names)
     if fitted and lost and store.names(layout.target_records(files[fitted[0]].target)):
         return []  # damage: what the finished units were coded with may be among them
-    return [n for n in fitted if (payload is None or n != payload.name) and _provably_ours(store, n)]
+    return [name for name in fitted if payload is None or name != payload.name]
 
 
 def _provably_ours(store: Store, name: str) -> bool:
-    """Say whether a file that nobody asked to remove is ours by its name and, where that is cheap, by its content."""
+    """Say whether a file in a folder that is no target set's (any more) is ours by its name and its content."""
     file = layout.file_of(name)
     if file is None:
         return False

@@ -26,7 +26,7 @@ DRAFTS = ".drafts"
 SCRATCH = ".tec-cache-plan-"
 """How a scratch folder of `tec-cache plan` begins; twelve hex digits follow."""
 
-_DRAFT = re.compile(r"[0-9a-f]{32}|\..+\.[0-9a-f]{12}\.tmp")
+_DRAFT = re.compile(r"[0-9a-f]{12,32}|\..+\.[0-9a-f]{12}\.tmp")
 _SCRATCH = re.compile(re.escape(SCRATCH) + "[0-9a-f]{12}")
 
 

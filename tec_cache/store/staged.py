@@ -79,9 +79,9 @@ class StagedStore:
         with self._locks[name]:
             try:
                 size = self.inner.size(name)
-                there = size is not None and self.stage.add(
-                    short, size, lambda stream: self._copy(name, short, size or 0, stream)
-                )
+                if size is None:
+                    raise FileNotFoundError(name)
+                there = self.stage.add(short, size, lambda stream: self._copy(name, short, size, stream))
             except TecCacheError:
                 raise
             except OSError:
