@@ -360,8 +360,9 @@ def anything_committed(store: Store, target: str | None = None) -> bool:
     if target is not None:
         return store.size(layout.codec_record(target)) is not None or bool(store.names(layout.target_records(target)))
     # that views were asked for is no more than a wish: a job ended before its first unit
-    units = [name for name in store.names("records") if layout.asked_view(name) is None]
-    return bool(units) or any(n.endswith("/codec.json") for n in store.names(layout.TARGETS))
+    files = map(layout.file_of, store.names("records"))
+    done = any(file is not None and file.kind != "asked" for file in files)
+    return done or any(n.endswith("/codec.json") for n in store.names(layout.TARGETS))
 
 
 def _forget_other(

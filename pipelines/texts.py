@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.label_counts import LabelCounts, classes_text
 from pipelines.tally import bottleneck_text
 from tec_cache.data.passed_over import passed_over_text
+from tec_cache.errors import listed
 from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -345,6 +346,8 @@ def rm_text(summary: RemoveSummary, dry_run: bool) -> str:
         f"{human_bytes(summary.bytes)}",
         f"left         {summary.left_views} views in {summary.left_units:,} units; target sets: {left}",
     ]
+    if summary.left_alone:
+        lines.append(f"not ours     {listed(summary.left_alone)}: left where they are")
     if dry_run:
         lines.append("dry run: nothing was removed")
     return "\n".join(lines)

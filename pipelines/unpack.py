@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.storage import Needed, explained_storage
 from tec_cache.cache import layout
-from tec_cache.cache.copy import checked_pieces, copy_codec, copy_manifest, copy_source_record
+from tec_cache.cache.copy import checked_pieces, copy_codec, copy_manifest, copy_source_record, require_name
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import PackRecord, TargetRecord, ViewsRecord
@@ -80,6 +80,8 @@ def unpack(pack: str, out: str, *, quiet: bool = True) -> UnpackSummary:
 def unpack_unit(pack: Pack, unit: Unit, record: PackRecord, store: Store) -> None:
     """Write the tar and the zips of a unit, and their records. Raises CacheError for any damage."""
     if record.payload is not None:
+        where = pack.store.place(layout.pack_record(unit))
+        require_name(record.payload, layout.pack_payload(unit, record.payload.sha256), where)
         deque(checked_pieces(pack.store, record.payload, MEND), maxlen=0)
     views = _unpack_views(pack, unit, record, store)
     for name in pack.target_names:

@@ -171,7 +171,9 @@ def _run_bases(
 
 def _repair(store: Store, verdict: Verdict) -> None:
     """Drop what is bad, record first, and what no record names; look again at what is missing now."""
-    verdict.dropped = [finding for finding in verdict.findings if finding.drop]
+    verdict.dropped = [
+        finding for finding in verdict.findings if finding.drop and all(map(layout.file_of, finding.drop))
+    ]
     for finding in verdict.dropped:
         for name in finding.drop:
             store.remove(name)
@@ -181,7 +183,8 @@ def _repair(store: Store, verdict: Verdict) -> None:
         verdict.removed = []  # a damaged codec.json: nobody can say which parameters it names
     after = audit(store).findings
     known = {(finding.kind, finding.where) for finding in after}
-    stays = [f for f in verdict.findings if f.level == "damage" and not f.drop and (f.kind, f.where) not in known]
+    stays = [f for f in verdict.findings if f.level == "damage" and f not in verdict.dropped]
+    stays = [f for f in stays if (f.kind, f.where) not in known]
     verdict.findings = [*stays, *after]
     verdict.next = _next_commands(verdict)
 

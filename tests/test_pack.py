@@ -243,7 +243,7 @@ def test_what_a_killed_pack_left_is_cleared(two_sets: Path, pack_copy: Path, pac
     unit = open_cache(two_sets).view_units[0]
     (pack_copy / layout.pack_payload(unit, "0" * 64)).write_bytes(b"of another attempt")
     (pack_copy / ".drafts").mkdir(exist_ok=True)
-    (pack_copy / ".drafts" / "half").write_bytes(b"half")
+    (pack_copy / ".drafts" / ("0" * 32)).write_bytes(b"half")
     (pack_copy / "notes.tar").write_bytes(b"mine")
     pack(str(two_sets), str(pack_copy))
     assert (pack_copy / "notes.tar").read_bytes() == b"mine"

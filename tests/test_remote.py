@@ -298,14 +298,14 @@ def test_drafts_of_killed_jobs_are_cleared_and_those_of_living_ones_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drafts_module.tempfile, "gettempdir", lambda: str(tmp_path))
-    dead, foreign = tmp_path / f"{PREFIX}dead", tmp_path / "other"
+    dead, foreign = tmp_path / f"{PREFIX}{'0' * 32}", tmp_path / f"{PREFIX}notes.txt"
     for path in (dead, foreign):
         path.write_bytes(b"x")
         os.utime(path, (1, 1))
     with temporary_file() as living:
         living.write_bytes(b"opened and closed by another writer")
         os.utime(living, (1, 1))
-        clear_abandoned(tmp_path, PREFIX)
+        clear_abandoned(tmp_path)
         assert sorted(tmp_path.iterdir()) == sorted([living, foreign])
     assert list(tmp_path.iterdir()) == [foreign]
 

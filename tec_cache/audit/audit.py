@@ -6,7 +6,7 @@ fit: records against the manifest, units against the source shards' records, tar
 
 from __future__ import annotations
 
-from tec_cache.audit.findings import AGAIN, DROP, REMAKE, RESTORE, damaged_record
+from tec_cache.audit.findings import AGAIN, ALONE, DROP, REMAKE, RESTORE, damaged_record
 from tec_cache.audit.ledger import Ledger, Report
 from tec_cache.audit.targets import TargetSetAudit
 from tec_cache.audit.units import Facts, check_views
@@ -67,23 +67,21 @@ class _Audit:
         self.view_units: list[Unit] = []
         self.target_units: dict[str, list[Unit]] = {}
         for name in self.store.names("records"):
-            folder, _, last = name.rpartition("/")
-            stem, target = last.removesuffix(".json"), folder.removeprefix("records/targets/")
-            unit, asked = layout.unit_of(name), layout.asked_view(name)
-            if name == layout.CONTENT_RECORD:
-                continue
-            if asked is not None:
-                self.asked_names[asked] = name
-            elif stem.isdigit() and layout.source_record(int(stem)) == name:
-                self.source_names[int(stem)] = name
-            elif unit is not None and layout.views_record(unit) == name:
-                self.view_units.append(unit)
-            elif unit is not None and "/" not in target and layout.target_record(target, unit) == name:
-                self.target_units.setdefault(target, []).append(unit)
-            else:
-                self.ledger.find("foreign", name, "a file among the records that is none", DROP, drop=(name,))
-        folders = {name.split("/")[1] for name in self.store.names(layout.TARGETS) if name.count("/") > 1}
-        self.names = sorted({*self.target_units, *folders})
+            match layout.file_of(name):
+                case layout.File(kind="content"):
+                    pass
+                case layout.File(kind="asked", number=int(view)):
+                    self.asked_names[view] = name
+                case layout.File(kind="source", number=int(shard)):
+                    self.source_names[shard] = name
+                case layout.File(kind="views", unit=Unit() as unit):
+                    self.view_units.append(unit)
+                case layout.File(kind="targets", unit=Unit() as unit, target=target):
+                    self.target_units.setdefault(target, []).append(unit)
+                case _:
+                    self.ledger.find("unknown", name, "a file among the records that is none", ALONE)
+        files = map(layout.file_of, self.store.names(layout.TARGETS))
+        self.names = sorted({*self.target_units, *(file.target for file in files if file is not None)})
 
     def _sources(self) -> None:
         """Which source shards were read to their end, and how many photos they gave."""
@@ -228,27 +226,16 @@ class _Audit:
         """Payloads that no record names: harmless, nothing reads them."""
         known = {file(name) for name in self.names for file in (layout.target_manifest, layout.codec_record)}
         for name in [*self.store.names(layout.VIEWS), *self.store.names(layout.TARGETS)]:
-            owner = _owner(name)
-            if name in self.ledger.used or name in known or owner in self.ledger.unknown:
+            file = layout.file_of(name)
+            if name in self.ledger.used or name in known or (file is not None and file.record in self.ledger.unknown):
                 continue
-            if owner:
+            if file is not None and file.record:
                 todo = "nothing reads it; extract or verify --repair removes it, unless another job is writing it now"
-                self.ledger.find("leftover", name, "no record names it", todo, layout.unit_of(name) or "")
+                self.ledger.find("leftover", name, "no record names it", todo, file.unit or "")
             else:
-                self.ledger.find("unknown", name, "not a file of the cache", "it is left alone; remove it if you can")
+                self.ledger.find("unknown", name, "not a file of the cache", ALONE)
 
 
 def photos_of(facts: Facts) -> tuple[str, str, str]:
     """Return what must be the same in all views of a group."""
     return facts.photos_sha256, facts.keys_sha256, facts.labels_sha256
-
-
-def _owner(payload: str) -> str:
-    """Return the record that could name a file; empty for what can be no payload."""
-    folder, _, last = payload.rpartition("/")
-    unit, target = layout.unit_of(payload), folder.removeprefix("targets/")
-    if folder == layout.VIEWS:
-        return layout.views_record(unit) if unit else ""
-    if unit:
-        return layout.target_record(target, unit)
-    return layout.codec_record(target) if last.endswith(".safetensors") else ""

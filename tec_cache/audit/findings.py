@@ -17,6 +17,8 @@ REFIT = (
     "them again, tec-cache rm removes them"
 )
 
+ALONE = "nothing reads it and nothing removes it; take it away if nobody needs it"
+
 MISSING = ("missing",)
 NOTES = ("leftover", "unknown")
 
@@ -25,7 +27,7 @@ NOTES = ("leftover", "unknown")
 class Finding:
     """Something wrong, missing or left over.
 
-    kind: manifest, codec, record, payload, foreign (a file among the records that is none), unreadable (the disk or
+    kind: manifest, codec, record, payload, foreign (a unit that the source does not have), unreadable (the disk or
     the network, not the content), base and targets (what the base says of a sample); missing (not made yet);
     leftover and unknown, which are notes.
     """

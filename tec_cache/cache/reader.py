@@ -146,19 +146,19 @@ class Cache:
         """Numbers of the views that were asked for, sorted."""
         views = []
         for name in self.store.names(layout.ASKED_RECORDS):
-            view = layout.asked_view(name)
-            if view is None:
-                raise _foreign(name, self.store.place(name))
+            file = layout.file_of(name)
+            if file is None or file.number is None:
+                continue  # no record; an audit names it
             if AskedRecord.read(self.store, name).identity != self.fingerprint:
                 raise CacheError("what was asked of another cache", where=self.store.place(name), todo=MEND)
-            views.append(view)
+            views.append(file.number)
         return sorted(views)
 
     @functools.cached_property
     def target_names(self) -> list[str]:
         """Names of the target sets."""
-        parts = [name.split("/") for name in self.store.names(layout.TARGETS)]
-        return sorted(part[1] for part in parts if part[2:] == ["target.json"])
+        files = map(layout.file_of, self.store.names(layout.TARGETS))
+        return sorted(file.target for file in files if file is not None and file.kind == "target")
 
     def __getitem__(self, name: str) -> TargetSet:
         if name not in self.target_names:
@@ -473,14 +473,5 @@ def target_manifest_problem(manifest: dict[str, Any], of: dict[str, Any]) -> str
 
 def units_in(store: Store, folder: str) -> list[Unit]:
     """List the units that have a record in a folder of records."""
-    found = []
-    for name in store.names(folder):
-        try:
-            found.append(Unit.parse(name.removeprefix(f"{folder}/").removesuffix(".json")))
-        except ValueError as error:
-            raise _foreign(name, store.place(name)) from error
-    return sorted(found)
-
-
-def _foreign(name: str, where: str) -> CacheError:
-    return CacheError(f"a foreign file among the records: {name!r}", where=where, todo="remove it")
+    # what is no record is never read, nor removed; an audit names it
+    return sorted(unit for name in store.names(folder) if (unit := layout.unit_of(name)) is not None)

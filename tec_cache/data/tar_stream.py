@@ -1,0 +1,168 @@
+"""The bytes of a tar in order, unpacked where it is compressed: never more at a time than is asked for."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import fsspec
+
+from tec_cache.errors import StorageError, TecCacheError
+from tec_cache.tar_headers import MOST_HEADER_BYTES, StrictHeader
+
+PIECE = 1 << 20
+"""Bytes that are read of a compressed file at a time."""
+MOST_EXPANSION = 200
+"""How many times its own bytes a compressed tar may hold, beyond the first FREE_EXPANSION of them. Photos hardly
+shrink; pictures of one colour, stored without compression, shrink a thousandfold, but no whole shard is made of them."""
+FREE_EXPANSION = 256 << 20
+XZ_MEMORY = 256 << 20
+"""Bytes that a xz file's dictionary may ask for; 65 MiB at xz's highest level."""
+
+
+class Members:
+    """The headers of a tar in order, each checked; a member's bytes are read before the next header is asked for."""
+
+    def __init__(self, stream: _Counted) -> None:
+        self._stream = stream
+        self.tar = tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictHeader)  # noqa: SIM115
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        while (info := self._next()) is not None:
+            self.tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header
+            yield info
+
+    def _next(self) -> tarfile.TarInfo | None:
+        # the rest of the member before, and one header
+        self._stream.most = self.tar.offset + MOST_HEADER_BYTES  # type: ignore[attr-defined]
+        info = self.tar.next()
+        self._stream.most = None
+        return info
+
+    def read(self, info: tarfile.TarInfo) -> bytes:
+        """Read a regular member's bytes; the caller has looked at its size. Raises tarfile.ReadError where it is cut."""
+        data = self.tar.extractfile(info).read(info.size)  # type: ignore[union-attr]
+        if len(data) != info.size:
+            raise tarfile.ReadError(f"cut in the middle of {info.name}")
+        return data
+
+    def require_end(self) -> None:
+        """Read to the end of the file. A hole of zeros reads like the end marker; behind the true one are only zeros."""
+        while rest := self.tar.fileobj.read(PIECE):  # type: ignore[union-attr]
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("its end marker comes too early")
+
+
+@contextmanager
+def open_members(url: str) -> Iterator[Members]:
+    """Open a tar, plain or compressed by gzip, bzip2 or xz.
+
+    Raises StorageError where the bytes cannot be had; every other error is of the tar itself.
+    """
+    with _told(url):
+        opened = fsspec.open(url, "rb")
+        stream = opened.open()
+    with stream:
+        raw = _Raw(stream, url)
+        yield Members(_Counted(_unpacked(raw), raw))
+
+
+class _Raw(io.RawIOBase):
+    """A file as it lies on a disk or behind a network, whose errors say nothing of what it holds."""
+
+    def __init__(self, stream: IO[bytes], url: str) -> None:
+        self._stream, self._url, self._head = stream, url, b""
+        self.position = 0
+
+    def head(self, size: int) -> bytes:
+        """Return the first bytes, to be read again."""
+        self._head = self.read(size)
+        return self._head
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most so many bytes."""
+        if self._head:
+            data, self._head = self._head[:size], self._head[size:] if size >= 0 else b""
+            return data
+        with _told(self._url):
+            data = self._stream.read(PIECE if size < 0 else size)
+        self.position += len(data)
+        return data
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+
+class _Counted:
+    """What tarfile reads: a stream that counts, and refuses to give more than a header may take."""
+
+    def __init__(self, stream: Any, raw: _Raw) -> None:
+        self._stream, self._raw = stream, raw
+        self._position = 0
+        self.most: int | None = None
+        """Position beyond which nothing belongs to the header that is being read; None: no header is."""
+
+    def read(self, size: int) -> bytes:
+        """Read bytes. Raises tarfile.ReadError for a header that does not end, or a file that expands without end."""
+        data: bytes = self._stream.read(size)
+        self._position += len(data)
+        # tarfile reads ahead by one record
+        if self.most is not None and self._position > self.most + size + tarfile.RECORDSIZE:
+            raise tarfile.ReadError(f"a header of more than {MOST_HEADER_BYTES:,} bytes")
+        if self._position > FREE_EXPANSION + MOST_EXPANSION * self._raw.position:
+            what = f"its {self._raw.position:,} bytes expand to {self._position:,} and more: no shard of photos does"
+            raise tarfile.ReadError(what)
+        return data
+
+
+class _Xz:
+    """A xz file; `lzma.LZMAFile` would give its dictionary any amount of memory."""
+
+    def __init__(self, raw: _Raw) -> None:
+        self._raw, self._engine = raw, lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+
+    def read(self, size: int) -> bytes:
+        """Read at most `size` bytes; empty at the end. Raises EOFError where it is cut."""
+        while True:
+            if self._engine.eof:
+                rest = (self._engine.unused_data or self._raw.read(PIECE)).lstrip(b"\0")
+                if not rest:
+                    return b""
+                self._engine = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+            else:
+                rest = self._raw.read(PIECE) if self._engine.needs_input else b""
+                if not rest and self._engine.needs_input:
+                    raise EOFError("the compressed file is cut")
+            if data := self._engine.decompress(rest, size):
+                return data
+
+
+def _unpacked(raw: _Raw) -> Any:
+    head = raw.head(6)
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=raw)
+    if head.startswith(b"BZh"):
+        return bz2.BZ2File(raw)  # type: ignore[call-overload]
+    if head == b"\xfd7zXZ\x00":
+        return _Xz(raw)
+    return raw
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Tell the errors of a disk or a network from those of the tar: they must not be recorded as its damage."""
+    try:
+        yield
+    except TecCacheError:
+        raise
+    except Exception as error:
+        todo = "check the disk or the network; what is finished is kept, the same command goes on"
+        what = f"the shard cannot be read: {type(error).__name__}: {error}"
+        raise StorageError(what, where=url, todo=todo) from error
