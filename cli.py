@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from pipelines import texts
+from pipelines import info_texts, texts
 from pipelines.terminal.options import (
     ExistingPlace,
     Place,
@@ -277,19 +277,23 @@ def probe(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: A
 
 
 @cli.command()
-@click.argument("cache", type=Place())
+@click.argument("place", type=Place())
 @common
-def info(cache: str, as_json: bool, quiet: bool, debug: bool) -> None:
-    """Say what a cache holds and what is missing.
+def info(place: str, as_json: bool, quiet: bool, debug: bool) -> None:
+    """Say what PLACE is and holds: a cache, a pack, a run, or an exported model.
+
+    Of a cache or pack: what is there and what is missing. Of a run: how far it is, and the command that goes on. Of
+    an export: its architecture, the hash of its weights, and the run that it came from.
 
     \b
     Example:
       tec-cache info CACHE
+      tec-cache info runs/vit-b
     """
     from pipelines.info import info as run_info
 
-    found = run_info(cache)
-    show(as_json, found, texts.info_text(found))
+    found = run_info(place)
+    show(as_json, found, info_texts.text_of(found))
 
 
 @cli.command()
