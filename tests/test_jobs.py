@@ -126,9 +126,9 @@ def test_parts_open_their_own_shards_once(tiny_base: Path, tmp_path: Path, monke
     opened: Counter[str] = Counter()
     real = TarShard.photos
 
-    def counted(self: TarShard) -> Any:
+    def counted(self: TarShard, *args: Any) -> Any:
         opened[self.name] += 1
-        return real(self)
+        return real(self, *args)
 
     monkeypatch.setattr(TarShard, "photos", counted)
     extract(tiny_config(many, tmp_path / "c", None, views_only=True, part="2/2"))
