@@ -144,15 +144,17 @@ class Cache:
     @functools.cached_property
     def asked_views(self) -> list[int]:
         """Numbers of the views that were asked for, sorted."""
-        views = []
-        for name in self.store.names(layout.ASKED_RECORDS):
-            view = layout.asked_view(name)
-            if view is None:
+
+        def read(name: str) -> int:
+            if layout.asked_view(name) is None:
                 raise _foreign(name, self.store.place(name))
-            if AskedRecord.read(self.store, name).identity != self.fingerprint:
+            record = AskedRecord.read(self.store, name)
+            if record.identity != self.fingerprint:
                 raise CacheError("what was asked of another cache", where=self.store.place(name), todo=MEND)
-            views.append(view)
-        return sorted(views)
+            return record.view
+
+        with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
+            return sorted(pool.map(read, self.store.names(layout.ASKED_RECORDS)))
 
     @functools.cached_property
     def target_names(self) -> list[str]:
@@ -238,9 +240,12 @@ class Cache:
     def content_record(self) -> ContentRecord | None:
         """What the photos of all source shards were, once that is known."""
         name = layout.CONTENT_RECORD
-        if self.store.size(name) is None:
-            return None
-        record = ContentRecord.read(self.store, name)
+        try:
+            record = ContentRecord.read(self.store, name)
+        except CacheError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
         if record.identity != self.fingerprint or len(record.source_sha256) != len(self.shards):
             raise CacheError("what the photos of another cache were", where=self.store.place(name), todo=MEND)
         return record
