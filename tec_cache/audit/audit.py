@@ -135,6 +135,10 @@ class _Audit:
     def _content_record(self) -> ContentRecord | None:
         """Check and return the record of what all photos were, where it is there and sound."""
         name = layout.CONTENT_RECORD
+        if self.swapped:
+            return None  # it is not the records that are of another cache
+        for asked in self.asked_of_others:
+            self.ledger.find("record", asked, "what was asked of another cache", DROP, drop=(asked,))
         if self.store.size(name) is None:
             if self.cache.bound and len(self.sources) == len(self.cache.shards):
                 self.ledger.find("missing", name, "what all photos were was not recorded yet", AGAIN)
@@ -148,7 +152,8 @@ class _Audit:
 
     def _asked(self) -> None:
         """How many views of each photo were asked for."""
-        asked = []
+        asked: list[int] = []
+        self.asked_of_others: list[str] = []
         for view, name in sorted(self.asked_names.items()):
             self.ledger.report.files += 1
             try:
@@ -157,8 +162,7 @@ class _Audit:
                 self.ledger.report.findings.append(damaged_record(error, name, ""))
                 continue
             if record.identity != self.cache.fingerprint:
-                self.ledger.find("record", name, "what was asked of another cache", DROP, drop=(name,))
-                continue
+                self.asked_of_others.append(name)
             asked.append(view)
         units = [*self.view_units, *(unit for units in self.target_units.values() for unit in units)]
         number = max((view + 1 for view in (*asked, *(unit.view for unit in units))), default=0)
@@ -176,7 +180,9 @@ class _Audit:
             lambda unit: check_views(self.store, unit, full=self.ledger.full), units, layout.views_record
         )
         facts = {c.unit: c.facts for c in checked if c.facts is not None}
-        self.ledger.strangers(facts, "identity", self.cache.fingerprint, layout.MANIFEST, layout.views_record, "cache")
+        self.swapped = self.ledger.strangers(
+            facts, "identity", self.cache.fingerprint, layout.MANIFEST, layout.views_record, "cache"
+        )
         self.ledger.report.view_units, self.ledger.report.crops = len(facts), sum(f.rows for f in facts.values())
         there = set(units)
         for number, source in sorted(self.sources.items()):

@@ -144,15 +144,17 @@ class Cache:
     @functools.cached_property
     def asked_views(self) -> list[int]:
         """Numbers of the views that were asked for, sorted."""
-        views = []
-        for name in self.store.names(layout.ASKED_RECORDS):
-            file = layout.file_of(name)
-            if file is None or file.number is None:
-                continue  # no record; an audit names it
-            if AskedRecord.read(self.store, name).identity != self.fingerprint:
+
+        def read(name: str) -> int:
+            record = AskedRecord.read(self.store, name)
+            if record.identity != self.fingerprint:
                 raise CacheError("what was asked of another cache", where=self.store.place(name), todo=MEND)
-            views.append(file.number)
-        return sorted(views)
+            return record.view
+
+        # what is no record is never read; an audit names it
+        names = [name for name in self.store.names(layout.ASKED_RECORDS) if layout.file_of(name) is not None]
+        with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
+            return sorted(pool.map(read, names))
 
     @functools.cached_property
     def target_names(self) -> list[str]:
@@ -238,9 +240,12 @@ class Cache:
     def content_record(self) -> ContentRecord | None:
         """What the photos of all source shards were, once that is known."""
         name = layout.CONTENT_RECORD
-        if self.store.size(name) is None:
-            return None
-        record = ContentRecord.read(self.store, name)
+        try:
+            record = ContentRecord.read(self.store, name)
+        except CacheError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
         if record.identity != self.fingerprint or len(record.source_sha256) != len(self.shards):
             raise CacheError("what the photos of another cache were", where=self.store.place(name), todo=MEND)
         return record
