@@ -75,6 +75,7 @@ def extract(
             summary.quality, summary.asked_errors = str(job.quality), job.quality.asked
         if job is not None and coded is not None:
             summary.errors = coded.record.errors
+            summary.checked_views = coded.record.checked_views
             summary.most_bytes_per_target = row_bytes(coded.codec.arrays(job.spec))
         describe(summary, Cache(cache.store, cache.manifest), job, views.source)
         if not dry_run and not fit_only:

@@ -48,6 +48,8 @@ class Summary:
     asked_errors: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     """Of the stored targets, measured on views that the codec was not fitted on."""
+    checked_views: int = 0
+    """How many views that were."""
     source_shards: int = 0
     source_bytes: int = 0
     """Of the shards, where they are tars."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.label_counts import LabelCounts, classes_text
@@ -29,12 +30,16 @@ BEYOND = 1.15
 """Measured errors that are so many times the asked ones are pointed out; below, it is chance."""
 
 
-def errors_text(errors: dict[str, float], asked: dict[str, float]) -> str:
-    """Say the measured errors of stored targets, and whether they are beyond what was asked for."""
+def errors_text(errors: dict[str, float], asked: dict[str, float], checked: int) -> str:
+    """Say the measured errors of stored targets, and whether they are beyond what was asked for.
+
+    checked: views they were measured on.
+    """
     if not errors:
         return ""
     kl = f", KL {errors['kl']:.2g} nats" if "kl" in errors else ""
-    text = f": relative MSE {errors['mse']:.2g}{kl}, measured on views that the codec has not seen"
+    views = "1 view" if checked == 1 else f"{checked:,} views"
+    text = f": relative MSE {errors['mse']:.2g}{kl}, measured on {views} that the codec has not seen"
     if any(errors.get(name, 0.0) > BEYOND * value for name, value in asked.items()):
         wish = " and ".join(f"{value:g}" for value in asked.values())
         text += f"\n             MORE THAN ASKED ({wish}): the sample was too small;"
@@ -62,7 +67,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     elif summary.most_bytes_per_target:
         lines.append(f"targets      {summary.target}: at most {human_bytes(summary.most_bytes_per_target)} per view")
     if summary.target:
-        lines += f"quality      {summary.quality}{errors_text(summary.errors, summary.asked_errors)}".splitlines()
+        lines += _quality_lines(summary)
     if summary.first_row not in ("", "class token"):
         lines.append(f"row 0        {summary.first_row}")
     if summary.skipped:
@@ -94,6 +99,11 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         target = f" --target {summary.target}" if summary.num_targets > 1 else ""
         lines.append(f"next         tec-cache train --cache {config.cache}{target} --out RUN")
     return block(lines)
+
+
+def _quality_lines(summary: Summary) -> list[str]:
+    errors = errors_text(summary.errors, summary.asked_errors, summary.checked_views)
+    return f"quality      {summary.quality}{errors}".splitlines()
 
 
 def _notes_text(notes: list[list[str]], most: int = 5) -> list[str]:
@@ -209,14 +219,30 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
 def probe_text(summary: ProbeSummary, neighbours: int) -> str:
     """Say how a model was judged."""
     converged = "" if summary.linear_converged else "  (not converged: raise --l2)"
+    names = f": {named(summary.class_names)}" if summary.class_names else ", numbers without names"
     lines = [
         f"model        {summary.model}",
-        f"images       {summary.train_images:,} to learn from, {summary.test_images:,} to judge on, "
-        f"{summary.classes} classes, {summary.skipped} left out",
+        f"images       {summary.train_images:,} to learn from, {summary.test_images:,} to judge on",
+        f"classes      {summary.classes:,}{names}",
+    ]
+    if summary.remark:
+        lines.append(f"             {summary.remark}")
+    if summary.skipped:
+        lines.append(f"left out     {summary.skipped:,}:")
+        lines += [f"  {number:,} {kind}" for kind, number in summary.left_out.items()]
+    if summary.noted:
+        lines.append(f"used         {sum(summary.noted.values()):,} of which something was not understood:")
+        lines += [f"  {number:,} {kind}" for kind, number in summary.noted.items()]
+    lines += [
         f"kNN          {summary.knn:.2%}  (k = {neighbours})",
         f"linear       {summary.linear:.2%}{converged}",
     ]
     return block(lines)
+
+
+def named(names: Sequence[str], most: int = 5) -> str:
+    """Return the first few names."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def info_text(found: dict[str, Any]) -> str:
@@ -239,7 +265,7 @@ def info_text(found: dict[str, Any]) -> str:
             f"targets      {name}: base {target['base']}, quality {target['quality']}, {target['normalization']}, "
             f"k {'none' if target['k'] is None else target['k']}, {human_bytes(target['bytes_per_view'])} per view"
         )
-        errors = errors_text(target["errors"], target["asked_errors"]).removeprefix(": ")
+        errors = errors_text(target["errors"], target["asked_errors"], target["checked_views"]).removeprefix(": ")
         lines += f"             {errors or 'its codec is not fitted yet'}".splitlines()
         lines.append(
             f"             {target['finished_units']} units finished, {target['missing_units']} missing; "
@@ -358,7 +384,7 @@ def fit_text(summary: Summary, go_on: str) -> str:
     """Say how a codec was fitted; go_on: the command that extracts with it."""
     lines = [
         f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
-        *f"quality      {summary.quality}{errors_text(summary.errors, summary.asked_errors)}".splitlines(),
+        *_quality_lines(summary),
         f"next         {go_on}",
     ]
     return block(lines)

@@ -116,7 +116,7 @@ def _require_no_hole(data: bytes, header: Header, end: int) -> None:
 
 
 def _zeros_are_flat(data: bytes, header: Header, scan: Scan, zeros: dict[int, int]) -> bool:
-    """Say whether zeros code blocks without change in all components of a scan, as some tables do for flat areas.
+    """Say whether so many zeros can be coded by the tables of a scan: as blocks without change, one after another.
 
     zeros: the symbol that each Huffman table codes by zeros, by class and place.
     """
@@ -125,10 +125,8 @@ def _zeros_are_flat(data: bytes, header: Header, scan: Scan, zeros: dict[int, in
     body, count = scan.head.body, data[scan.head.body]
     tables = data[body + 2 : body + 2 + 2 * count : 2]
     first, bits = data[body + 1 + 2 * count], data[body + 3 + 2 * count]
-    if bits >> 4:
-        return True  # a refinement: single bits, mostly zeros
     if header.frame == 0xC2 and first == 0:
-        return all(zeros.get(table >> 4, 0) == 0 for table in tables)
-    # a symbol whose low half is 0 (but for 0xF0, 16 zeros) ends the block
-    ends = (zeros.get(16 + (table & 15), 1) for table in tables)
-    return all(symbol & 15 == 0 and symbol != 0xF0 for symbol in ends)
+        # DC: no difference, or single bits of a refinement
+        return bits >> 4 > 0 or all(zeros.get(table >> 4, 0) == 0 for table in tables)
+    # AC: ends of blocks. A run of empty blocks of a progressive scan is one symbol, whose bits are not all zeros.
+    return all(zeros.get(16 + (table & 15), 0) == 0 for table in tables)
