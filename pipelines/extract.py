@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pipelines.extract_summary import Summary, describe, row_bytes
+from pipelines.extract_summary import Summary, describe, require_photos, row_bytes
 from pipelines.fit import Coded, ensure_codec
 from pipelines.make_targets import TargetMaker
 from pipelines.make_views import ViewMaker
@@ -47,7 +47,9 @@ def extract(
     with explained_storage(store, needed), working(store, dry_run=dry_run) as lock:
         if not ranks.alone and not dry_run:
             store.require_conditional_create()
-        cache, views = prepare_cache(config, store, dry_run=dry_run, overwrite=overwrite, ranks=ranks, lock=lock)
+        cache, views = prepare_cache(
+            config, store, dry_run=dry_run, overwrite=overwrite, ranks=ranks, lock=lock, quiet=quiet
+        )
         job = None
         if config.base or config.name:
             job = prepare_targets(config, cache, dry_run=dry_run, overwrite=overwrite, ranks=ranks, lock=lock)
@@ -72,7 +74,9 @@ def extract(
         if job is not None and coded is not None:
             summary.errors = coded.record.errors
             summary.most_bytes_per_target = row_bytes(coded.codec.arrays(job.spec))
-        describe(summary, Cache(cache.store, cache.manifest), job)
+        describe(summary, Cache(cache.store, cache.manifest), job, views.source)
+        if not dry_run and not fit_only:
+            require_photos(summary, config.input)
         summary.seconds = time.monotonic() - begin
         return summary
 

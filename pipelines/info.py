@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.label_counts import LabelCounter
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import TargetSet, open_cache
 from tec_cache.codec.quality import Quality
+from tec_cache.data.passed_over import PassedOver
 
 
 def info(path: str) -> dict[str, Any]:
     """Describe a cache from its records, as plain values. Raises ConfigError or CacheError."""
     cache = open_cache(path)
     views: list[dict[str, Any]] = [{"photos": 0, "bytes": 0} for _ in range(cache.num_views)]
-    skipped = 0
+    skipped, labels = 0, LabelCounter()
 
-    def counts(unit: Unit) -> tuple[int, int, int]:
+    def counts(unit: Unit) -> tuple[int, int, int, list[int | None]]:
         record = cache.views_record(unit)
-        return len(record.keys), record.payload.size if record.payload else 0, len(record.skipped)
+        size = record.payload.size if record.payload else 0
+        return len(record.keys), size, len(record.skipped), record.labels
 
     found = cache.of_units(cache.view_units, counts)
-    for unit, (photos, size, broken) in zip(cache.view_units, found, strict=True):
+    for unit, (photos, size, broken, numbers) in zip(cache.view_units, found, strict=True):
         views[unit.view]["photos"] += photos
         views[unit.view]["bytes"] += size
         skipped += broken if unit.view == 0 else 0
+        labels.add(numbers if unit.view == 0 else ())
+    sources = [cache.source_record(number) for number in range(len(cache.shards))]
+    passed_over = PassedOver()
+    for record in sources:
+        passed_over.update(record.passed_over if record else {})
     targets = {name: _target_set(cache[name]) for name in cache.target_names}
     plan = cache.identity["views"]
     return {
@@ -37,8 +45,10 @@ def info(path: str) -> dict[str, Any]:
         "source_shards": len(cache.shards),
         "num_views": cache.num_views,
         "views": views,
+        "labels": labels.counts(cache.identity).to_json(),
         "skipped_photos": skipped,
-        "unread_shards": sum(cache.source_record(i) is None for i in range(len(cache.shards))),
+        "passed_over": passed_over.told(),
+        "unread_shards": sum(record is None for record in sources),
         "missing_units": len(cache.missing_units(cache.num_views)),
         "targets": targets,
     }

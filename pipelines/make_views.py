@@ -6,7 +6,7 @@ Three stages at the same time: the next group is read while one is cut and the o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from pipelines.prepare import ViewJob
@@ -18,6 +18,7 @@ from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import SourceRecord, ViewsRecord, hash_keys
 from tec_cache.cache.writer import Crop, commit_views
+from tec_cache.data.passed_over import PassedOver
 from tec_cache.data.photos import Photo, Shard
 from tec_cache.data.tars import TarShard
 from tec_cache.data.views import CutPhoto, cut_photo
@@ -62,6 +63,8 @@ class EndOfShard:
     damage: SourceError | None
     size: float
     """What no group had of the shard's size."""
+    passed_over: dict[str, int]
+    """Kind -> how many things in it are no photos."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,9 @@ class ViewMaker:
         most = self.cache.identity["group_size"]
         photos, size, left, damage = 0, 0.0, float(shard.size), None
         group: list[Photo] = []
+        passed_over = PassedOver(self.views.source.passed_over if number == 0 else ())
         try:
-            for photo in self.tally.busy.each(READING, islice(shard.photos(), take)):
+            for photo in self.tally.busy.each(READING, islice(shard.photos(passed_over), take)):
                 size += len(photo.data) if isinstance(shard, TarShard) else 1
                 # photos of other ranks are counted and let go
                 mine = self._mine(number, photos // most)
@@ -125,7 +129,7 @@ class ViewMaker:
         if group and (damage is None or self.on_error == "skip"):
             yield Group(number, (photos - 1) // most, group, size)
             left -= size
-        yield EndOfShard(number, photos, damage, left)
+        yield EndOfShard(number, photos, damage, left, passed_over.told())
 
     def cut(self, groups: Iterable[Group | EndOfShard], stages: Stages) -> Iterator[Cut | EndOfShard]:
         """Decode each photo once and cut all its missing views."""
@@ -190,9 +194,12 @@ class ViewMaker:
             raise end.damage
         shard, damage = self.views.shards[end.shard], end.damage.what if end.damage else ""
         groups = -(-end.photos // self.cache.identity["group_size"])
-        record = SourceRecord(shard=shard.name, size=shard.size, photos=end.photos, groups=groups, damage=damage)
+        record = SourceRecord(
+            shard=shard.name, size=shard.size, photos=end.photos, groups=groups, damage=damage,
+            passed_over=end.passed_over,
+        )  # fmt: skip
         there = record.create(self.cache.store, layout.source_record(end.shard))
-        if there != record:
+        if replace(there, passed_over=record.passed_over) != record:  # a note beside the photos changes none of them
             raise SourceError(
                 f"the shard has changed since the first extraction: {there} then, {record} now",
                 where=shard.place,

@@ -53,7 +53,7 @@ def plan(config: PlanConfig, *, quiet: bool = True) -> Plan:
     store = open_store(extract.cache)
     lock, ranks = CacheLock(None, store.url), Ranks()
     with explained_storage(store, Needed()):
-        cache, views = prepare_cache(extract, store, dry_run=True, overwrite=False, ranks=ranks, lock=lock)
+        cache, views = prepare_cache(extract, store, dry_run=True, overwrite=False, ranks=ranks, lock=lock, quiet=quiet)
         job = None
         if extract.base or extract.name:
             job = prepare_targets(extract, cache, dry_run=True, overwrite=False, ranks=ranks, lock=lock)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import remove_all, remove_target_set
 from tec_cache.codec.quality import Quality
 from tec_cache.config import ExtractConfig, parse_rows
+from tec_cache.data.classes import read_classes
 from tec_cache.data.photos import Shard
-from tec_cache.data.source import find_shards
+from tec_cache.data.source import Source, open_source
+from tec_cache.data.tars import TarShard
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks
@@ -47,8 +49,13 @@ class ViewJob:
 
     plan: ViewPlan
     jpeg: JpegSettings
-    shards: list[Shard]
+    source: Source
     num_views: int
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The source's."""
+        return self.source.shards
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,14 @@ class TargetJob:
 
 
 def prepare_cache(
-    config: ExtractConfig, store: Store, *, dry_run: bool, overwrite: bool, ranks: Ranks, lock: CacheLock
+    config: ExtractConfig,
+    store: Store,
+    *,
+    dry_run: bool,
+    overwrite: bool,
+    ranks: Ranks,
+    lock: CacheLock,
+    quiet: bool = True,
 ) -> tuple[Cache, ViewJob]:
     """Open or create the cache; return it with what is to be cut.
 
@@ -90,16 +104,15 @@ def prepare_cache(
     if stored is None and config.input is None:
         raise ConfigError("there is no cache here yet", where=config.cache, todo="give the photos it is made from")
     plan, jpeg, settings = _view_settings(config, stored["identity"] if stored else None)
-    shards: list[Shard] = []
     if config.input is None:
         assert stored is not None
-        source = stored["identity"]["source"]
+        source, about_source = Source([]), {n: stored["identity"].get(n) for n in ("source", "classes", "label_field")}
     else:
-        shards, source = _source(config, plan, stored)
+        source, about_source = _source(config, plan, stored, overwrite=overwrite, quiet=quiet)
     cache = _open_or_create(
-        config, store, stored, settings | {"source": source}, dry_run=dry_run, overwrite=overwrite, lock=lock
+        config, store, stored, settings | about_source, dry_run=dry_run, overwrite=overwrite, lock=lock
     )
-    _refuse_changed(cache, shards)
+    _refuse_changed(cache, source.shards)
     num_views = config.views or cache.num_views or (1 if plan.crop == "center" else DEFAULT_VIEWS)
     if plan.crop == "center" and num_views > 1:
         raise ConfigError("all views of a centre crop are the same", todo="give --views 1")
@@ -108,7 +121,7 @@ def prepare_cache(
         if num_views > cache.num_views:
             raise ConfigError(f"the cache has {cache.num_views} views", todo="give the photos to add views")
         cache.require_complete(num_views)
-    return cache, ViewJob(plan, jpeg, shards, num_views)
+    return cache, ViewJob(plan, jpeg, source, num_views)
 
 
 def _open_or_create(
@@ -168,16 +181,26 @@ def _view_settings(
     return plan, jpeg, settings
 
 
-def _source(config: ExtractConfig, plan: ViewPlan, stored: dict[str, Any] | None) -> tuple[list[Shard], dict[str, Any]]:
-    """Find the shards; with a limit, count photos up to it so that every rank takes the same ones."""
+def _source(
+    config: ExtractConfig, plan: ViewPlan, stored: dict[str, Any] | None, *, overwrite: bool, quiet: bool
+) -> tuple[Source, dict[str, Any]]:
+    """Find the photos and their classes; with a limit, count photos up to it so that every rank takes the same ones."""
     assert config.input is not None
-    shards = find_shards(config.input, seed=plan.seed)
+    before = stored["identity"] if stored else {}
+    known = before if not overwrite else {}  # what the labels mean is found anew for a cache that is replaced
+    classes = read_classes(config.classes) if config.classes is not None else None
+    field = config.label_field or known.get("label_field")
+    source = open_source(config.input, seed=plan.seed, classes=classes, label_field=field)
+    tars = any(isinstance(shard, TarShard) for shard in source.shards)
+    if config.label_field is not None and not tars:
+        todo = "leave it out: the labels of a folder of photos are its class folders"
+        raise ConfigError(f"--label-field {config.label_field} with a folder of photos", where=config.input, todo=todo)
     limit = config.limit
     if limit is None and stored is not None:
-        limit = stored["identity"]["source"]["limit"]
+        limit = before["source"]["limit"]
     entries: list[dict[str, Any]] = []
     left = limit
-    for shard in shards:
+    for shard in source.shards:
         entry = shard.identity()
         if left is not None:
             if left == 0:
@@ -187,7 +210,15 @@ def _source(config: ExtractConfig, plan: ViewPlan, stored: dict[str, Any] | None
                 entry["take"] = count
             left -= count
         entries.append(entry)
-    return shards[: len(entries)], {"limit": limit, "shards": entries}
+    source = replace(source, shards=source.shards[: len(entries)])
+    about = {"limit": limit, "shards": entries}
+    if not known:
+        source = source.with_labels(quiet=quiet)
+    elif classes is None and known.get("classes") is not None and (tars or about == known["source"]):
+        # of a folder only while its photos are the same: else its class folders are compared with the stored ones
+        source = source.with_classes(tuple(known["classes"]))
+    names = None if source.classes is None else list(source.classes)
+    return source, {"source": about, "classes": names, "label_field": source.label_field}
 
 
 def _refuse_changed(cache: Cache, shards: list[Shard]) -> None:

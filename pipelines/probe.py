@@ -19,10 +19,9 @@ from tec_cache.cache.layout import BLOCK_ROWS
 from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ProbeConfig
-from tec_cache.data.folders import folder_classes
 from tec_cache.data.images import decode_photo
 from tec_cache.data.photos import Photo
-from tec_cache.data.source import find_shards
+from tec_cache.data.source import Source, open_source
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, available_cores, resolve_compute
 from tec_cache.errors import ConfigError, SourceError, listed
@@ -79,14 +78,28 @@ def probe(config: ProbeConfig, *, quiet: bool = True) -> ProbeSummary:
 
 
 def require_same_classes(train: str, test: str) -> None:
-    """Refuse two folders of photos whose class folders differ: their labels are numbered by folder."""
-    ours, theirs = folder_classes(train), folder_classes(test)
+    """Refuse two parts whose classes have other names: their labels are numbers in different lists."""
+    ours, theirs = class_names(train), class_names(test)
     if ours is not None and theirs is not None and ours != theirs:
         raise ConfigError(
-            f"the class folders differ: {listed(sorted(set(ours) ^ set(theirs)))} are in one of them only",
+            f"the classes differ: {listed(sorted(set(ours) ^ set(theirs)))} are in one of them only",
             where=f"{train} and {test}",
-            todo="give both the same class folders, empty ones included",
+            todo="give both photos of the same classes",
         )
+
+
+def class_names(source: str) -> list[str] | None:
+    """Return the names of the classes of photos or of a cache; None where labels are numbers."""
+    if (Path(source) / "cache.json").is_file():
+        names: list[str] | None = open_cache(source).identity.get("classes")
+        return names
+    classes = labelled_source(source).classes
+    return None if classes is None else list(classes)
+
+
+def labelled_source(source: str) -> Source:
+    """Find photos and their classes."""
+    return open_source(source).with_labels()
 
 
 def load_model(config: ProbeConfig) -> FrozenBase:
@@ -182,7 +195,7 @@ def labelled_images(source: str, size: int, config: ProbeConfig) -> Iterator[Lab
 
 
 def _of_photos(source: str) -> Iterator[tuple[Photo, str]]:
-    for shard in find_shards(source):
+    for shard in labelled_source(source).shards:
         for photo in shard.photos():
             yield photo, shard.place
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipelines.label_counts import LabelCounts, classes_text
 from pipelines.tally import bottleneck_text
+from tec_cache.data.passed_over import passed_over_text
 from tec_cache.errors import listed
 from tec_cache.progress import human_bytes, human_seconds
 
@@ -47,6 +49,10 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         f"source       {summary.source_shards:,} shards{source}{unread}",
         f"views        {summary.num_views} of each photo; {summary.photos:,} photos in {summary.units:,} units so far",
     ]
+    lines.append(f"classes      {classes_text(summary.labels)}")
+    if summary.passed_over:
+        lines.append(f"passed over  {passed_over_text(summary.passed_over)}")
+    lines += [f"note         {remark}" for remark in summary.remarks]
     if summary.bytes_per_crop:
         lines.append(f"crops        {human_bytes(summary.bytes_per_crop)} per view")
     if summary.bytes_per_target:
@@ -202,7 +208,9 @@ def info_text(found: dict[str, Any]) -> str:
         f"cache        {found['cache']}  ({found['fingerprint'][:12]})",
         f"views        {photos:,} photos, {found['num_views']} views of {found['size']} pixels, "
         f"{human_bytes(sum(v['bytes'] for v in found['views']))}",
+        f"classes      {classes_text(LabelCounts(**found['labels']))}",
         f"left out     {found['skipped_photos']} photos",
+        *([f"passed over  {passed_over_text(found['passed_over'])}"] if found["passed_over"] else []),
         f"missing      {found['missing_units']} units of views"
         + (
             f", and all of {found['unread_shards']} source shards not read to the end" if found["unread_shards"] else ""

@@ -69,6 +69,8 @@ class ExtractConfig:
     jpeg_subsampling: str | None = setting(None, "Chroma of stored crops: 444, 422 or 420.  [default: 420]")
     group_size: int | None = setting(None, "Photos per unit of work, at most 1024.  [default: 1024]")
     limit: int | None = setting(None, "Use only the first N photos.")
+    classes: str | None = setting(None, "File of class names, in the order of their numbers.  [default: collected]")
+    label_field: str | None = setting(None, "Labels of tars: in KEY.FIELD, or in a field of KEY.json.  [default: cls]")
     k: str | None = setting(None, "Attention rows beside the class token's: a number, all, none.  [default: base's]")
     normalization: str | None = setting(None, "patch, feature or none.  [default: patch]")
     last_layers: int | None = setting(None, "Blocks whose mean output is the feature target.  [default: 2]")

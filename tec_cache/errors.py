@@ -39,6 +39,10 @@ class SourceError(TecCacheError):
     """Photos that cannot be read: a broken image, a damaged shard."""
 
 
+class LayoutError(TecCacheError):
+    """Photos that lie so that they, or their labels, would be read wrongly: never left out as damage is."""
+
+
 class IdentityError(ConfigError):
     """A cache or run was made with other settings; names every field that differs."""
 

@@ -787,7 +787,7 @@ def test_debug_shows_the_traceback(tec: Run, tmp_path: Path) -> None:
     ran = tec("extract", tmp_path / "none", "--cache", tmp_path / "c", "--views-only", "--debug")
     assert ran.code == 1
     assert "Traceback" in ran.err
-    assert "find_shards" in ran.err
+    assert "open_source" in ran.err
     assert "error: there is no such shard" in ran.err
     told = tec("extract", tmp_path / "none", "--cache", tmp_path / "c", "--views-only", "--debug", "--json")
     assert told.json["error"]["exit_code"] == 1

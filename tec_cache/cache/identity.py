@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tec_cache.errors import IdentityError
+from tec_cache.errors import IdentityError, listed
 
 FORMAT_VERSION = 1
 MOST_LINES = 20
@@ -37,6 +37,9 @@ def differences(stored: Any, asked: Any, path: str = "") -> list[str]:
             return [f"{path}: stored {len(stored)} entries, asked {len(asked)}"]
         pairs = enumerate(zip(stored, asked, strict=True))
         return [line for i, (old, new) in pairs for line in differences(old, new, f"{path}[{i}]")]
+    if _names(stored) and _names(asked) and set(stored) != set(asked):
+        sides = (("stored", set(stored) - set(asked)), ("asked", set(asked) - set(stored)))
+        return [f"{path}: only {side} are {listed(sorted(names))}" for side, names in sides if names]
     return [f"{path}: stored {_short(stored)}, asked {_short(asked)}"]
 
 
@@ -54,6 +57,11 @@ def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], *, what: s
 def _rows(value: Any) -> bool:
     """Say whether a value is a list of objects, to be compared one by one."""
     return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)
+
+
+def _names(value: Any) -> bool:
+    """Say whether a value is a list of names, of which those that differ are told."""
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
 def _short(value: Any) -> str:

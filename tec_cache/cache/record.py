@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from tec_cache.cache.sealed import seal, unseal
@@ -27,7 +27,7 @@ class Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """JSON in, JSON out; unknown and missing fields are refused."""
+    """JSON in, JSON out; unknown and missing fields are refused, but for those that early records do not have."""
 
     @classmethod
     def read(cls: type[R], store: Store, name: str) -> R:
@@ -42,7 +42,8 @@ class _Record:
         """Read a record's bytes. Raises ValueError or TypeError if they are damaged."""
         values = unseal(data)
         names = {f.name for f in fields(cls)}
-        if set(values) != names:
+        later = {f.name for f in fields(cls) if f.default_factory is not MISSING}
+        if not names - later <= set(values) <= names:
             raise ValueError(f"fields {sorted(set(values) ^ names)} are missing or unknown")
         return cls(**cls._typed(values))
 
@@ -73,6 +74,8 @@ class SourceRecord(_Record):
     groups: int
     damage: str
     """Why reading ended early, where it did and damage was to be skipped; else empty."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Kind -> how many things in it are no photos; those beside the shards are in the first shard's record."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm"})
+from tec_cache.data.passed_over import PassedOver
+
+IMAGE_SUFFIXES = frozenset(
+    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "bmp", "tif", "tiff", "gif", "ppm", "pgm", "pbm", "pnm"}
+)
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,16 @@ class Shard(ABC):
     """Bytes of the tar, or number of photos of a part of a folder."""
 
     @abstractmethod
-    def photos(self) -> Iterator[Photo]:
-        """Yield the photos in order; raise SourceError at the point where the shard is damaged."""
+    def photos(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
+        """Yield the photos in order, counting what is none.
+
+        Raises SourceError at the point where the shard is damaged, and LayoutError where its photos would be read
+        wrongly.
+        """
+
+    @abstractmethod
+    def with_classes(self, classes: tuple[str, ...]) -> Shard:
+        """Return the same shard with labels that are numbers of these classes."""
 
     @property
     @abstractmethod
