@@ -33,6 +33,10 @@ PHOTOS_BEGUN = 4
 """Photos in the pool at a time for each of its threads: enough to keep it busy, and few enough that the stored crops
 which it decodes for the base do not queue behind a whole group."""
 
+MOST_GROUP_BYTES = 8 << 30
+"""Of the photos of a group, which are in memory together: 1,024 photos of 8 MB. ImageNet's take 113 MB."""
+TOO_MUCH = f"the photos of its group take more than {MOST_GROUP_BYTES:,} bytes: give a smaller --group-size"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -119,15 +123,19 @@ class ViewMaker:
         most = self.cache.identity["group_size"]
         photos, size, left, damage = 0, 0.0, float(shard.size), None
         group: list[Photo] = []
+        held = 0
         passed_over = PassedOver(self.views.source.passed_over if number == 0 else ())
         try:
             for photo in self.tally.busy.each(READING, islice(shard.photos(passed_over), take)):
                 size += len(photo.data) if isinstance(shard, TarShard) else 1
+                held += len(photo.data)
+                if held > MOST_GROUP_BYTES:
+                    photo = Photo(photo.key, b"", None, TOO_MUCH)
                 group.append(photo)
                 photos += 1
                 if len(group) == most:
                     yield Group(number, (photos - 1) // most, group, size)
-                    group, size, left = [], 0.0, left - size
+                    group, held, size, left = [], 0, 0.0, left - size
         except SourceError as error:
             damage = error
         if group and (damage is None or self.on_error == "skip"):

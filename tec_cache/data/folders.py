@@ -11,10 +11,11 @@ from typing import Any
 
 from tec_cache.cache.record import hash_keys
 from tec_cache.data.passed_over import PassedOver, passed_over_text
-from tec_cache.data.photos import Photo, Shard, plain_text
+from tec_cache.data.photos import MOST_PHOTO_BYTES, Photo, Shard, plain_text
 from tec_cache.data.walk import Walk, walk
 from tec_cache.errors import LayoutError, SourceError, listed
 from tec_cache.rng import key64, permutation
+from tec_cache.store.local import read_regular
 
 FOLDER_SHARD = 1024
 """Photos per shard when a folder is cut into shards."""
@@ -55,7 +56,7 @@ class FolderShard(Shard):
         for file in self.files:
             label, note = self._label(file)
             try:
-                yield Photo(plain_text(file), (self.root / file).read_bytes(), label, note=note)
+                yield Photo(plain_text(file), read_regular(self.root / file, MOST_PHOTO_BYTES), label, note=note)
             except OSError as error:
                 yield Photo(plain_text(file), b"", label, f"cannot be read: {error.strerror}", note)
 

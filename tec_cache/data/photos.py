@@ -13,6 +13,10 @@ IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "bmp", "tif", "tiff", "gif", "ppm", "pgm", "pbm", "pnm"}
 )
 
+MOST_PHOTO_BYTES = (1 << 29) + (1 << 20)
+"""Of a photo as it lies in a file. The largest that is decoded (images.MAX_PIXELS) takes half a gigabyte without
+compression, in three channels of 16 bits; what is larger is no photo, and is not read into memory."""
+
 
 @dataclass(frozen=True)
 class Photo:

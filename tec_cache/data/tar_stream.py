@@ -7,20 +7,22 @@ import gzip
 import io
 import lzma
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileOpener
 
-from tec_cache.errors import StorageError, TecCacheError
+from tec_cache.errors import StorageError
 from tec_cache.tar_headers import MOST_HEADER_BYTES, StrictHeader
 
 PIECE = 1 << 20
 """Bytes that are read of a compressed file at a time."""
 MOST_EXPANSION = 200
 """How many times its own bytes a compressed tar may hold, beyond the first FREE_EXPANSION of them. Photos hardly
-shrink; pictures of one colour, stored without compression, shrink a thousandfold, but no whole shard is made of them."""
+shrink; uncompressed pictures of one colour shrink a thousandfold, but no whole shard is made of those."""
 FREE_EXPANSION = 256 << 20
 XZ_MEMORY = 256 << 20
 """Bytes that a xz file's dictionary may ask for; 65 MiB at xz's highest level."""
@@ -29,9 +31,9 @@ XZ_MEMORY = 256 << 20
 class Members:
     """The headers of a tar in order, each checked; a member's bytes are read before the next header is asked for."""
 
-    def __init__(self, stream: _Counted) -> None:
-        self._stream = stream
-        self.tar = tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictHeader)  # noqa: SIM115
+    def __init__(self, tar: tarfile.TarFile, counted: _Counted | None) -> None:
+        self.tar, self._counted = tar, counted
+        self.compressed = counted is not None and counted.compressed
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
         while (info := self._next()) is not None:
@@ -39,38 +41,46 @@ class Members:
             yield info
 
     def _next(self) -> tarfile.TarInfo | None:
+        if self._counted is None:
+            return self.tar.next()
         # the rest of the member before, and one header
-        self._stream.most = self.tar.offset + MOST_HEADER_BYTES  # type: ignore[attr-defined]
+        self._counted.most = self.tar.offset + MOST_HEADER_BYTES  # type: ignore[attr-defined]
         info = self.tar.next()
-        self._stream.most = None
+        self._counted.most = None
         return info
 
     def read(self, info: tarfile.TarInfo) -> bytes:
-        """Read a regular member's bytes; the caller has looked at its size. Raises tarfile.ReadError where it is cut."""
+        """Read a member's bytes; the caller has looked at its size. Raises tarfile.ReadError where it is cut."""
         data = self.tar.extractfile(info).read(info.size)  # type: ignore[union-attr]
         if len(data) != info.size:
             raise tarfile.ReadError(f"cut in the middle of {info.name}")
         return data
 
     def require_end(self) -> None:
-        """Read to the end of the file. A hole of zeros reads like the end marker; behind the true one are only zeros."""
+        """Read to the end of the file: a hole of zeros reads like the end marker, but more comes behind it."""
         while rest := self.tar.fileobj.read(PIECE):  # type: ignore[union-attr]
             if rest.strip(b"\0"):
                 raise tarfile.ReadError("its end marker comes too early")
 
 
 @contextmanager
-def open_members(url: str) -> Iterator[Members]:
+def open_members(url: str, *, jump: bool = False) -> Iterator[Members]:
     """Open a tar, plain or compressed by gzip, bzip2 or xz.
 
-    Raises StorageError where the bytes cannot be had; every other error is of the tar itself.
+    jump: go from header to header without reading the files, where that is cheap: in a plain local tar. Raises
+    StorageError where the bytes cannot be had, and for damage what tarfile raises.
     """
-    with _told(url):
-        opened = fsspec.open(url, "rb")
-        stream = opened.open()
-    with stream:
+    with fsspec.open(url, "rb") as stream:
         raw = _Raw(stream, url)
-        yield Members(_Counted(_unpacked(raw), raw))
+        unpack = _packed(raw.head(6))
+        if unpack is None and jump and isinstance(stream, LocalFileOpener):
+            stream.seek(0)
+            with tarfile.open(fileobj=stream, mode="r:", tarinfo=StrictHeader) as tar:
+                yield Members(tar, None)
+            return
+        counted = _Counted(raw.read if unpack is None else unpack(raw), raw, compressed=unpack is not None)
+        with tarfile.open(fileobj=counted, mode="r|", tarinfo=StrictHeader) as tar:  # type: ignore[call-overload]
+            yield Members(tar, counted)
 
 
 class _Raw(io.RawIOBase):
@@ -90,8 +100,10 @@ class _Raw(io.RawIOBase):
         if self._head:
             data, self._head = self._head[:size], self._head[size:] if size >= 0 else b""
             return data
-        with _told(self._url):
+        try:
             data = self._stream.read(PIECE if size < 0 else size)
+        except Exception as error:  # network libraries have errors of their own
+            raise unreadable_shard(error, self._url) from error
         self.position += len(data)
         return data
 
@@ -103,15 +115,18 @@ class _Raw(io.RawIOBase):
 class _Counted:
     """What tarfile reads: a stream that counts, and refuses to give more than a header may take."""
 
-    def __init__(self, stream: Any, raw: _Raw) -> None:
-        self._stream, self._raw = stream, raw
+    def __init__(self, read: Callable[[int], bytes], raw: _Raw, *, compressed: bool) -> None:
+        self._read, self._raw, self.compressed = read, raw, compressed
         self._position = 0
-        self.most: int | None = None
+        self.most: int | None = MOST_HEADER_BYTES
         """Position beyond which nothing belongs to the header that is being read; None: no header is."""
 
     def read(self, size: int) -> bytes:
         """Read bytes. Raises tarfile.ReadError for a header that does not end, or a file that expands without end."""
-        data: bytes = self._stream.read(size)
+        try:
+            data = self._read(size)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # of unpacking: the disk's are StorageErrors
+            raise tarfile.ReadError(f"its compressed data is cut or corrupt: {error}") from error
         self._position += len(data)
         # tarfile reads ahead by one record
         if self.most is not None and self._position > self.most + size + tarfile.RECORDSIZE:
@@ -144,25 +159,19 @@ class _Xz:
                 return data
 
 
-def _unpacked(raw: _Raw) -> Any:
-    head = raw.head(6)
+def _packed(head: bytes) -> Callable[[Any], Callable[[int], bytes]] | None:
+    """Return what unpacks a file that begins so; None for one that is not compressed.
+
+    It gives what there is by then: of a file that is cut, all that comes before.
+    """
     if head.startswith(b"\x1f\x8b"):
-        return gzip.GzipFile(fileobj=raw)
+        return lambda raw: gzip.GzipFile(fileobj=raw).read1
     if head.startswith(b"BZh"):
-        return bz2.BZ2File(raw)  # type: ignore[call-overload]
-    if head == b"\xfd7zXZ\x00":
-        return _Xz(raw)
-    return raw
+        return lambda raw: bz2.BZ2File(raw).read1
+    return (lambda raw: _Xz(raw).read) if head.startswith((b"\xfd7zXZ", b"\x5d\x00\x00\x80")) else None
 
 
-@contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Tell the errors of a disk or a network from those of the tar: they must not be recorded as its damage."""
-    try:
-        yield
-    except TecCacheError:
-        raise
-    except Exception as error:
-        todo = "check the disk or the network; what is finished is kept, the same command goes on"
-        what = f"the shard cannot be read: {type(error).__name__}: {error}"
-        raise StorageError(what, where=url, todo=todo) from error
+def unreadable_shard(error: Exception, url: str) -> StorageError:
+    """Say that a disk or a network fails: that must not be recorded as the damage of a shard."""
+    todo = "check the disk or the network; what is finished is kept, the same command goes on"
+    return StorageError(f"the shard cannot be read: {type(error).__name__}: {error}", where=url, todo=todo)

@@ -6,17 +6,11 @@ a proper end, because neither tarfile nor webdataset does so by itself.
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import re
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileOpener
 from webdataset.tariterators import base_plus_ext
 
 from tec_cache.data.apart import SHARD_SUFFIXES, refuse_apart
@@ -34,9 +28,13 @@ from tec_cache.data.passed_over import (
     kind_of,
     passed_over_text,
 )
-from tec_cache.data.photos import Photo, Shard, plain_text
+from tec_cache.data.photos import MOST_PHOTO_BYTES, Photo, Shard, plain_text
 from tec_cache.data.samples import Member, Sample, samples
-from tec_cache.errors import SourceError, StorageError, TecCacheError
+from tec_cache.data.tar_stream import open_members, unreadable_shard
+from tec_cache.errors import SourceError, TecCacheError
+
+MOST_SAMPLE_BYTES = 2 * MOST_PHOTO_BYTES
+"""Of all files with one key, which are held together: a photo and as much beside it."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +108,8 @@ def _holds_a_tar(sample: Sample) -> bool:
     return sample.image is None and any(m.name.lower().endswith(SHARD_SUFFIXES) for m in sample.fields.values())
 
 
-class _StrictHeader(tarfile.TarInfo):
-    """Turns what tarfile treats as a quiet end (a bad header, no end marker) into an error."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> _StrictHeader:
-        try:
-            return super().fromtarfile(tar)  # type: ignore[return-value]
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise  # two blocks of zeros: the proper end
-        except tarfile.HeaderError as error:
-            kind = (
-                "cut in the middle" if "Empty" in type(error).__name__ or "Trunc" in type(error).__name__ else "corrupt"
-            )
-            raise tarfile.ReadError(f"{kind} at byte {tar.offset}: {error}") from error  # type: ignore[attr-defined]
+DAMAGE = (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError)
+"""What tarfile raises for headers that make no sense."""
 
 
 def members(url: str, passed_over: PassedOver, wanted: Callable[[str], bool] | None = None) -> Iterator[Member]:
@@ -131,42 +117,52 @@ def members(url: str, passed_over: PassedOver, wanted: Callable[[str], bool] | N
 
     wanted: says by the name whose bytes are wanted; those of the other members are not read.
     """
-    broken = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
     todo = "make the shard again, or --on-error skip to use what comes before the damage"
-    links = Links(url)
     try:
-        with fsspec.open(url, "rb") as stream:
-            with tarfile.open(fileobj=stream, mode=_mode(stream, wanted), tarinfo=_StrictHeader) as tar:
-                for info in tar:
-                    if info.isfile():
-                        links.note(info)
-                    if kind := _no_member(info):
-                        passed_over.add(kind)
-                    elif info.isdir():
-                        continue
-                    elif wanted is not None and not wanted(info.name):
-                        yield Member(plain_text(info.name), b"")
-                    elif info.islnk():
-                        yield links.read(info, compressed=_compressed(tar))
-                    else:
-                        data = tar.extractfile(info).read()  # type: ignore[union-attr]
-                        if len(data) != info.size:
-                            raise tarfile.ReadError(f"cut in the middle of {info.name}")
-                        yield Member(plain_text(info.name), data)
-                # a hole of zeros reads like the end of the archive; behind the true end there are only zeros
-                while rest := tar.fileobj.read(1 << 20):  # type: ignore[union-attr]
-                    if rest.strip(b"\0"):
-                        raise tarfile.ReadError("its end marker comes too early")
-    except broken as error:
-        raise SourceError(f"damaged shard: {error}", where=url, todo=todo) from error
+        with open_members(url, jump=wanted is not None) as tar:
+            links, held = Links(url, compressed=tar.compressed), Held()
+            for info in tar:
+                if info.isfile():
+                    links.note(info)
+                if kind := _no_member(info):
+                    passed_over.add(kind)
+                elif info.isdir():
+                    continue
+                elif wanted is not None and not wanted(info.name):
+                    yield Member(plain_text(info.name), b"")
+                elif problem := held.refused(info.name, links.size(info)):
+                    yield Member(plain_text(info.name), b"", problem)
+                elif info.islnk():
+                    yield links.read(info)
+                else:
+                    yield Member(plain_text(info.name), tar.read(info))
+            tar.require_end()
     except TecCacheError:
         raise
+    except DAMAGE as error:
+        text = str(error) if isinstance(error, tarfile.TarError) else f"{type(error).__name__}: {error}"
+        raise SourceError(f"damaged shard: {text}", where=url, todo=todo) from error
     except Exception as error:
-        # a disk or a network that fails says nothing of the shard: it must not be recorded as its damage
-        todo = "check the disk or the network; what is finished is kept, the same command goes on"
-        raise StorageError(
-            f"the shard cannot be read: {type(error).__name__}: {error}", where=url, todo=todo
-        ) from error
+        raise unreadable_shard(error, url) from error
+
+
+class Held:
+    """How many bytes of members with one key are in memory together."""
+
+    def __init__(self) -> None:
+        self._stem, self._bytes = "", 0
+
+    def refused(self, name: str, size: int) -> str:
+        """Say why a member is too large to be read; empty where it is not."""
+        stem = base_plus_ext(name)[0] or name
+        if stem != self._stem:
+            self._stem, self._bytes = stem, 0
+        if size > MOST_PHOTO_BYTES:
+            return f"{size:,} bytes are more than any photo has (at most {MOST_PHOTO_BYTES:,})"
+        self._bytes += size
+        if self._bytes > MOST_SAMPLE_BYTES:
+            return f"the files of its sample have more than {MOST_SAMPLE_BYTES:,} bytes"
+        return ""
 
 
 _METADATA_NAME = re.compile(r"__[^/]*__($|/)")
@@ -183,21 +179,3 @@ def _no_member(info: tarfile.TarInfo) -> str:
     if _METADATA_NAME.match(info.name):
         return METADATA
     return "" if base_plus_ext(info.name)[0] else NO_SUFFIX
-
-
-def _mode(stream: Any, wanted: Callable[[str], bool] | None) -> Any:
-    """Jump from header to header where that is cheap and not all is wanted: in a plain local tar."""
-    if wanted is None or not isinstance(stream, LocalFileOpener):
-        return "r|*"
-    start = stream.read(len(_MAGIC[-1]))
-    stream.seek(0)
-    return "r|*" if start.startswith(_MAGIC) else "r:"
-
-
-_MAGIC = (b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd", b"\x5d\x00\x00\x80", b"\xfd7zXZ")
-"""How compressed files begin."""
-
-
-def _compressed(tar: tarfile.TarFile) -> bool:
-    """Say whether what is read is packed, so that positions in the tar are none in the file."""
-    return getattr(tar.fileobj, "comptype", "tar") != "tar"
