@@ -96,23 +96,48 @@ MODEL_ARGS: dict[str, _Kind] = {
 }
 """Every argument that is passed on to timm, and what it may be."""
 
+BASE_ARGS = MODEL_ARGS | {
+    # of timm's other classes that can be a base: EVA and DINOv3, BEiT, relative positions
+    "use_abs_pos_emb": _switch(),
+    "use_rot_pos_emb": _switch(),
+    "use_rel_pos_bias": _switch(),
+    "use_shared_rel_pos_bias": _switch(),
+    "use_post_norm": _switch(),
+    "use_fc_norm": _switch(none=True),
+    "num_reg_tokens": _whole(0, 1024),
+    "qkv_fused": _switch(),
+    "swiglu_mlp": _switch(),
+    "scale_mlp": _switch(),
+    "scale_attn_inner": _switch(),
+    "rope_type": _word("cat", "dinov3", "mixed"),
+    "rope_temperature": _real(1, 1e6),
+    "rope_rotate_half": _switch(),
+    "rel_pos_type": _word("mlp", "bias"),
+    "rel_pos_dim": _whole(1, 8192),
+    "shared_rel_pos": _switch(),
+    # no argument of timm's: set in its norms once they are made
+    "norm_eps": _real(1e-15, 1e-2),
+}
+"""The same for a base, which may be of more classes than a student."""
 
-def check_model_args(args: Any, where: str) -> dict[str, Any]:
+
+def check_model_args(args: Any, where: str, known: Mapping[str, _Kind] = MODEL_ARGS) -> dict[str, Any]:
     """Return a model's arguments, ready for `timm.create_model`, after checking each name and value.
 
     args: what a file or the command line gave, of any type. where: that file or option, for the message. A square
-    that is given as a pair comes back as one number. Raises ConfigError naming the argument and what is allowed.
+    that is given as a pair comes back as one number. known: MODEL_ARGS or BASE_ARGS. Raises ConfigError naming the
+    argument and what is allowed.
     """
     if not isinstance(args, Mapping):
         raise ConfigError(f"a model's arguments are a {type(args).__name__}, not a table of names", where=where)
     checked: dict[str, Any] = {}
     for name, value in args.items():
-        kind = MODEL_ARGS.get(name) if isinstance(name, str) else None
+        kind = known.get(name) if isinstance(name, str) else None
         if kind is None:
             raise ConfigError(
-                f"{name!r} is not an argument of a model that may be given{nearest(str(name), MODEL_ARGS)}",
+                f"{name!r} is not an argument of a model that may be given{nearest(str(name), known)}",
                 where=where,
-                todo=f"leave it out; allowed are {', '.join(MODEL_ARGS)}",
+                todo=f"leave it out; allowed are {', '.join(known)}",
             )
         if not kind.fits(value):
             raise ConfigError(f"{name} = {_short(value)} is not {kind.words}", where=where, todo=f"change {name}")
