@@ -1,16 +1,43 @@
-"""What a cache holds: photos, views, target sets, bytes, and what is missing."""
+"""What lies at a place: a cache or pack with its photos, views and target sets, a run, or an export."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from pipelines.info_export import describe_export
+from pipelines.info_run import describe_run
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import TargetSet, open_cache
 from tec_cache.codec.quality import Quality
+from tec_cache.errors import ConfigError
+from tec_cache.kinds import Kind, contents, what_is
 
 
 def info(path: str) -> dict[str, Any]:
-    """Describe a cache from its records, as plain values. Raises ConfigError or CacheError."""
+    """Describe what lies at a path or URL as plain values; "kind" says what it is.
+
+    Raises ConfigError where it is nothing that this program makes, CacheError, TecCacheError or WeightsError where it
+    is damaged.
+    """
+    kind, folder = what_is(path), Path(path.removeprefix("file://"))
+    if kind is Kind.RUN:
+        found = describe_run(folder)
+    elif kind is Kind.EXPORT:
+        found = describe_export(folder)
+    elif kind is Kind.OTHER:
+        raise ConfigError(
+            f"this is no cache, pack, run or export, but {contents(folder)}",
+            where=path,
+            todo="give the folder that extract --cache, pack, train --out or export made",
+        )
+    else:
+        found = describe_cache(path)
+    return {"kind": kind.value, **found}
+
+
+def describe_cache(path: str) -> dict[str, Any]:
+    """Describe a cache or pack from its records. Raises ConfigError where there is none, or CacheError."""
     cache = open_cache(path)
     views: list[dict[str, Any]] = [{"photos": 0, "bytes": 0} for _ in range(cache.num_views)]
     skipped = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipelines.tally import bottleneck_text
+from tec_cache.printable import block
 from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     elif summary.most_bytes_per_target:
         lines.append(f"targets      {summary.target}: at most {human_bytes(summary.most_bytes_per_target)} per view")
     if summary.target:
-        lines.append(f"quality      {summary.quality}{errors_text(summary.errors, summary.asked_errors)}")
+        lines += f"quality      {summary.quality}{errors_text(summary.errors, summary.asked_errors)}".splitlines()
     if summary.first_row not in ("", "class token"):
         lines.append(f"row 0        {summary.first_row}")
     if summary.skipped:
@@ -68,7 +69,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         if summary.to_remove:
             lines.append(f"to remove    target set {summary.target}: {summary.to_remove} finished units, and its codec")
         lines.append(f"to do        {summary.missing} units{more}")
-        return "\n".join([*lines, "dry run: nothing was written"])
+        return block([*lines, "dry run: nothing was written"])
     seconds = human_seconds(summary.seconds)
     who = "this run    " if alone else "this part   "
     lines.append(f"{who} {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
@@ -83,7 +84,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     else:
         target = f" --target {summary.target}" if summary.num_targets > 1 else ""
         lines.append(f"next         tec-cache train --cache {config.cache}{target} --out RUN")
-    return "\n".join(lines)
+    return block(lines)
 
 
 def plan_text(plan: Plan) -> str:
@@ -121,7 +122,7 @@ def plan_text(plan: Plan) -> str:
     if plan.fits is False:
         lines += ["", "THE DISK IS TOO SMALL: use another --cache, fewer --views or a smaller --quality"]
     lines += ["", f"nothing was written; measured in {human_seconds(plan.measured_seconds)}"]
-    return "\n".join(lines)
+    return block(lines)
 
 
 def _training_text(plan: Plan) -> list[str]:
@@ -177,8 +178,8 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         if summary.finished:
             lines.append(f"next         tec-cache export {summary.run} OUT")
         else:
-            lines.append(f"interrupted: the checkpoint is kept; go on with\n  {go_on}")
-    return "\n".join(lines)
+            lines += ["interrupted: the checkpoint is kept; go on with", f"  {go_on}"]
+    return block(lines)
 
 
 def probe_text(summary: ProbeSummary, neighbours: int) -> str:
@@ -191,7 +192,7 @@ def probe_text(summary: ProbeSummary, neighbours: int) -> str:
         f"kNN          {summary.knn:.2%}  (k = {neighbours})",
         f"linear       {summary.linear:.2%}{converged}",
     ]
-    return "\n".join(lines)
+    return block(lines)
 
 
 def info_text(found: dict[str, Any]) -> str:
@@ -213,12 +214,12 @@ def info_text(found: dict[str, Any]) -> str:
             f"k {'none' if target['k'] is None else target['k']}, {human_bytes(target['bytes_per_view'])} per view"
         )
         errors = errors_text(target["errors"], target["asked_errors"]).removeprefix(": ")
-        lines.append(f"             {errors or 'its codec is not fitted yet'}")
+        lines += f"             {errors or 'its codec is not fitted yet'}".splitlines()
         lines.append(
             f"             {target['finished_units']} units finished, {target['missing_units']} missing; "
             f"{human_bytes(target['bytes'])}"
         )
-    return "\n".join(lines)
+    return block(lines)
 
 
 def verify_text(verdict: Verdict, full: bool, most: int = 20) -> str:
@@ -261,7 +262,7 @@ def verify_text(verdict: Verdict, full: bool, most: int = 20) -> str:
     if verdict.clean:
         lines.append("nothing is wrong, nothing is missing" + ("" if full else "; contents were not read: --full"))
     lines += [f"go on with   {command}" for command in verdict.next]
-    return "\n".join(lines)
+    return block(lines)
 
 
 def pack_text(summary: PackSummary) -> str:
@@ -278,7 +279,7 @@ def pack_text(summary: PackSummary) -> str:
         f"this run     {summary.units_made:,} tars",
         f"next         tec-cache train --cache {summary.pack} --out RUN",
     ]
-    return "\n".join(lines)
+    return block(lines)
 
 
 def unpack_text(summary: UnpackSummary) -> str:
@@ -293,7 +294,7 @@ def unpack_text(summary: UnpackSummary) -> str:
             f"rewritten    {summary.rewritten:,} files hold the same values in other bytes than the original's: "
             "another release wrote those"
         )
-    return "\n".join(lines)
+    return block(lines)
 
 
 def merge_text(summary: MergeSummary) -> str:
@@ -309,7 +310,7 @@ def merge_text(summary: MergeSummary) -> str:
         lines += [f"  {name}" for name in summary.different[:10]]
         if len(summary.different) > 10:
             lines.append("  ... all of them with --json")
-    return "\n".join([*lines, f"next         tec-cache info {summary.out}"])
+    return block([*lines, f"next         tec-cache info {summary.out}"])
 
 
 def rm_text(summary: RemoveSummary, dry_run: bool) -> str:
@@ -322,14 +323,14 @@ def rm_text(summary: RemoveSummary, dry_run: bool) -> str:
     ]
     if dry_run:
         lines.append("dry run: nothing was removed")
-    return "\n".join(lines)
+    return block(lines)
 
 
 def fit_text(summary: Summary, go_on: str) -> str:
     """Say how a codec was fitted; go_on: the command that extracts with it."""
     lines = [
         f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
-        f"quality      {summary.quality}{errors_text(summary.errors, summary.asked_errors)}",
+        *f"quality      {summary.quality}{errors_text(summary.errors, summary.asked_errors)}".splitlines(),
         f"next         {go_on}",
     ]
-    return "\n".join(lines)
+    return block(lines)

@@ -63,6 +63,7 @@ def train(
         settings = resolved_settings(config, cache, source, student)
         resume = find_checkpoint(run, settings, overwrite=overwrite)
         trainer = Trainer(config, cache, source, student, compute, ranks)
+        settings["total_steps"] = trainer.total_steps
         if not dry_run:
             # only now, when nothing can be refused any more, is anything written or replaced
             resume = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
@@ -189,4 +190,5 @@ def begin_run(run: Path, settings: dict[str, Any], *, overwrite: bool, ranks: Ra
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a run's settings that a resumption must share."""
     config = {name: value for name, value in settings["config"].items() if name not in _FREE | _RESOLVED}
-    return settings | {"config": config}
+    rest = {name: value for name, value in settings.items() if name != "total_steps"}  # these settings' consequence
+    return rest | {"config": config}

@@ -15,12 +15,34 @@ from pathlib import Path
 from typing import Any
 
 from tec_cache.codec.quality import Quality
+from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError, nearest
+from tec_cache.paths import expanded
+
+PLACES = {"input", "cache", "base", "base_weights", "online", "out", "stage", "model", "weights", "train", "test"}
+"""Settings that may name a file or folder, in whichever config."""
 
 
 def setting(default: Any, text: str) -> Any:
     """Declare a field with its documentation string."""
     return field(default=default, metadata={"help": text})
+
+
+def _expand_paths(config: Any) -> None:
+    """Replace a leading ~ in every place that a frozen config names."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if item.name in PLACES and isinstance(value, str):
+            object.__setattr__(config, item.name, expanded(value))
+
+
+def _changed(config: Any) -> list[str]:
+    """Name the fields that differ from their defaults: what was given, as far as a config can tell."""
+    missing = dataclasses.MISSING
+    defaults = {
+        f.name: f.default if f.default_factory is missing else f.default_factory() for f in dataclasses.fields(config)
+    }
+    return [name for name, default in defaults.items() if getattr(config, name) != default]
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -85,6 +107,7 @@ class ExtractConfig:
     part: str | None = setting(None, "Do part I of N, for instance 3/16: one of N independent jobs.")
 
     def __post_init__(self) -> None:
+        _expand_paths(self)
         _check_choice("on_error", self.on_error, ("stop", "skip"))
         _check_choice("crop", self.crop, ("random", "center"))
         _check_choice("normalization", self.normalization, ("patch", "feature", "none"))
@@ -100,9 +123,8 @@ class ExtractConfig:
             raise ConfigError(f"--grid {self.grid}", todo="give at least 2 patches per side")
         if self.group_size is not None and self.group_size > 1024:
             raise ConfigError(f"--group-size {self.group_size}", todo="give at most 1024")
-        if self.views_only and (self.base or self.name or self.base_weights):
-            raise ConfigError("--views-only makes no targets", todo="leave out --base, --base-weights and --name")
         parse_rows(self.k)
+        require_used(self, _changed(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +184,7 @@ class TrainConfig:
     save_every: float = setting(1.0, "Epochs between two checkpoints.")
 
     def __post_init__(self) -> None:
+        _expand_paths(self)
         _check_choice("adapters", self.adapters, ("both", "input", "encoder", "none"))
         _check_choice("init", self.init, ("random", "base"))
         _check_choice("on_error", self.on_error, ("stop", "skip"))
@@ -184,18 +207,15 @@ class TrainConfig:
                 "several kinds of targets were asked for",
                 todo="give one of --target NAME, --online BASE, --pixels",
             )
-        if self.pixels and self.k not in (None, "none"):
-            raise ConfigError("pixels have no attention rows", todo="leave out --k")
         if self.init == "base" and self.pixels:
             raise ConfigError("--init base needs a base", todo="leave out --pixels or --init")
-        if self.stage_bytes is not None and self.stage is None:
-            raise ConfigError("--stage-bytes without --stage", todo="name a local folder: --stage DIR")
         parse_bytes(self.stage_bytes)
         if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(
                 f"a warm-up of {self.warmup_epochs} epochs in {self.epochs}", todo="give less --warmup-epochs"
             )
         parse_rows(self.k)
+        require_used(self, _changed(self))
 
     @property
     def resolved_warmup(self) -> float:
@@ -225,6 +245,7 @@ class ProbeConfig:
     on_error: str = setting("stop", "What a broken photo does: stop or skip.")
 
     def __post_init__(self) -> None:
+        _expand_paths(self)
         _check_choice("pool", self.pool, ("patches", "class"))
         _check_choice("on_error", self.on_error, ("stop", "skip"))
         _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
@@ -232,6 +253,7 @@ class ProbeConfig:
         for name in ("model", "train", "test"):
             if not getattr(self, name):
                 raise ConfigError(f"no {name} was named", todo="tec-cache probe MODEL --train SHARDS --test SHARDS")
+        require_used(self, _changed(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +269,8 @@ class PlanConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "images")
         _check_range(self, 0, "seconds", open_end=True)
+        # that a training is planned cannot be told from its default settings
+        require_used(self, [name for name in _changed(self) if name != "train"])
 
 
 def parse_part(text: str | None) -> tuple[int, int]:
@@ -288,7 +312,7 @@ def parse_rows(text: str | int | None) -> Any:
 def read_toml(path: str | Path, config: type) -> dict[str, Any]:
     """Read settings of one stage from a TOML file; unknown keys fail and name the nearest one."""
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values = tomllib.loads(Path(path).read_bytes().decode())
     except (OSError, ValueError) as error:  # ValueError: not TOML, or not UTF-8
         raise ConfigError(f"cannot read the settings: {error}", where=str(path)) from error
     fields = {f.name: f for f in dataclasses.fields(config)}
@@ -297,6 +321,8 @@ def read_toml(path: str | Path, config: type) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in fields:
             raise ConfigError(f"unknown setting {key!r}{nearest(name, fields)}", where=str(path))
+        if name in result:
+            raise ConfigError(f"the setting {name} was given twice, with '-' and with '_'", where=str(path))
         result[name] = _typed(key, value, str(fields[name].type), str(path))
     return result
 

@@ -46,9 +46,7 @@ def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], *, what: s
     if len(lines) > MOST_LINES:
         lines = [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more"]
     if lines:
-        raise IdentityError(
-            f"{what} was made with other settings:\n    " + "\n    ".join(lines), where=where, todo=todo
-        )
+        raise IdentityError(f"{what} was made with other settings:", where=where, todo=todo, details=lines)
 
 
 def _rows(value: Any) -> bool:
