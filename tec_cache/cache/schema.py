@@ -90,7 +90,9 @@ class CacheIdentity(_Document):
     group_size: Annotated[int, Meta(ge=1, le=65_536)]
     source: Source
     classes: list[str] | None = None
-    """Names of the classes, by their numbers."""
+    """Names of the classes, by their numbers; null where labels are numbers, or there are none."""
+    label_field: str | None = None
+    """Where the labels of tars were found; null where a folder's classes are the labels."""
 
 
 class Exact(_Document, tag_field="name", tag="exact"):
