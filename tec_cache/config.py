@@ -104,6 +104,10 @@ class ExtractConfig:
             raise ConfigError(f"--group-size {self.group_size}", todo="give at most 1024")
         if self.views_only and (self.base or self.name or self.base_weights):
             raise ConfigError("--views-only makes no targets", todo="leave out --base, --base-weights and --name")
+        for name in ("classes", "label_field"):
+            if getattr(self, name) is not None and self.input is None:
+                option = "--" + name.replace("_", "-")
+                raise ConfigError(f"{option} without photos", todo=f"give the photos, or leave out {option}")
         parse_rows(self.k)
 
 
