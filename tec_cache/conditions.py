@@ -60,6 +60,8 @@ USED: dict[str, dict[str, Conditions]] = {
         "jpeg_subsampling": ALWAYS,
         "group_size": ALWAYS,
         "limit": (_PHOTOS,),
+        "classes": (_PHOTOS,),
+        "label_field": (_PHOTOS,),
         "k": (_TARGETS,),
         "normalization": (_TARGETS,),
         "last_layers": (_TARGETS,),

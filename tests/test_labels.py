@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipelines.extract import extract
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import open_cache
+from tec_cache.config import ExtractConfig
 from tec_cache.data import classes as class_lists
 from tec_cache.data.classes import read_classes
 from tec_cache.data.labels import Labels
@@ -163,6 +164,28 @@ def test_text_is_a_label_where_all_of_it_is_numbers_and_nothing_else_is_one(tmp_
         source = open_source(str(tar(tmp_path / "1.tar", samples))).with_labels()
         assert source.label_field is None
         assert 42 not in [label for label, _ in read(source)]
+
+
+def test_what_was_looked_for_is_said_where_there_is_no_label(tmp_path: Path) -> None:
+    path = tar(tmp_path / "0.tar", [{"label": b"3", **as_json(breed="pug", width=96)}, {"txt": b"a pug"}])
+    (remark,) = open_source(str(path)).with_labels().remarks
+    assert "looked for KEY.cls and label, cls, class" in remark
+    assert "4: json:breed, json:width, label, txt; --label-field" in remark
+    assert extract(tiny_config(path, tmp_path / "c", None, views_only=True)).remarks == [remark]
+    assert open_source(str(tar(tmp_path / "1.tar", [{"cls": b"3"}]))).with_labels().remarks == ()
+
+
+@pytest.mark.parametrize("labelled", [0, 1, 2])
+def test_labels_are_found_though_the_first_shards_have_none(tmp_path: Path, labelled: int) -> None:
+    for i in range(3):
+        tar(tmp_path / f"in/{i}.tar", [{"cls": b"dog"}, {"cls": b"cat"}] if i == labelled else [{}])
+    assert open_source(str(tmp_path / "in")).with_labels().classes == ("cat", "dog")
+
+
+def test_settings_of_labels_need_photos() -> None:
+    for name in ("classes", "label_field"):
+        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} without photos"):
+            ExtractConfig(cache="c", base="mae", **{name: "x"})
 
 
 def test_the_user_says_where_labels_are(tmp_path: Path) -> None:

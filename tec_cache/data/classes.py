@@ -6,18 +6,21 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tec_cache.data.labels import Label, Labels
+from tec_cache.data.labels import JSON_FIELDS, Label, Labels, json_fields
 from tec_cache.data.tars import TarShard
 from tec_cache.errors import ConfigError, LayoutError, SourceError, listed
 from tec_cache.progress import Progress
 
 LOOKED_AT = 1024
 """Photos of the first shard whose labels say whether labels are numbers or names."""
+MOST_FIELDS = 100
+"""Names of fields that are remembered for people."""
 MOST_CLASSES = 100_000
 """Names that a class list may have, for it is in the identity of the cache. Captions are beyond it sooner or later."""
 READERS = 8
@@ -67,25 +70,63 @@ def _name(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value else value
 
 
-def find_labels(shards: Sequence[TarShard], field: str | None, *, quiet: bool) -> Labels:
+@dataclass
+class LabelsSeen:
+    """What a look at the first photos of a shard told."""
+
+    numbers: int = 0
+    names: int = 0
+    texts: int = 0
+    """Photos with a KEY.txt."""
+    number_texts: int = 0
+    """Those of them that hold a whole number and nothing more."""
+    fields: set[str] = dataclass_field(default_factory=set)
+    """Fields beside the image, and those of JSON documents as json:NAME."""
+
+    @classmethod
+    def of(cls, shard: TarShard, field: str | None) -> LabelsSeen:
+        """Look at the first photos of a shard."""
+        seen = cls()
+        for label, fields in islice(_labels(shard, Labels(field)), LOOKED_AT):
+            seen.numbers += isinstance(label.value, int)
+            seen.names += isinstance(label.value, str)
+            seen.texts += "txt" in fields
+            seen.number_texts += isinstance(Labels("txt").read(fields).value, int) if "txt" in fields else 0
+            if len(seen.fields) < MOST_FIELDS:
+                seen.fields.update(name for name in fields if name != "json")
+                seen.fields.update(f"json:{name}" for name in json_fields(fields.get("json", b"{}")))
+        return seen
+
+    @property
+    def any(self) -> bool:
+        """Whether any photo has a label."""
+        return bool(self.numbers or self.names)
+
+
+def find_labels(shards: Sequence[TarShard], field: str | None, *, quiet: bool) -> tuple[Labels, str]:
     """Say where the labels of tars are and whether they are numbers or names; collect the names.
 
-    The first photos decide, and what is of the other kind among the rest is a label that is not understood. KEY.txt
-    counts only where no other label is found and all of them are whole numbers, as it holds captions more often.
+    Returns them and a remark for people. The first photos decide (of the first shard; where they have no labels, of one
+    in the middle and of the last), and what is of the other kind among the rest is a label that is not understood.
+    KEY.txt counts only where no other label is found and all of them are whole numbers: it holds captions more often.
     Names cost one reading of all shards (of plain local tars: of their headers and labels).
     """
-    numbers = names = 0
-    texts: list[Label] = []
-    for label, text in islice(_labels(shards[0], Labels(field)), LOOKED_AT):
-        numbers += isinstance(label.value, int)
-        names += isinstance(label.value, str)
-        if text is not None:
-            texts.append(Labels("txt").read({"txt": text}))
-    if field is None and not numbers and not names and texts and all(isinstance(t.value, int) for t in texts):
-        return Labels("txt")
-    if names <= numbers:
-        return Labels(field)
-    return Labels(field, collect(shards, field, quiet=quiet))
+    seen = LabelsSeen()
+    for number in sorted({0, len(shards) // 2, len(shards) - 1}):
+        seen = LabelsSeen.of(shards[number], field)
+        if seen.any or (field is None and seen.texts):
+            break
+    if field is None and not seen.any and 0 < seen.texts == seen.number_texts:
+        return Labels("txt"), "labels were found in KEY.txt: all that was looked at is whole numbers"
+    if seen.names > seen.numbers:
+        return Labels(field, collect(shards, field, quiet=quiet)), ""
+    if seen.any:
+        return Labels(field), ""
+    looked_for = f"KEY.{field}" if field else f"KEY.cls and {', '.join(JSON_FIELDS)} in KEY.json"
+    remark = f"no label was found: looked for {looked_for}"
+    if seen.fields:
+        remark += f"; the photos have {listed(sorted(seen.fields))}; --label-field NAME says which it is"
+    return Labels(field), remark
 
 
 def collect(shards: Sequence[TarShard], field: str | None, *, quiet: bool) -> tuple[str, ...]:
@@ -113,7 +154,7 @@ def collect(shards: Sequence[TarShard], field: str | None, *, quiet: bool) -> tu
     return tuple(sorted(found))
 
 
-def _labels(shard: TarShard, labels: Labels) -> Iterator[tuple[Label, bytes | None]]:
+def _labels(shard: TarShard, labels: Labels) -> Iterator[tuple[Label, dict[str, bytes]]]:
     """Yield the labels of a shard, up to where it is damaged: whoever reads the photos will come to that."""
     try:
         yield from replace(shard, labels=labels).label_values()

@@ -139,6 +139,15 @@ def _from_json(documents: Sequence[bytes], names: Sequence[str]) -> Label:
     return Label(None, note)
 
 
+def json_fields(document: bytes) -> list[str]:
+    """Return the names of a JSON object's fields; none for any other document."""
+    try:
+        values: Any = json.loads(document)
+    except (ValueError, RecursionError):
+        return []
+    return list(values) if isinstance(values, dict) else []
+
+
 def _from_value(value: Any) -> Label:
     """Read a JSON value as a label: 3, 3.0, "3" or "dog"."""
     if isinstance(value, float) and value.is_integer():

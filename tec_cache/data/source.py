@@ -43,9 +43,10 @@ class Source:
         tars = [shard for shard in self.shards if isinstance(shard, TarShard)]
         if self.classes is not None or not tars:
             return self
-        labels = find_labels(tars, self.label_field, quiet=quiet)
+        labels, remark = find_labels(tars, self.label_field, quiet=quiet)
         shards: list[Shard] = [replace(shard, labels=labels) for shard in tars]
-        return replace(self, shards=shards, classes=labels.classes, label_field=labels.field)
+        remarks = (*self.remarks, remark) if remark else self.remarks
+        return replace(self, shards=shards, classes=labels.classes, label_field=labels.field, remarks=remarks)
 
 
 def open_source(
