@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -183,6 +184,16 @@ def test_a_sampling_that_only_pillow_knows_is_used_and_said(factors: list[tuple[
         np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(expected.convert("RGB")))
 
 
+def test_a_jpeg_of_endless_scans_or_segments_is_refused_before_it_is_decoded() -> None:
+    data = KINDS["progressive"]
+    scan = data[data.rindex(b"\xff\xda") :][:10]
+    with pytest.raises(SourceError, match="more than 500 scans"):
+        decode_photo(data[:-2] + 600 * scan + b"\xff\xd9")
+    for endless in (b"\xff\xfe\0\2", b"\xff\0"):
+        with pytest.raises(SourceError, match="more than 10,000 segments"):
+            decode_photo(data[:2] + b"\xff\xfe\0\2" + 11_000 * endless + data[2:])
+
+
 # ---- PNG -------------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +236,15 @@ def test_an_interlaced_png_needs_all_its_passes(size: tuple[int, int]) -> None:
     assert decode_photo(png(*size, zlib.compress(bytes(total)), interlaced=1)).image.size == size
     with pytest.raises(SourceError, match="its last rows are missing"):
         decode_photo(png(*size, zlib.compress(bytes(total - 1)), interlaced=1))
+
+
+def test_rows_that_inflate_to_more_than_the_picture_are_not_inflated() -> None:
+    bomb = zlib.compress(bytes(64 << 20))
+    tracemalloc.start()
+    assert decode_photo(png(10, 8, bomb)).image.size == (10, 8)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 8 << 20
 
 
 # ---- other formats ---------------------------------------------------------------------------------------------
