@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from tec_cache.cache.pixels import JpegSettings, decode_crop, encode_crop, resize
 from tec_cache.data.images import decode_photo
@@ -130,6 +130,15 @@ def test_one_pixel() -> None:
 def test_the_first_frame_of_an_animation_counts() -> None:
     data = encoded(photo(7), "WEBP", save_all=True, append_images=[photo(8)], lossless=True)
     np.testing.assert_array_equal(np.asarray(decode_photo(data).image), np.asarray(photo(7)))
+
+
+def test_avif_where_pillow_was_built_without_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "check", lambda name: False)
+    for brands in (b"avif\0\0\0\0mif1", b"mif1\0\0\0\0avif"):
+        with pytest.raises(SourceError, match="built without AVIF"):
+            decode_photo(b"\0\0\0\x14ftyp" + brands)
+    with pytest.raises(SourceError, match="not an image of a known format"):
+        decode_photo(b"\0\0\0\x14ftypheic\0\0\0\0mif1")
 
 
 # ---- orientation ---------------------------------------------------------------------------------------------

@@ -24,12 +24,17 @@ MAGIC = b"\xff\xd8\xff"
 ZEROS = bytes(32)
 """A hole. Where no code of zeros ends a block, a picture's data never hold so many of them in a row."""
 
+MOST_SCANS = 500
+"""Each scan of a progressive JPEG costs a pass over the whole picture, however few bytes it has; encoders write ten."""
+
 
 def read_jpeg(data: bytes) -> Stored:
     """Decode a JPEG. Raises ValueError where its pixels are not whole."""
     header = jpeg_parts.read_header(data)
     exif, xmp = header.exif, header.xmp
     require_size(header.width, header.height)
+    if data.count(bytes((0xFF, SOS)), header.scan.start) > MOST_SCANS:
+        raise ValueError(f"it has more than {MOST_SCANS} scans")
     note = ""
     try:
         image = _strict(data, header)

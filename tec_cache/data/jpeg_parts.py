@@ -16,6 +16,10 @@ _PIXELS = frozenset(range(0xC0, 0xD0)) | {0xDB, 0xDC, 0xDD, SOS}
 
 # within a scan only a stuffed zero, a restart marker or a fill byte may follow 0xFF
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_NOT_FILL = re.compile(rb"[^\xff]")
+
+MOST_SEGMENTS = 10_000
+"""Ten times what a long colour profile and an extended XMP block take; a hostile file has millions."""
 
 
 class Segment(NamedTuple):
@@ -52,18 +56,18 @@ class Scan(NamedTuple):
 
 
 def segments(data: bytes) -> Iterator[Segment]:
-    """Yield the segments up to the end marker, or to where the file ends. Bytes between them are passed over."""
+    """Yield the segments up to the end marker, or to where the file ends. Bytes between them are passed over.
+
+    Raises ValueError where there are too many.
+    """
     at = 2
-    while True:
-        at = data.find(b"\xff", at)
-        start = at
-        while 0 <= at < len(data) and data[at] == 0xFF:
-            at += 1
-        if not 0 <= at < len(data):
+    for _ in range(MOST_SEGMENTS):
+        start = data.find(b"\xff", at)
+        match = _NOT_FILL.search(data, start) if start >= 0 else None
+        if match is None:
             return
-        marker = data[at]
-        at += 1
-        if marker == 0:
+        marker, at = data[match.start()], match.end()
+        if marker == 0:  # no marker, but bytes that are passed over
             continue
         if marker in (1, SOI, EOI) or 0xD0 <= marker <= 0xD7:
             yield Segment(marker, start, at, at)
@@ -78,6 +82,7 @@ def segments(data: bytes) -> Iterator[Segment]:
         if marker == SOS:
             match = _END_OF_SCAN.search(data, at)
             at = match.start() if match else len(data)
+    raise ValueError(f"it has more than {MOST_SEGMENTS:,} segments")
 
 
 def read_header(data: bytes) -> Header:

@@ -17,6 +17,8 @@ from tec_cache.data.stored import Stored, require_size
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 
+_RAW_PROFILE, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"
+
 _MOST_TEXT = 1 << 20
 """Bytes of an inflated text that are looked at."""
 
@@ -47,8 +49,8 @@ def read_png(data: bytes) -> Stored:
             exif = body
         elif kind in (b"tEXt", b"zTXt", b"iTXt"):
             key, text = _text(kind, body)
-            exif = exif or (_raw_profile(text) if key == b"Raw profile type exif" else b"")
-            xmp = xmp or (text if key == b"XML:com.adobe.xmp" else b"")
+            exif = exif or (_raw_profile(text) if key == _RAW_PROFILE else b"")
+            xmp = xmp or (text if key == _XMP else b"")
     image = Image.open(io.BytesIO(b"".join([*kept, _chunk(b"IEND", b"")])), formats=("PNG",))
     _require_all_rows(kept[1][8:-4], pixels)
     image.load()
@@ -85,13 +87,15 @@ def _require_all_rows(header: bytes, pixels: list[bytes]) -> None:
         while part and missing > 0:
             missing -= len(inflate.decompress(part, 1 << 20))
             part = inflate.unconsumed_tail
-    if missing - len(inflate.flush()) > 0:
+    if missing > 0 and missing > len(inflate.flush()):
         raise ValueError("its last rows are missing")
 
 
 def _text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """Return key and text of a text chunk; what is inflated is cut, what cannot be inflated is empty."""
+    """Return key and text of a text chunk that may hold an orientation; a long one is cut, a broken one empty."""
     key, _, text = body.partition(b"\0")
+    if key not in (_RAW_PROFILE, _XMP):
+        return key, b""
     packed = kind == b"zTXt"
     if kind == b"iTXt":
         packed = text[:1] == b"\1"

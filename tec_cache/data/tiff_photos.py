@@ -9,6 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from tec_cache.data.jpeg_parts import read_header
 from tec_cache.data.stored import Stored, require_size
 from tec_cache.data.tiff import ORIENTATION, Directory, read_directory, with_tags
 
@@ -92,15 +93,20 @@ def _require_all_parts(directory: Directory) -> None:
 
 
 def _check_part(directory: Directory, compression: int, part: bytes) -> None:
-    """Raise ValueError for a strip or tile whose damage libtiff does not report."""
+    """Raise ValueError for a strip or tile whose damage libtiff does not report, or that is larger than the picture."""
     if compression in _DEFLATE:
+        # 4 samples of 16 bits; a tile may be wider and higher than the picture
+        left = 8 * (_number(directory, _WIDTH) + 4096) * (_number(directory, _HEIGHT) + 4096)
         inflate = zlib.decompressobj()
         try:
-            while part:
-                inflate.decompress(part, 1 << 20)
+            while part and left > 0:
+                left -= len(inflate.decompress(part, 1 << 20))
                 part = inflate.unconsumed_tail
         except zlib.error as error:
             raise ValueError(f"a part of it is damaged: {error}") from error
     elif compression == _JPEG:
         tables = bytes(directory.numbers(_JPEG_TABLES)) if _JPEG_TABLES in directory.entries else b""
-        simplejpeg.decode_jpeg(tables[:-2] + part[2:] if tables else part, "RGB")
+        data = tables[:-2] + part[2:] if tables else part
+        header = read_header(data)
+        require_size(header.width, header.height)
+        simplejpeg.decode_jpeg(data, "RGB")
