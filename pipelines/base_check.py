@@ -20,6 +20,7 @@ from pipelines.prepare import TargetJob
 from tec_cache.audit.findings import DROP, Finding, unreadable
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
+from tec_cache.base.source import Given
 from tec_cache.cache import layout
 from tec_cache.cache.identity import differences
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
@@ -134,7 +135,8 @@ def _job(target: TargetSet, name: str, weights: str | None, device: str) -> Targ
     precision = "float32" if compute.device.type == "cpu" else str(identity["precision"])
     if compute.device.type == "cpu":
         torch.set_num_threads(min(default_threads(1), int(identity["threads"] or default_threads(1))))
-    base = _load(name, weights, grid=target.cache.grid, last_layers=int(identity["last_layers"]), k=spec.k)
+    base = _load(name, weights, grid=target.cache.grid, last_layers=int(identity["last_layers"]), k=spec.k,
+                 given=Given.from_json(target.manifest["notes"].get("given")))  # fmt: skip
     base.to(compute.device)
     return TargetJob(
         name=target.name,
