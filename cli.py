@@ -23,6 +23,7 @@ from pipelines import info_texts, texts
 from pipelines.terminal.options import (
     ExistingPlace,
     Place,
+    by_name,
     common,
     given_options,
     option,
@@ -88,7 +89,8 @@ def extract(
     extraction goes on with the same command.
 
     Known bases: mae, mae_large, mae_huge, dino, dino_small, dinov2_small, dinov2_base, dinov2_large,
-    dinov2_giant (each also with _reg), ibot, ibot_large, mocov3; timm:NAME; a weight file; an exported folder.
+    dinov2_giant (each also with _reg), ibot, ibot_large, mocov3; timm:NAME; a weight file; a folder
+    (an export, one of timm's hub, one of the transformers library). What no file says is printed and can be set.
 
     \b
     Example:
@@ -296,18 +298,31 @@ def info(place: str, as_json: bool, quiet: bool, debug: bool) -> None:
     show(as_json, found, info_texts.text_of(found))
 
 
+_OWN = "each set's own"  # --base without a name
+
+
 @cli.command()
-@click.argument("cache", type=Place())
+@click.argument("cache", type=Place(), required=False)
 @option("--full", is_flag=True, help="Every byte: SHA-256 and inside of every payload.")
-@option("--base", is_flag=True, help="Run the base again on a sample of the stored crops.")
+@option(
+    "--base",
+    type=Place(),
+    is_flag=False,
+    flag_value=_OWN,
+    metavar="[NAME]",
+    help="Run the base again on a sample of the stored crops: each target set's own, or this one for its sets.",
+)
 @option("--repair", is_flag=True, help="Drop what is bad, so that extract makes it again.")
-@option("--sample", type=int, default=64, show_default=True, help="Views of each target set, for --base.")
-@option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
+@option("--sample", type=int, help="Views of each target set, for --base.  [default: 64]")
+@option("--seed", type=int, help="Seed of the sample.  [default: 0]")
 @option("--target", help="Run only this target set's base.  [default: all]")
-@option("--base-weights", help="Weight file of the base; or its file or folder, where that was moved.")
-@option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@option("--base-weights", type=Place(), help="Weight file of the base; or its file or folder, where that was moved.")
+@option("--mean", type=float, nargs=3, help="Pixel mean of the base.  [default: as the target set was made]")
+@option("--std", type=float, nargs=3, help="Pixel deviation of the base.  [default: as the target set was made]")
+@option("--base-arg", "base_args", multiple=True, metavar="NAME=VALUE", help="Say what the base's weights cannot.")
+@option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @common
-def verify(cache: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+def verify(cache: str | None, base: str | None, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Check a cache: records and sizes; with --full every byte; with --base what the base says of it.
 
     Exit code 0 if it is whole and sound, 3 with a list of what is wrong or missing. --repair drops what is bad;
@@ -317,11 +332,17 @@ def verify(cache: str, as_json: bool, quiet: bool, debug: bool, **options: Any) 
     Example:
       tec-cache verify CACHE
       tec-cache verify CACHE --full --base
+      tec-cache verify CACHE --base mae --base-weights mae_pretrain_vit_base.pth
       tec-cache verify CACHE --full --repair
     """
     from pipelines.verify import verify as run_verify
 
-    verdict = run_verify(cache, quiet=quiet or as_json, **options)
+    if cache is None:  # `verify --base CACHE`: what follows is no base's name
+        if base in (None, _OWN):
+            raise click.UsageError("Missing argument 'CACHE'.", click.get_current_context())
+        cache, base = base, _OWN
+    options["base_args"] = by_name(options["base_args"], "--base-arg") or None
+    verdict = run_verify(cache, base=True if base == _OWN else base or False, quiet=quiet or as_json, **options)
     show(as_json, verdict.to_json(), texts.verify_text(verdict, options["full"]))
     if not verdict.clean:
         raise SystemExit(CacheError.exit_code)

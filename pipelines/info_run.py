@@ -51,8 +51,14 @@ def describe_run(place: Path) -> dict[str, Any]:
         "checkpoints": [path.name for path in kept],
         "logged": logged,
         **speed,
-        "go_on": train_command(document.config, str(place)),
+        "go_on": train_command(_unfinished(document.config, step), str(place)),
     }
+
+
+def _unfinished(config: dict[str, Any], step: int) -> dict[str, Any]:
+    """Return the settings without a number of steps that has been done."""
+    steps = config.get("steps")
+    return config | {"steps": None} if isinstance(steps, int) and steps <= step else config
 
 
 def last_metrics(file: Path) -> dict[str, float]:

@@ -31,8 +31,9 @@ class Once(click.Option):
         values = opts.get(self.name or "")
         if isinstance(values, list) and not self.multiple:
             if len(values) > 1:
-                shown = " and ".join(" ".join(v) if isinstance(v, tuple) else str(v) for v in values)
-                raise click.UsageError(f"{self.opts[0]} was given {len(values)} times: {shown}; give it once", ctx)
+                texts = [" ".join(v) if isinstance(v, tuple) else v for v in values]
+                shown = " and ".join(text for text in texts if isinstance(text, str))
+                raise click.UsageError(f"{self.opts[0]} was given {len(values)} times ({shown}): give it once", ctx)
             opts = {**opts, self.name or "": values[0]}
         return super().consume_value(ctx, opts)
 

@@ -28,7 +28,7 @@ FILES = (
 )
 """Names of the weights in a folder, in the order in which they are looked for."""
 
-NOT_OF_A_BASE = ("img_size", "num_classes", "global_pool", "pool_include_prefix", "in_chans", "drop_rate")
+NOT_OF_A_BASE = ("img_size", "num_classes", "in_chans", "drop_rate")
 """Arguments that belong to a task; the size of the input follows from the grid."""
 
 

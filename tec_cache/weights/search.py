@@ -83,7 +83,7 @@ def find_encoder(content: Mapping[Any, Any], where: str) -> Found:
     _refuse_run(tensors, where)
     best = min(map(_rank, roots))
     meant = sorted(root for root in roots if _rank(root) == best)
-    inside = [_inside(tensors, root, where) for root in meant]
+    inside = [_inside(tensors, root, roots[root].stem, where) for root in meant]
     if any(not _same(inside[0], other) for other in inside[1:]):
         names = ", ".join(repr(root) if root else "no prefix" for root in meant)
         raise WeightsError(
@@ -154,6 +154,15 @@ def _inside(tensors: Mapping[str, list[tuple[str, Tensor]]], root: str, where: s
                 todo="save one of the two networks into a file of its own",
             )
     return {name: copies[0][1].detach() for name, copies in under.items()}
+
+
+def _wrapper(full: str, root: str) -> str:
+    """Return the beginning of a full name that stands for a root, with the wrappers before and behind it."""
+    parts = full.split(".")
+    end = 0
+    while end < len(parts) and root.startswith(bare(".".join(parts[: end + 1]))):
+        end += 1
+    return "".join(f"{part}." for part in parts[:end])
 
 
 def _fits(layout: Layout, tensors: Mapping[str, Tensor]) -> bool:
