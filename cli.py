@@ -23,6 +23,7 @@ from pipelines import info_texts, texts
 from pipelines.terminal.options import (
     ExistingPlace,
     Place,
+    by_name,
     common,
     given_options,
     option,
@@ -88,7 +89,8 @@ def extract(
     extraction goes on with the same command.
 
     Known bases: mae, mae_large, mae_huge, dino, dino_small, dinov2_small, dinov2_base, dinov2_large,
-    dinov2_giant (each also with _reg), ibot, ibot_large, mocov3; timm:NAME; a weight file; an exported folder.
+    dinov2_giant (each also with _reg), ibot, ibot_large, mocov3; timm:NAME; a weight file; a folder
+    (an export, one of timm's hub, one of the transformers library). What no file says is printed and can be set.
 
     \b
     Example:
@@ -315,6 +317,9 @@ _OWN = "each set's own"  # --base without a name
 @option("--seed", type=int, help="Seed of the sample.  [default: 0]")
 @option("--target", help="Run only this target set's base.  [default: all]")
 @option("--base-weights", type=Place(), help="Weight file of the base; or its file or folder, where that was moved.")
+@option("--mean", type=float, nargs=3, help="Pixel mean of the base.  [default: as the target set was made]")
+@option("--std", type=float, nargs=3, help="Pixel deviation of the base.  [default: as the target set was made]")
+@option("--base-arg", "base_args", multiple=True, metavar="NAME=VALUE", help="Say what the base's weights cannot.")
 @option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @common
 def verify(cache: str | None, base: str | None, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
@@ -336,6 +341,7 @@ def verify(cache: str | None, base: str | None, as_json: bool, quiet: bool, debu
         if base in (None, _OWN):
             raise click.UsageError("Missing argument 'CACHE'.", click.get_current_context())
         cache, base = base, _OWN
+    options["base_args"] = by_name(options["base_args"], "--base-arg") or None
     verdict = run_verify(cache, base=True if base == _OWN else base or False, quiet=quiet or as_json, **options)
     show(as_json, verdict.to_json(), texts.verify_text(verdict, options["full"]))
     if not verdict.clean:

@@ -20,6 +20,7 @@ from pipelines.prepare import TargetJob
 from tec_cache.audit.findings import DROP, Finding, unreadable
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
+from tec_cache.base.source import Given
 from tec_cache.cache import layout
 from tec_cache.cache.identity import differences
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
@@ -134,6 +135,9 @@ def _job(target: TargetSet, how: How) -> TargetJob:
     if compute.device.type == "cpu":
         torch.set_num_threads(min(default_threads(1), int(identity["threads"] or default_threads(1))))
     shape: dict[str, Any] = {"grid": target.cache.grid, "last_layers": int(identity["last_layers"]), "k": spec.k}
+    shape["given"] = Given.of(how.mean, how.std, how.base_args).over(
+        Given.from_json(target.manifest["notes"].get("given"))
+    )
     if how.base is not None:
         base = load_base(how.base, how.weights, **shape)
     else:

@@ -72,6 +72,7 @@ def extract(
         summary.source_bytes = sum(shard.size for shard in views.shards if isinstance(shard, TarShard))
         if job is not None:
             summary.first_row = job.base.first_row if job.spec.k is not None else ""
+            summary.facts = [list(fact) for fact in job.base.facts]
             summary.quality, summary.asked_errors = str(job.quality), job.quality.asked
         if job is not None and coded is not None:
             summary.errors = coded.record.errors

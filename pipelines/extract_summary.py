@@ -57,6 +57,8 @@ class Summary:
     shards_left: int = 0
     first_row: str = ""
     """Whose attention row 0 of the targets is."""
+    facts: list[list[str]] = field(default_factory=list)
+    """What the base assumes that no shape shows: [name, value, who says so]."""
     num_targets: int = 0
     """Target sets in the cache."""
     seconds: float = 0.0

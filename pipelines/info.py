@@ -84,6 +84,12 @@ def describe_cache(path: str) -> dict[str, Any]:
     }
 
 
+def known_facts(notes: Any) -> list[list[str]]:
+    """Return what a target set's notes say of its base; notes decide nothing, so any other content says nothing."""
+    rows = notes if isinstance(notes, list) else []
+    return [[str(part) for part in row] for row in rows if isinstance(row, list) and len(row) == 3]
+
+
 def _target_set(target: TargetSet) -> dict[str, Any]:
     """Describe one target set."""
     cache, codec = target.cache, target.codec_record if target.fitted else None
@@ -98,6 +104,7 @@ def _target_set(target: TargetSet) -> dict[str, Any]:
     return {
         "base": target.manifest["notes"]["base"],
         "weights_sha256": target.identity["base"]["weights_sha256"],
+        "facts": known_facts(target.manifest["notes"].get("facts")),
         "quality": str(Quality.from_json(target.identity["codec"])),
         "asked_errors": Quality.from_json(target.identity["codec"]).asked,
         "errors": codec.errors if codec else {},

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from pipelines.base_given import given_by
 from tec_cache import __version__
-from tec_cache.base.load import find_source, load_base
+from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
+from tec_cache.base.source import Given, find_source
 from tec_cache.cache import layout
 from tec_cache.cache.identity import FORMAT_VERSION, differences, fingerprint, require_same
 from tec_cache.cache.layout import check_name
@@ -95,6 +97,7 @@ def prepare_cache(
     _refuse_overwrite_by_many(overwrite, ranks)
     if store.size(layout.PACK) is not None:
         raise ConfigError("this is a pack, which is read only", where=config.cache, todo="tec-cache unpack PACK CACHE")
+    given_by(config)
     if config.base is not None:
         find_source(config.base, config.base_weights)  # nothing is begun for a base that there is not
     stored: dict[str, Any] | None = None
@@ -140,7 +143,7 @@ def _open_or_create(
     older = stored is not None and stored["format"] != FORMAT_VERSION
     if stored is not None and overwrite and (older or differences(stored["identity"], identity)):
         if config.base:  # nothing is removed for a command that cannot be carried out
-            load_base(config.base, config.base_weights, grid=identity["grid"], k=None)
+            load_base(config.base, config.base_weights, grid=identity["grid"], k=None, given=given_by(config))
         if dry_run:
             manifest = manifest_body(identity, {})
             # what would be there afterwards: nothing
@@ -275,6 +278,7 @@ def prepare_targets(
         grid=cache.grid,
         last_layers=config.last_layers or before.get("last_layers") or 2,
         k=None if k == "none" else k,
+        given=given_by(config).over(Given.from_json(stored["notes"].get("given") if stored else None)),
     )
     spec = base.spec(config.normalization or (before["spec"]["normalization"] if before else "patch"))
     old_codec = before.get("codec")
@@ -315,6 +319,7 @@ def prepare_targets(
         if stored is None:
             _forget_other(store, path, identity, lock, target=name, overwrite=overwrite)
         notes = _versions() | {"base": base_name, "first_row": base.first_row}
+        notes |= {"facts": [list(fact) for fact in base.facts], "given": base.given.to_json()}
         ensure_manifest(store, path, identity, notes, what=what, todo=todo)
     base.to(compute.device)
     return TargetJob(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from pipelines.base_given import given_by
 from pipelines.probe_inputs import Numbering, Part, no_label, number_classes, open_part
 from tec_cache.base.load import load_base, native_grid, random_model
 from tec_cache.base.model import FrozenBase
@@ -109,15 +110,16 @@ def probe(config: ProbeConfig, *, quiet: bool = True) -> ProbeSummary:
 
 def load_model(config: ProbeConfig) -> FrozenBase:
     """Load what is to be judged: `random:NAME`, or anything that `--base` takes."""
+    given = given_by(config)
     if config.model.startswith("random:"):
         if config.weights:
             raise ConfigError("a random model takes no --weights", todo="leave one of them out")
         name = config.model.removeprefix("random:")
         if name not in BASES and not Path(name).exists() and not name.startswith("timm:"):
             name = f"timm:{name}"
-        return random_model(name, grid=config.grid or native_grid(name))
-    grid = config.grid or native_grid(config.model, config.weights)
-    return load_base(config.model, config.weights, grid=grid, k=None)
+        return random_model(name, grid=config.grid or native_grid(name, None, given), given=given)
+    grid = config.grid or native_grid(config.model, config.weights, given)
+    return load_base(config.model, config.weights, grid=grid, k=None, given=given)
 
 
 def features_of(

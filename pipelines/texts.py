@@ -47,6 +47,16 @@ def errors_text(errors: dict[str, float], asked: dict[str, float], checked: int)
     return text
 
 
+def facts_text(facts: list[list[str]]) -> list[str]:
+    """Say what a base assumes that no shape shows, and who says so."""
+    first = "base "
+    lines = []
+    for name, value, origin in facts:
+        lines.append(f"{first:<12} {name:<11} {value}{f'  ({origin})' if origin else ''}")
+        first = ""
+    return lines
+
+
 def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: bool) -> str:
     """Say what an extraction did and what the cache holds now."""
     source = f", {human_bytes(summary.source_bytes)}" if summary.source_bytes else ""
@@ -66,6 +76,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         lines.append(f"targets      {summary.target}: {human_bytes(summary.bytes_per_target)} per view")
     elif summary.most_bytes_per_target:
         lines.append(f"targets      {summary.target}: at most {human_bytes(summary.most_bytes_per_target)} per view")
+    lines += facts_text(summary.facts)
     if summary.target:
         lines += _quality_lines(summary)
     if summary.first_row not in ("", "class token"):
@@ -139,6 +150,7 @@ def plan_text(plan: Plan) -> str:
             f"({plan.target}, quality {plan.quality}); {amount.targets_left:,} to write: "
             f"{human_bytes(plan.bytes_targets)}"
         )
+    lines += facts_text(plan.facts)
     lines += [f"disk         {human_bytes(plan.bytes_needed)} are needed{room}", ""]
     how = "beside the base's device" if plan.targets and plan.targets.own_device else "on the same cores"
     lines += [f"extraction   all stages at once, {how}: what is left to do, each by itself at its measured rate"]
@@ -266,6 +278,7 @@ def info_text(found: dict[str, Any]) -> str:
             f"k {'none' if target['k'] is None else target['k']}, {human_bytes(target['bytes_per_view'])} per view"
         )
         errors = errors_text(target["errors"], target["asked_errors"], target["checked_views"]).removeprefix(": ")
+        lines += facts_text(target["facts"])
         lines += f"             {errors or 'its codec is not fitted yet'}".splitlines()
         lines.append(
             f"             {target['finished_units']} units finished, {target['missing_units']} missing; "

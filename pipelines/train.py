@@ -129,7 +129,8 @@ def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tupl
             checkpointing=config.checkpointing,
         )
     if config.init == "base":
-        load_strict(student.encoder, base_weights_for(config, source), what="the student, from the base's weights")
+        state = base_weights_for(config, source, student.encoder)
+        load_strict(student.encoder, state, what="the student, from the base's weights")
     return source, student
 
 

@@ -35,6 +35,10 @@ class How:
     """Its name, file or folder, where that is not the one that the target set names."""
     weights: str | None = None
     """Its weight file, or its file or folder where that was moved."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    base_args: dict[str, Any] = field(default_factory=dict)
+    """What no file says of it; where these are left out, what the target set was made with."""
     sample: int = 64
     """Views of each target set."""
     seed: int = 0
@@ -102,6 +106,9 @@ def verify(
     seed: int | None = None,
     target: str | None = None,
     base_weights: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    base_args: dict[str, Any] | None = None,
     device: str | None = None,
     quiet: bool = True,
 ) -> Verdict:
@@ -115,7 +122,14 @@ def verify(
     """
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample {sample}", todo="give a number of at least 1")
-    own = {"sample": sample, "seed": seed, "target": target, "base-weights": base_weights, "device": device}
+    own: dict[str, Any] = {
+        "sample": sample,
+        "seed": seed,
+        "target": target,
+        "base-weights": base_weights,
+        "device": device,
+    }
+    own |= {"mean": mean, "std": std, "base-arg": base_args}
     if not base and any(value is not None for value in own.values()):
         names = ", ".join(f"--{name}" for name, value in own.items() if value is not None)
         raise ConfigError(f"not used: {names}; only --base runs the base again", todo="add --base, or leave them out")
@@ -137,6 +151,9 @@ def verify(
             how = How(
                 base=base if isinstance(base, str) else None,
                 weights=base_weights,
+                mean=mean,
+                std=std,
+                base_args=base_args or {},
                 sample=64 if sample is None else sample,
                 seed=seed or 0,
                 device=device or "auto",

@@ -25,6 +25,7 @@ Conditions = tuple[Condition, ...]
 ALWAYS: Conditions = ()
 
 _TARGETS = Condition(lambda c: not c.views_only, "--views-only makes no targets")
+_NAMED = Condition(lambda c: bool(c.base or c.name), "no base was named")
 _PHOTOS = Condition(lambda c: c.input is not None, "no photos were given")
 _RANDOM_CROP = Condition(lambda c: c.crop != "center", "a centre crop is always the same")
 _FITTED = Condition(lambda c: c.quality != "exact", "quality exact needs no fit")
@@ -34,6 +35,7 @@ _ATTENTION = Condition(lambda c: not c.pixels and c.k != "none", "there is no at
 _OWN_WEIGHTS = Condition(
     lambda c: c.online is not None or c.init == "base", "the base is loaded for --online and --init base only"
 )
+_ONLINE = Condition(lambda c: c.online is not None, "the base runs with --online only; a target set has its own")
 _BLOCKS = Condition(lambda c: c.decoder_depth > 0, "a decoder of depth 0 has no blocks")
 _STAGE = Condition(lambda c: c.stage is not None, "copies are made where --stage names a folder")
 _TRAINED = Condition(lambda c: not c.model.startswith("random:"), "a random model has none")
@@ -46,6 +48,9 @@ USED: dict[str, dict[str, Conditions]] = {
         "cache": ALWAYS,
         "base": (_TARGETS,),
         "base_weights": (_TARGETS,),
+        "mean": (_TARGETS, _NAMED),
+        "std": (_TARGETS, _NAMED),
+        "base_args": (_TARGETS, _NAMED),
         "name": (_TARGETS,),
         "views_only": ALWAYS,
         # how the views are cut: compared with the cache where no photos are given
@@ -83,6 +88,9 @@ USED: dict[str, dict[str, Conditions]] = {
         "online": ALWAYS,
         "pixels": ALWAYS,
         "base_weights": (_BASE, _OWN_WEIGHTS),
+        "mean": (_BASE, _ONLINE),
+        "std": (_BASE, _ONLINE),
+        "base_args": (_BASE, _ONLINE),
         "student": ALWAYS,
         "student_args": ALWAYS,
         "adapters": ALWAYS,
@@ -131,6 +139,9 @@ USED: dict[str, dict[str, Conditions]] = {
         "train": ALWAYS,
         "test": ALWAYS,
         "weights": (_TRAINED,),
+        "mean": ALWAYS,
+        "std": ALWAYS,
+        "base_args": ALWAYS,
         "grid": ALWAYS,
         "pool": ALWAYS,
         "neighbours": ALWAYS,

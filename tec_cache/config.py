@@ -79,6 +79,12 @@ class ExtractConfig:
     cache: str = setting("", "Folder or URL of the cache.")
     base: str | None = setting(None, "Base model: a known name, timm:NAME, a weight file, or an exported folder.")
     base_weights: str | None = setting(None, "Weight file of the base, in its authors' format or timm's.")
+    mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the base.  [default: its release's]")
+    std: tuple[float, float, float] | None = setting(None, "Pixel deviation of the base.  [default: its release's]")
+    base_args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Say what the base's weights cannot: NAME=VALUE (num_heads, act_layer, ...)."},
+    )
     name: str | None = setting(None, "Name of the target set.  [default: the base's name]")
     views_only: bool = setting(False, "Write crops alone; targets can be added later.")
     views: int | None = setting(None, "Views per photo; a larger number adds views.  [default: 4]")
@@ -142,6 +148,12 @@ class TrainConfig:
     target: str | None = setting(None, "Target set to learn from.  [default: the only one]")
     online: str | None = setting(None, "Base model in the loop on the stored crops: the yardstick of caching.")
     base_weights: str | None = setting(None, "Weight file of the base, for --online and --init base.")
+    mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the base in the loop.  [default: its own]")
+    std: tuple[float, float, float] | None = setting(None, "Pixel deviation of it.  [default: its own]")
+    base_args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Say what the base's weights cannot: NAME=VALUE (num_heads, act_layer, ...)."},
+    )
     pixels: bool = setting(False, "Learn from patch-normalized pixels: a masked autoencoder, needs no base.")
     student: str = setting("vit_base_patch16_224", "Plain vision transformer of timm.")
     student_args: dict[str, Any] = field(
@@ -238,6 +250,11 @@ class ProbeConfig:
     train: str = setting("", "Labelled photos (as for extract), or a cache folder: its stored crops.")
     test: str = setting("", "Labelled photos to be judged on, or a cache folder.")
     weights: str | None = setting(None, "Weight file of the model.")
+    mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the model.  [default: its release's]")
+    std: tuple[float, float, float] | None = setting(None, "Pixel deviation of the model.  [default: its release's]")
+    base_args: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Say what the model's weights cannot: NAME=VALUE (num_heads, ...)."}
+    )
     grid: int | None = setting(None, "Patches per side.  [default: the model's own]")
     pool: str = setting("patches", "patches (their mean) or class (the class token).")
     neighbours: int = setting(20, "k of the nearest-neighbour vote.")
@@ -341,7 +358,7 @@ def _typed(key: str, value: Any, kind: str, where: str) -> Any:
     if (
         wanted == "tuple"
         and isinstance(value, list)
-        and len(value) == 2
+        and len(value) == kind.count("float")
         and not {type(v) for v in value} - {int, float}
     ):
         return tuple(value)
@@ -350,5 +367,5 @@ def _typed(key: str, value: Any, kind: str, where: str) -> Any:
     if type(value) is {"int": int, "str": str, "bool": bool, "dict": dict}.get(wanted):
         return value
     names = {"int": "a whole number", "float": "a number", "str": "a string", "bool": "true or false"}
-    what = names.get(wanted, "a list of two numbers" if wanted == "tuple" else "a table")
+    what = names.get(wanted, f"a list of {kind.count('float')} numbers" if wanted == "tuple" else "a table")
     raise ConfigError(f"{key} = {value!r} is not {what}", where=where)

@@ -77,9 +77,9 @@ def options_of(config: type, without: Iterable[str] = ()) -> Callable[[Callable[
             if kind == "bool":
                 made = option(flag, item.name, is_flag=True, help=text)
             elif kind.startswith("tuple"):
-                made = option(flag, item.name, type=float, nargs=2, default=None, help=text)
+                made = option(flag, item.name, type=float, nargs=kind.count("float"), default=None, help=text)
             elif kind.startswith("dict"):
-                made = option("--student-arg", item.name, multiple=True, metavar="NAME=VALUE", help=text)
+                made = option(flag.removesuffix("s"), item.name, multiple=True, metavar="NAME=VALUE", help=text)
             else:
                 types = {"int": int, "float": float, "str": str}
                 made = option(flag, item.name, type=types[kind.split(" ")[0]], default=None, help=text)
@@ -115,14 +115,15 @@ def settings(
     the settings' names. Raises ConfigError, also for what was given and is not used.
     """
     given = given_options(values)
-    if "student_args" in given:
-        given["student_args"] = _by_name(given["student_args"])
+    tables = [f.name for f in dataclasses.fields(config) if str(f.type).startswith("dict") and f.name in given]
+    for name in tables:
+        given[name] = by_name(given[name], "--" + name.replace("_", "-").removesuffix("s"))
     stored = read_toml(file, config) if file else {}
     foreign = sorted(set(stored) & set(without))
     if foreign:
         raise ConfigError(f"this command has no setting {', '.join(foreign)}", where=str(file), todo="leave it out")
-    if "student_args" in stored and "student_args" in given:
-        given["student_args"] = stored["student_args"] | given["student_args"]
+    for name in tables:
+        given[name] = stored.get(name, {}) | given[name]
     made = config(**(stored | given | dict(fixed or {})))
     require_used(made, [f.name for f in dataclasses.fields(config) if f.name in stored or f.name in given], options)
     return made
@@ -134,18 +135,18 @@ def given_options(values: dict[str, Any]) -> dict[str, Any]:
     return {n: value for n, value in values.items() if source(n) == click.core.ParameterSource.COMMANDLINE}
 
 
-def _by_name(texts: Iterable[str]) -> dict[str, Any]:
-    """Read NAME=VALUE, each name once; a value is JSON where it can be, else a string."""
+def by_name(texts: Iterable[str], flag: str) -> dict[str, Any]:
+    """Read NAME=VALUE of an option, each name once; a value is JSON where it can be, else a string."""
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--student-arg {text}", todo="give NAME=VALUE, for instance patch_size=8")
+            raise ConfigError(f"{flag} {text}", todo="give NAME=VALUE, for instance patch_size=8")
         try:
             read = json.loads(value)
         except (ValueError, RecursionError):
             read = value
         if name in found:
-            raise ConfigError(f"--student-arg {name} was given twice: {found[name]} and {read}", todo="give it once")
+            raise ConfigError(f"{flag} {name} was given twice: {found[name]} and {read}", todo="give it once")
         found[name] = read
     return found

@@ -90,6 +90,28 @@ def _whose(known: Release | None, release: str | None, source: Source) -> Fact:
     return Fact("weights", known.title, "told by the file itself" if release else f"named, as {source.timm_name}")
 
 
+def require_alike(base: nn.Module, student: nn.Module, name: str) -> None:
+    """Refuse a student that cannot start from a base's weights although they fit: heads, activation, norms.
+
+    Raises WeightsError naming what differs.
+    """
+    ours, theirs = hidden_shape(student), hidden_shape(base)
+    different = [f"{what} {ours[what]}, the base's {theirs[what]}" for what in theirs if ours[what] != theirs[what]]
+    if different:
+        raise WeightsError(
+            f"a student cannot start from the weights of {name}: it would compute something else with them",
+            details=different,
+            todo="make the student alike with --student-arg, or use --init random",
+        )
+
+
+def hidden_shape(model: nn.Module) -> dict[str, Any]:
+    """Return what a transformer computes that its weights' shapes do not show."""
+    parts: Any = model
+    eps = sorted({float(module.eps) for module in model.modules() if isinstance(module, nn.LayerNorm)})
+    return {"heads": int(parts.blocks[-1].attn.num_heads), "activation": _made_activation(parts), "norm eps": eps}
+
+
 def merged_args(source: Source, given: Given) -> dict[str, Any]:
     """Return the architecture's arguments: the source's, then those that were given, which may not contradict."""
     for name, value in given.args.items():
@@ -122,10 +144,9 @@ def _heads(
 
 def _activation(parts: Any, known: Release | None, args: dict[str, Any], origins: dict[str, str]) -> str:
     """Return the name of a plain MLP's activation, the release's where it fixes one; "" for gated ones."""
-    mlp = parts.blocks[-1].mlp
-    if type(mlp).__name__ != "Mlp":
+    made = _made_activation(parts)
+    if not made:
         return ""
-    made = ACTIVATIONS.get(type(mlp.act).__name__, type(mlp.act).__name__)
     if known is None or known.activation is None or known.activation == made:
         return made
     if "act_layer" in args:
@@ -135,6 +156,14 @@ def _activation(parts: Any, known: Release | None, args: dict[str, Any], origins
         )
     args["act_layer"] = known.activation
     return known.activation
+
+
+def _made_activation(parts: Any) -> str:
+    """Return the name of a plain MLP's activation, "" for a gated one."""
+    mlp = parts.blocks[-1].mlp
+    if type(mlp).__name__ != "Mlp":
+        return ""
+    return ACTIVATIONS.get(type(mlp.act).__name__, type(mlp.act).__name__)
 
 
 def _colours(name: str, place: int, source: Source, known: Release | None, given: Given) -> tuple[Colours, str]:

@@ -28,7 +28,7 @@ FILES = (
 )
 """Names of the weights in a folder, in the order in which they are looked for."""
 
-NOT_OF_A_BASE = ("img_size", "num_classes", "global_pool", "pool_include_prefix", "in_chans", "drop_rate")
+NOT_OF_A_BASE = ("img_size", "num_classes", "in_chans", "drop_rate")
 """Arguments that belong to a task; the size of the input follows from the grid."""
 
 
@@ -146,8 +146,8 @@ def check_model_hash(weights: Path, expected: str | None) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != expected:
         raise WeightsError(
-            "config.json was written for other weights than those beside it\n"
-            f"  SHA-256 {found[:16]}..., stated {expected[:16]}...",
+            "config.json was written for other weights than those beside it",
+            details=[f"SHA-256 {found[:16]}..., stated {expected[:16]}..."],
             where=str(weights),
             todo="run tec-cache export again, with --overwrite",
         )

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from tec_cache.base.source import Given
 from tec_cache.errors import ConfigError
 from tec_cache.targets import attention_rows
 from tec_cache.types import Rows, Targets, TargetSpec
@@ -57,7 +58,7 @@ class FrozenBase(nn.Module):
         last_layers: int = 2,
         k: Rows = 15,
         facts: Sequence[tuple[str, str, str]] = (),
-        given: Any = None,
+        given: Given | None = None,
     ) -> None:
         super().__init__()
         check_supported(model)
@@ -74,8 +75,7 @@ class FrozenBase(nn.Module):
         self.last_layers, self.k = last_layers, k
         self.facts = tuple(facts)
         """(name, value, who says so) of all that no shape shows: see `facts.settle`."""
-        self.given = given
-        """What the user said of it: `source.Given`."""
+        self.given = given or Given()
         self.num_prefix = int(parts.num_prefix_tokens)
         self.has_class_token = parts.cls_token is not None
         self.grid = int(parts.patch_embed.grid_size[0])

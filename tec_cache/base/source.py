@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tec_cache.base import folders
-from tec_cache.base.statistics import colours, config_of, pixel_statistics
+from tec_cache.base.statistics import colours, config_of, pixel_statistics, three
 from tec_cache.errors import ConfigError, WeightsError
+from tec_cache.model_args import BASE_ARGS, check_model_args
 from tec_cache.recipes import BASES, unknown_base
 from tec_cache.weights.files import Weights, read_weights
 from tec_cache.weights.releases import RELEASES, Colours, release_of_tag
@@ -29,10 +30,25 @@ class Given:
         return {name: value for name, value in values.items() if value}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Given:
-        """Return what `to_json` wrote."""
-        mean, std = (colours(values[name]) if name in values else None for name in ("mean", "std"))
-        return cls(mean, std, dict(values.get("args", {})))
+    def of(cls, mean: Any, std: Any, args: Any) -> Given:
+        """Check what a user says, each part or None. Raises ConfigError."""
+        checked = check_model_args(args or {}, "--base-arg", BASE_ARGS)
+        foreign = sorted(set(checked) & set(folders.NOT_OF_A_BASE))
+        if foreign:
+            raise ConfigError(f"--base-arg {foreign[0]}: the input follows from --grid, and a base has no head")
+        statistics: list[Colours | None] = []
+        for name, values in (("mean", mean), ("std", std)):
+            try:
+                statistics.append(None if values is None else three(values, name, "", positive=name == "std"))
+            except WeightsError as error:
+                raise ConfigError(f"--{name}: {error.what}", todo="give R G B, of pixels from 0 to 1") from error
+        return cls(statistics[0], statistics[1], checked)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Given:
+        """Return what `to_json` wrote; nothing at all for None."""
+        values = values if isinstance(values, dict) else {}
+        return cls.of(values.get("mean"), values.get("std"), values.get("args"))
 
     def over(self, other: Given) -> Given:
         """Return this, with what it leaves open taken from `other`."""

@@ -187,7 +187,7 @@ def _architecture(model_type: str, timm_name: str, values: _Values) -> tuple[str
     if not model_type.startswith("clip"):
         args["qkv_bias"] = values.switch("qkv_bias")
     if model_type == "ijepa":
-        args |= {"class_token": False}
+        args |= {"class_token": False, "global_pool": "avg", "fc_norm": False}  # its norm comes before any pooling
     return timm_name, args
 
 
@@ -195,7 +195,7 @@ def _dinov3(args: dict[str, Any], values: _Values) -> tuple[str, dict[str, Any]]
     if values.switch("query_bias") != values.switch("value_bias") or values.switch("key_bias"):
         raise WeightsError("biases of query, key and value that timm's class does not have", where=values.where)
     gated = values.switch("use_gated_mlp")
-    if not gated and values.activation() != "gelu":
+    if values.activation() != ("silu" if gated else "gelu"):
         raise WeightsError("an activation that timm's class does not have", where=values.where)
     args |= {
         "mlp_ratio": _ratio(values.whole("intermediate_size"), args["embed_dim"]),

@@ -95,7 +95,7 @@ def _converted(found: Found, where: str) -> Converted:
     try:
         return found.layout.convert(found.tensors)
     except WeightsError as error:
-        raise WeightsError(error.what, where=where, todo=error.todo or RELEASES) from error
+        raise WeightsError(error.what, where=where, todo=error.todo or RELEASES, details=error.details) from error
     except (KeyError, RuntimeError, IndexError) as error:
         raise WeightsError(
             f"an incomplete file, with {found.layout.name} names: {error}", where=where, todo=RELEASES

@@ -39,7 +39,10 @@ def hub_state(timm_name: str, *, todo: str) -> dict[str, Tensor]:
         # huggingface_hub, urllib and timm raise a dozen kinds of error for one fact: the weights are not here
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else type(error).__name__
         raise WeightsError(
-            f"the weights of {timm_name} could not be had from timm's hub\n  {reason}", where=timm_name, todo=todo
+            f"the weights of {timm_name} could not be had from timm's hub",
+            details=[reason],
+            where=timm_name,
+            todo=todo,
         ) from error
     return {key: value for key, value in model.state_dict().items() if not key.startswith("head.")}
 

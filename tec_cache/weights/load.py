@@ -63,10 +63,8 @@ def fitted(
     }
     if any(faults.values()):
         raise WeightsError(
-            "\n".join(
-                [f"the weights of {what} do not fit {type(model).__name__}"]
-                + [line for fault, names in faults.items() if names for line in _lines(fault, names)]
-            ),
+            f"the weights of {what} do not fit {type(model).__name__}",
+            details=[line for fault, names in faults.items() if names for line in _lines(fault, names)],
             where=what,
             todo="choose the model these weights were trained as (width, depth, patch size, registers)",
         )
@@ -76,14 +74,12 @@ def fitted(
 def _lines(fault: str, names: list[str], most: int = 8) -> list[str]:
     """Say a fault in lines that fit a terminal: the first names, and how many more there are."""
     if len(names) == 1:
-        return [f"  {fault}: 1: {names[0]}"]
+        return [f"{fault}: 1: {names[0]}"]
     if any(" " in name for name in names):  # with their shapes: one a line
-        more = [f"    ... and {len(names) - 4} more"] if len(names) > 4 else []
-        return [f"  {fault}: {len(names)}:", *(f"    {name}" for name in names[:4]), *more]
+        more = [f"  ... and {len(names) - 4} more"] if len(names) > 4 else []
+        return [f"{fault}: {len(names)}:", *(f"  {name}" for name in names[:4]), *more]
     text = f"{fault}: {listed(names, most)}"
-    return textwrap.wrap(
-        text, 100, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-    )
+    return textwrap.wrap(text, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _fit_pos_embed(model: nn.Module, given: Tensor, own: Tensor, what: str, grid: tuple[int, int] | None) -> Tensor:
@@ -97,8 +93,8 @@ def _fit_pos_embed(model: nn.Module, given: Tensor, own: Tensor, what: str, grid
     rows, columns = grid or (side, side)
     if target is None or num_patches < 1 or rows * columns != num_patches:
         raise WeightsError(
-            f"the position embedding of {what} has {given.shape[1]} tokens, {num_prefix} of them no patches:\n"
-            f"  the other {num_patches} do not form a grid of {rows} x {columns} to resample to {target}",
+            f"the position embedding of {what} has {given.shape[1]} tokens, {num_prefix} of them no patches",
+            details=[f"the other {num_patches} do not form a grid of {rows} x {columns} to resample to {target}"],
             where=what,
             todo="choose the model these weights were trained as (class token, registers), or give its grid",
         )

@@ -69,7 +69,7 @@ _TAGS = {
 # What only one release has in a name or in the keys around it; the first that fits counts.
 _MARKS = {
     "mocov3": ("base_encoder.", "momentum_encoder."),
-    "mae": ("decoder_embed.", "decoder_blocks."),
+    "mae": ("decoder_embed.", "decoder_blocks.", "decoder.decoder_layers.", "decoder.mask_token"),
     "dinov2": ("dino_head.", "ibot_head."),
     "ibot": ("ibot_loss", "masked_embed", "head.mlp2", "head.last_layer2"),
     "dino": ("head.mlp.", "head.last_layer."),

@@ -80,9 +80,10 @@ def find_encoder(content: Mapping[Any, Any], where: str) -> Found:
     roots = _roots(tensors) or _blocks_only(tensors)
     if not roots:
         raise _no_encoder(content, list(tensors), where)
+    _refuse_run(tensors, where)
     best = min(map(_rank, roots))
     meant = sorted(root for root in roots if _rank(root) == best)
-    inside = [_inside(tensors, root, where) for root in meant]
+    inside = [_inside(tensors, root, roots[root].stem, where) for root in meant]
     if any(not _same(inside[0], other) for other in inside[1:]):
         names = ", ".join(repr(root) if root else "no prefix" for root in meant)
         raise WeightsError(
@@ -98,6 +99,16 @@ def find_encoder(content: Mapping[Any, Any], where: str) -> Found:
     others = [full for full, value in every if not (isinstance(value, Tensor) and bare(full) in taken)]
     others = [bare(full.removeprefix(shared)) if full.startswith(shared) else full for full in others]
     return Found(layout, root, encoder, others)
+
+
+def _refuse_run(tensors: Mapping[str, Any], where: str) -> None:
+    """Refuse a checkpoint of this program's own training: its class token is not the one that its blocks get."""
+    if any(re.search(r"(^|\.)input_adapter\.", name) for name in tensors):
+        raise WeightsError(
+            "a checkpoint of a training run, whose class token is not folded with its input adapter yet",
+            where=where,
+            todo="export it: tec-cache export RUN OUT --checkpoint FILE, then give OUT",
+        )
 
 
 def _roots(tensors: Mapping[str, Any]) -> dict[str, Layout]:
@@ -145,6 +156,15 @@ def _inside(tensors: Mapping[str, list[tuple[str, Tensor]]], root: str, where: s
     return {name: copies[0][1].detach() for name, copies in under.items()}
 
 
+def _wrapper(full: str, root: str) -> str:
+    """Return the beginning of a full name that stands for a root, with the wrappers before and behind it."""
+    parts = full.split(".")
+    end = 0
+    while end < len(parts) and root.startswith(bare(".".join(parts[: end + 1]))):
+        end += 1
+    return "".join(f"{part}." for part in parts[:end])
+
+
 def _fits(layout: Layout, tensors: Mapping[str, Tensor]) -> bool:
     return layout.stem in tensors and layout.applies(tensors)
 
@@ -163,7 +183,8 @@ def _no_encoder(content: Mapping[Any, Any], names: list[str], where: str) -> Wei
     inner = max(counts.values(), key=len, default=[])
     inside = f"the names inside: {listed(inner, 4)}" if inner else "it holds no tensors"
     return WeightsError(
-        f"no transformer encoder in this file\n  its top-level keys: {listed(map(str, content), 6)}\n  {inside}",
+        "no transformer encoder in this file",
+        details=[f"its top-level keys: {listed(map(str, content), 6)}", inside],
         where=where,
         todo=RELEASES,
     )

@@ -60,10 +60,8 @@ def convert(tensors: dict[str, Tensor]) -> Converted:
 
 
 def release(tensors: State) -> str | None:
-    """LayerScale is DINOv2's among these, a decoder MAE's."""
-    if any(name.endswith("layer_scale1.lambda1") for name in tensors):
-        return "dinov2"
-    return "mae" if any(name.startswith("decoder.") for name in tensors) else None
+    """LayerScale is DINOv2's among these."""
+    return "dinov2" if any(name.endswith("layer_scale1.lambda1") for name in tensors) else None
 
 
 LAYOUT = Layout("the transformers library's (ViT, ViTMAE, DINOv2)", STEM, BLOCK, applies, convert, release)
