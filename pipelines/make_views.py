@@ -23,7 +23,7 @@ from tec_cache.data.photos import Photo, Shard
 from tec_cache.data.tars import TarShard
 from tec_cache.data.views import CutPhoto, cut_photo
 from tec_cache.distributed import Ranks
-from tec_cache.errors import SourceError
+from tec_cache.errors import LayoutError, SourceError
 
 PHOTOS_BEGUN = 4
 """Photos in the pool at a time for each of its threads: enough to keep it busy, and few enough that the stored crops
@@ -64,7 +64,7 @@ class EndOfShard:
 
     shard: int
     photos: int
-    damage: SourceError | None
+    damage: SourceError | LayoutError | None
     size: float
     """What no group had of the shard's size."""
     passed_over: dict[str, int]
@@ -115,7 +115,8 @@ class ViewMaker:
     def _read_shard(self, number: int, shard: Shard) -> Iterator[Group | EndOfShard]:
         take = self.cache.identity["source"]["shards"][number].get("take")
         most = self.cache.identity["group_size"]
-        photos, size, left, damage = 0, 0.0, float(shard.size), None
+        photos, size, left = 0, 0.0, float(shard.size)
+        damage: SourceError | LayoutError | None = None
         group: list[Photo] = []
         held = 0
         passed_over = PassedOver(self.views.source.passed_over if number == 0 else ())
@@ -132,9 +133,9 @@ class ViewMaker:
                 if len(group) == most:
                     yield Group(number, (photos - 1) // most, group, size)
                     group, held, size, left = [], 0, 0.0, left - size
-        except SourceError as error:
+        except (SourceError, LayoutError) as error:
             damage = error
-        if group and (damage is None or self.on_error == "skip"):
+        if group and (damage is None or self._skips(damage)):
             yield Group(number, (photos - 1) // most, group, size)
             left -= size
         yield EndOfShard(number, photos, damage, left, passed_over.told())
@@ -198,7 +199,7 @@ class ViewMaker:
 
     def _finish_shard(self, end: EndOfShard) -> None:
         """Record that a shard was read to its end. Raises SourceError where it is damaged, or another than before."""
-        if end.damage is not None and self.on_error == "stop":
+        if end.damage is not None and not self._skips(end.damage):
             raise end.damage
         shard, damage = self.views.shards[end.shard], end.damage.what if end.damage else ""
         groups = -(-end.photos // self.cache.identity["group_size"])
@@ -214,6 +215,10 @@ class ViewMaker:
                 todo="restore it, or make a new cache",
             )
         self.tally.passed(end.size)
+
+    def _skips(self, damage: SourceError | LayoutError) -> bool:
+        """Say whether damage is to be left out; what would be read wrongly never is."""
+        return self.on_error == "skip" and isinstance(damage, SourceError)
 
     def _mine(self, shard: int, group: int) -> bool:
         return self.ranks.owns(shard, group, len(self.cache.shards))

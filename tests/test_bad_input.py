@@ -118,7 +118,6 @@ BROKEN_PHOTOS: dict[str, tuple[list[tuple[str, bytes]], str, str]] = {
     "text named .jpg": ([("bad.jpg", b"hello, I am a letter")], "bad", "not an image of a known format"),
     "duplicate key": ([("p0.jpg", JPEG), ("p0.cls", b"1")], "p0", "its key appears twice in the shard"),
     "no image": ([("bad.cls", b"1")], "bad", "no image among its fields (cls)"),
-    "label that is no number": ([("bad.jpg", JPEG), ("bad.cls", b"cat")], "bad", "its label b'cat' is not a number"),
 }
 
 
