@@ -15,6 +15,7 @@ from tec_cache.background import Stages
 from tec_cache.busy import TimedPool
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import working
+from tec_cache.cache.writer import commit_content
 from tec_cache.config import ExtractConfig, parse_part
 from tec_cache.data.tars import TarShard
 from tec_cache.device import available_cores
@@ -66,6 +67,7 @@ def extract(
                 made = make_views_and_targets(config, cache, views, job, coded, pool, ranks, needed, quiet)
                 summary.views_made, summary.targets_made = made.views_made, made.targets_made
                 summary.making_seconds, summary.busy = made.busy.seconds, made.shares
+                commit_content(cache)
         summary.source_shards = len(cache.shards)
         summary.source_bytes = sum(shard.size for shard in views.shards if isinstance(shard, TarShard))
         if job is not None:

@@ -34,6 +34,8 @@ class Summary:
     """Kind -> how many things in the source are no photos."""
     remarks: list[str] = field(default_factory=list)
     """What was assumed of the source."""
+    notes: list[list[str]] = field(default_factory=list)
+    """[shard, key, text]: what of the photos with views was not understood, and not needed."""
     units: int = 0
     views_made: int = 0
     """Crops written by this run (of this process)."""
@@ -84,21 +86,24 @@ def describe(summary: Summary, cache: Cache, job: TargetJob | None, source: Sour
 
     labels = LabelCounter()
 
-    def counts(unit: Unit) -> tuple[int, int, list[list[str]], int, int, list[int | None]]:
+    def counts(unit: Unit) -> tuple[int, int, list[list[str]], int, int, list[list[str]], list[int | None]]:
         record = cache.views_record(unit)
         rows = size = 0
         if target is not None and unit in coded:
             targets = target.record(unit, record)
             rows, size = targets.count, targets.payload.size if targets.payload else 0
-        skipped = [[cache.shards[unit.shard], *pair] for pair in record.skipped] if unit.view == 0 else []
+        shard, first = cache.shards[unit.shard], unit.view == 0
+        skipped = [[shard, *pair] for pair in record.skipped if first]
+        notes = [[shard, *pair] for pair in record.notes if first]
         size_of_crops = record.payload.size if record.payload else 0
-        return len(record.keys), size_of_crops, skipped, rows, size, record.labels
+        return len(record.keys), size_of_crops, skipped, rows, size, notes, record.labels
 
     found = cache.of_units(units, counts)
     summary.units, crops, rows = len(units), sum(c for c, *_ in found), sum(f[3] for f in found)
-    for unit, (photos, _, skipped, _, _, numbers) in zip(units, found, strict=True):
+    for unit, (photos, _, skipped, _, _, notes, numbers) in zip(units, found, strict=True):
         summary.photos += photos if unit.view == 0 else 0
         summary.skipped += skipped
+        summary.notes += notes
         labels.add(numbers if unit.view == 0 else ())
     summary.labels = labels.counts(cache.identity)
     passed_over, summary.remarks = PassedOver(), list(source.remarks)

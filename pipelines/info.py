@@ -15,18 +15,19 @@ def info(path: str) -> dict[str, Any]:
     """Describe a cache from its records, as plain values. Raises ConfigError or CacheError."""
     cache = open_cache(path)
     views: list[dict[str, Any]] = [{"photos": 0, "bytes": 0} for _ in range(cache.num_views)]
-    skipped, labels = 0, LabelCounter()
+    skipped, noted, labels = 0, 0, LabelCounter()
 
-    def counts(unit: Unit) -> tuple[int, int, int, list[int | None]]:
+    def counts(unit: Unit) -> tuple[int, int, int, int, list[int | None]]:
         record = cache.views_record(unit)
         size = record.payload.size if record.payload else 0
-        return len(record.keys), size, len(record.skipped), record.labels
+        return len(record.keys), size, len(record.skipped), len({key for key, _ in record.notes}), record.labels
 
     found = cache.of_units(cache.view_units, counts)
-    for unit, (photos, size, broken, numbers) in zip(cache.view_units, found, strict=True):
+    for unit, (photos, size, broken, notes, numbers) in zip(cache.view_units, found, strict=True):
         views[unit.view]["photos"] += photos
         views[unit.view]["bytes"] += size
         skipped += broken if unit.view == 0 else 0
+        noted += notes if unit.view == 0 else 0
         labels.add(numbers if unit.view == 0 else ())
     sources = [cache.source_record(number) for number in range(len(cache.shards))]
     passed_over = PassedOver()
@@ -36,6 +37,7 @@ def info(path: str) -> dict[str, Any]:
     plan = cache.identity["views"]
     return {
         "cache": path,
+        "format": cache.manifest["format"],
         "fingerprint": cache.fingerprint,
         "size": plan["size"],
         "grid": cache.grid,
@@ -47,6 +49,7 @@ def info(path: str) -> dict[str, Any]:
         "views": views,
         "labels": labels.counts(cache.identity).to_json(),
         "skipped_photos": skipped,
+        "noted_photos": noted,
         "passed_over": passed_over.told(),
         "unread_shards": sum(record is None for record in sources),
         "missing_units": len(cache.missing_units(cache.num_views)),

@@ -22,6 +22,7 @@ from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache, TargetSet, open_cache
 from tec_cache.cache.record import SourceRecord, TargetRecord, ViewsRecord
 from tec_cache.cache.remove import working
+from tec_cache.cache.writer import commit_asked, commit_content
 from tec_cache.errors import CacheError, ConfigError, listed
 from tec_cache.pack.reader import Pack
 from tec_cache.progress import Progress
@@ -80,6 +81,7 @@ def merge(out: str, parts: Sequence[str], *, quiet: bool = True) -> MergeSummary
             copy_codec(target.cache, store, target.name)
         for part in caches:
             merge_part(part, store, summary, quiet)
+        commit_content(_open(out))
     if summary.refused:
         raise CacheError(
             f"targets made from other crops than those of OUT were left out: {listed(summary.refused)}",
@@ -93,6 +95,7 @@ def _open(path: str) -> Cache:
     cache = open_cache(path)
     if isinstance(cache, Pack):
         raise ConfigError("this is a pack", where=path, todo="unpack it first: tec-cache unpack PACK CACHE")
+    cache.require_current()
     return cache
 
 
@@ -129,6 +132,7 @@ def fitted_sets(cache: Cache) -> list[TargetSet]:
 def merge_part(part: Cache, store: Store, summary: MergeSummary, quiet: bool) -> None:
     """Copy the units of one part: views, then the targets over them, then what is known of the source."""
     sets = fitted_sets(part)
+    commit_asked(store, part.num_views, part.fingerprint)
     total = len(part.view_units) + sum(len(target.units) for target in sets)
     with Progress(f"merge {part.store.url}", total=total, noun="units", quiet=quiet) as progress:
         for unit in part.view_units:

@@ -17,7 +17,7 @@ from tec_cache.cache import layout
 from tec_cache.cache.identity import FORMAT_VERSION, differences, fingerprint, require_same
 from tec_cache.cache.layout import check_name
 from tec_cache.cache.lock import CacheLock
-from tec_cache.cache.manifest import ensure_manifest, read_manifest
+from tec_cache.cache.manifest import ensure_manifest, manifest_body, read_manifest, require_current
 from tec_cache.cache.pixels import RESIZER, JpegSettings
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import remove_all, remove_target_set
@@ -103,6 +103,8 @@ def prepare_cache(
         stored = read_manifest(store, layout.MANIFEST)
     if stored is None and config.input is None:
         raise ConfigError("there is no cache here yet", where=config.cache, todo="give the photos it is made from")
+    if stored is not None and not (overwrite and config.input):
+        require_current(stored, config.cache)
     plan, jpeg, settings = _view_settings(config, stored["identity"] if stored else None)
     if config.input is None:
         assert stored is not None
@@ -135,11 +137,12 @@ def _open_or_create(
     lock: CacheLock,
 ) -> Cache:
     """Return the cache of this identity; refuse one of another, or replace it when that was asked for."""
-    if stored is not None and overwrite and differences(stored["identity"], identity):
+    older = stored is not None and stored["format"] != FORMAT_VERSION
+    if stored is not None and overwrite and (older or differences(stored["identity"], identity)):
         if config.base:  # nothing is removed for a command that cannot be carried out
             load_base(config.base, config.base_weights, grid=identity["grid"], k=None)
         if dry_run:
-            manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
+            manifest = manifest_body(identity, {})
             # what would be there afterwards: nothing
             return Cache(open_store(f"{store.url}/.replaced"), manifest)
         lock.own()
@@ -151,7 +154,7 @@ def _open_or_create(
         if stored is not None:
             where = store.place(layout.MANIFEST)
             require_same(stored["identity"], identity, what="the cache", where=where, todo=todo)
-        manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
+        manifest = manifest_body(identity, {})
     else:
         if stored is None:
             _forget_other(store, layout.MANIFEST, identity, lock, target=None, overwrite=overwrite)
@@ -355,8 +358,10 @@ def _refuse_overwrite_by_many(overwrite: bool, ranks: Ranks) -> None:
 def anything_committed(store: Store, target: str | None = None) -> bool:
     """Say whether anything was ever committed to a cache, or to one target set: a unit or a fitted codec."""
     if target is not None:
-        return store.size(layout.codec_record(target)) is not None or bool(store.names(layout.target_records(target)))
-    return bool(store.names("records")) or any(n.endswith("/codec.json") for n in store.names(layout.TARGETS))
+        units = map(layout.file_of, store.names(layout.target_records(target)))
+        return store.size(layout.codec_record(target)) is not None or any(units)
+    files = [layout.file_of(name) for folder in ("records", layout.TARGETS) for name in store.names(folder)]
+    return any(file is not None and (file.kind == "codec" or file.is_record) for file in files)
 
 
 def _forget_other(
@@ -370,5 +375,7 @@ def _forget_other(
         return
     if lock.try_own() or (overwrite and not lock.works):
         if not anything_committed(store, target):  # still: loading a base takes a while
+            for name in [] if target is not None else store.names(layout.ASKED_RECORDS):
+                store.remove(name)
             store.remove(manifest)
         lock.share()

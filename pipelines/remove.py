@@ -72,7 +72,7 @@ def remove(cache: str, *, target: str | None = None, views: int | None = None, d
             summary = RemoveSummary(cache, f"views from number {views} on")
             records = [*store.names(layout.VIEW_RECORDS), *store.names(layout.TARGET_RECORDS)]
             summary.units = sum(_view(name) >= views for name in records)
-            summary.bytes = remove_views(store, later, names, dry_run=dry_run)
+            summary.bytes = remove_views(store, views, later, names, dry_run=dry_run)
         if not dry_run:
             clear_leftovers(store)
         _what_is_left(summary, Cache(store, opened.manifest), target, views)

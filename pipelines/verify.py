@@ -15,6 +15,7 @@ from tec_cache.audit.findings import Finding
 from tec_cache.audit.ledger import Report
 from tec_cache.cache import layout
 from tec_cache.cache.lock import cache_lock
+from tec_cache.cache.manifest import read_manifest, require_current
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.remove import clear_leftovers
 from tec_cache.errors import CacheError, ConfigError
@@ -105,6 +106,8 @@ def verify(
     if store.size(layout.PACK) is not None:
         todo = "tec-cache unpack checks every byte of it"
         raise ConfigError("this is a pack, not a cache", where=path, todo=todo)
+    if repair:
+        _require_repairable(store, path)
     with cache_lock(store) if repair else nullcontext() as lock:
         if lock is not None:
             lock.own()  # before looking: what is found must still be so when it is dropped
@@ -118,6 +121,14 @@ def verify(
                 _repair(store, verdict)
     verdict.seconds = time.monotonic() - begin
     return verdict
+
+
+def _require_repairable(store: Store, path: str) -> None:
+    """Refuse to drop what no extraction can make again: the units of a cache of an older format version."""
+    try:
+        require_current(read_manifest(store, layout.MANIFEST), path)
+    except CacheError:
+        return  # the audit says what is wrong with it
 
 
 def _run_bases(

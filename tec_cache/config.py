@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tec_cache.cache.layout import MOST_VIEWS
 from tec_cache.codec.quality import Quality
 from tec_cache.errors import ConfigError, nearest
 
@@ -100,6 +101,8 @@ class ExtractConfig:
             raise ConfigError("no cache was named", todo="give --cache DIR")
         if self.grid is not None and self.grid < 2:
             raise ConfigError(f"--grid {self.grid}", todo="give at least 2 patches per side")
+        if self.views is not None and self.views > MOST_VIEWS:
+            raise ConfigError(f"--views {self.views}", todo=f"give at most {MOST_VIEWS:,}")
         if self.group_size is not None and self.group_size > 1024:
             raise ConfigError(f"--group-size {self.group_size}", todo="give at most 1024")
         if self.views_only and (self.base or self.name or self.base_weights):

@@ -17,7 +17,7 @@ from pipelines.extract import extract
 from pipelines.verify import verify
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import open_cache
-from tec_cache.data import source
+from tec_cache.data import tars
 from tec_cache.data.tars import TarShard
 from tec_cache.errors import CacheError, ConfigError, StorageError
 from tec_cache.store import open_store

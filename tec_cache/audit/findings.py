@@ -10,6 +10,7 @@ from tec_cache.errors import CacheError
 DROP = "the same tec-cache verify with --repair drops it, then the same tec-cache extract makes it again"
 
 AGAIN = "run the same tec-cache extract again, it goes on where it stopped"
+RESTORE = "restore it from a copy; nothing else is wrong with the records"
 REMAKE = "restore it from a copy; or remove it and run the very extract that made it: same settings, same file"
 REFIT = (
     "restore it from a copy; without one the targets of this set are lost: the same extract with --overwrite makes "

@@ -9,13 +9,13 @@ from typing import Any
 
 from tec_cache.errors import IdentityError, listed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MOST_LINES = 20
 
 
 def canonical_json(value: Any) -> bytes:
-    """Serialize plain values to one byte string: sorted keys, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    """Serialize plain values to one byte string: sorted keys, no spaces, UTF-8. Raises ValueError for NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

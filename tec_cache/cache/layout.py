@@ -7,11 +7,13 @@ CACHE/
   targets/NAME/codec.json                   the codec as it was fitted, once, and its measured errors
   targets/NAME/codec.HASH.safetensors       its parameters, where it has any
   targets/NAME/000123.002-v03.HASH.zip      a unit's arrays, standard Zarr v3 in a zip; row i belongs to crop i
+  records/asked/02.json                     view 2 of every photo was asked for
   records/source/000123.json                shard 123 was read to its end: photos, groups, damage
+  records/content.json                      all shards were read to their end: the hash of each one's record
   records/views/000123.002-v03.json         commit record of a unit of views: payload, keys, offsets, checksums
   records/targets/NAME/000123.002-v03.json  commit record of a unit of targets: payload, block positions
 
-PACK/ (tec-cache pack) has the same cache.json, targets/NAME/{target.json,codec*} and records/source, and
+PACK/ (tec-cache pack) has the same cache.json, targets/NAME/{target.json,codec*}, records/source and content, and
   pack.json                                 identity of the pack: of which cache, how many views, which target sets
   000123.002-v03.HASH.tar                   a unit's crops and codes, plain WebDataset
   records/packed/000123.002-v03.json        commit record of a unit: keys, positions, checksums
@@ -28,14 +30,13 @@ from urllib.parse import quote
 
 from tec_cache.errors import CacheError, ConfigError
 
+MOST_VIEWS = 10_000
+"""Views of a photo; a larger number comes from no extraction."""
+
 BLOCK_ROWS = 32
 """Rows of one inner chunk, which are always read together."""
 
-MOST_VIEWS = 100_000
-"""Views per photo that a name can tell. Whoever lists what is missing counts up to the highest number that is there."""
-
-# bounded: a name alone must not make a loop of years
-_UNIT = re.compile(r"([0-9]{6,9})\.([0-9]{3,7})-v([0-9]{2,5})")
+_UNIT = re.compile(r"([0-9]{6,9})\.([0-9]{3,7})-v([0-9]{2,4})")
 _SHARD = re.compile(r"[0-9]{6,9}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -58,7 +59,8 @@ class Unit(NamedTuple):
         """Read a unit's name back; raises ValueError for anything else."""
         match = _UNIT.fullmatch(text)
         unit = cls(*(int(part) for part in match.groups())) if match else None
-        if unit is None or str(unit) != text:  # one unit, one name: 0000001 is not 000001 once more
+        # one unit, one name: 0000001 is not 000001 once more
+        if unit is None or unit.view >= MOST_VIEWS or str(unit) != text:
             raise ValueError(f"not the name of a unit: {text!r}")
         return unit
 
@@ -67,7 +69,9 @@ MANIFEST = "cache.json"
 PACK = "pack.json"
 VIEWS = "views"
 TARGETS = "targets"
+ASKED_RECORDS = "records/asked"
 SOURCE_RECORDS = "records/source"
+CONTENT_RECORD = "records/content.json"
 VIEW_RECORDS = "records/views"
 TARGET_RECORDS = "records/targets"
 PACK_RECORDS = "records/packed"
@@ -101,6 +105,18 @@ def views_payload(unit: Unit, sha256: str) -> str:
 def target_payload(name: str, unit: Unit, sha256: str) -> str:
     """Zip of a unit's targets."""
     return f"{target_folder(name)}/{unit}.{_digits(sha256)}.zip"
+
+
+def asked_record(view: int) -> str:
+    """Record that a view of every photo was asked for."""
+    return f"{ASKED_RECORDS}/{view:02d}.json"
+
+
+def asked_view(name: str) -> int | None:
+    """Return the view whose `asked_record` a name is; None for anything else."""
+    text = name.removeprefix(f"{ASKED_RECORDS}/").removesuffix(".json")
+    view = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else None
+    return view if view is not None and view < MOST_VIEWS and asked_record(view) == name else None
 
 
 def source_record(shard: int) -> str:
@@ -137,8 +153,8 @@ class File(NamedTuple):
     """What a file is, as its name says."""
 
     kind: str
-    """manifest, pack; source, views, targets, packed (records); target, codec (target.json, codec.json); and the
-    payloads views tar, targets zip, packed tar, parameters."""
+    """manifest, pack; asked, source, content, views, targets, packed (records); target, codec (target.json,
+    codec.json); and the payloads views tar, targets zip, packed tar, parameters."""
     unit: Unit | None = None
     target: str = ""
     """Name of the target set."""
@@ -146,11 +162,13 @@ class File(NamedTuple):
     """Record that names it, where it is a payload."""
     shard: int | None = None
     """Number of the source shard of a record of one."""
+    view: int | None = None
+    """Of a record that it was asked for."""
 
     @property
     def is_record(self) -> bool:
-        """Whether it lies in records/."""
-        return self.kind in ("source", "views", "targets", "packed")
+        """Whether it is the record of something that was made: that a view was asked for is no more than a wish."""
+        return self.kind in ("source", "content", "views", "targets", "packed")
 
 
 def file_of(name: str) -> File | None:
@@ -171,6 +189,11 @@ def file_of(name: str) -> File | None:
             if re.fullmatch(rf"codec\.{_HASH}\.safetensors", last):
                 return File("parameters", target=target, record=codec_record(target))
             return _payload("targets zip", last, "zip", target)
+        case ["records"]:
+            return File("content") if name == CONTENT_RECORD else None
+        case ["records", "asked"]:
+            view = asked_view(name)
+            return None if view is None else File("asked", view=view)
         case ["records", "source"] if last.endswith(".json") and _SHARD.fullmatch(last[:-5]):
             shard = int(last[:-5])
             return File("source", shard=shard) if source_record(shard) == name else None

@@ -87,11 +87,18 @@ def remove_target_set(store: Store, name: str, *, dry_run: bool = False) -> Remo
     return _remove(store, [*store.names(layout.target_records(name)), *there, *others], dry_run=dry_run)
 
 
-def remove_views(store: Store, units: Iterable[Unit], target_names: list[str], *, dry_run: bool = False) -> int:
-    """Remove units of views and all targets over them; return the bytes."""
+def remove_views(
+    store: Store, keep: int, units: Iterable[Unit], target_names: list[str], *, dry_run: bool = False
+) -> int:
+    """Remove units of views and all targets over them; return the bytes.
+
+    keep: views that are asked for from then on, which is said before anything else goes.
+    """
     units = list(units)
     wanted = set(units)
-    records = [layout.target_record(name, unit) for name in target_names for unit in units]
+    names = store.names(layout.ASKED_RECORDS)
+    records = [name for name in names if (view := layout.asked_view(name)) is not None and view >= keep]
+    records += [layout.target_record(name, unit) for name in target_names for unit in units]
     records += [layout.views_record(unit) for unit in units]
     payloads = [
         name

@@ -57,6 +57,11 @@ class Pack(Cache):
         return self.view_units if target is not None else self._wanted(units_in(self.store, layout.PACK_RECORDS))
 
     @functools.cached_property
+    def num_views(self) -> int:
+        """Views per photo that were packed."""
+        return int(self.pack["num_views"])
+
+    @functools.cached_property
     def target_names(self) -> list[str]:
         """Names of the packed target sets."""
         return sorted(self.pack["targets"])
@@ -72,10 +77,10 @@ class Pack(Cache):
         """Read the record of a unit and check that it belongs to this pack."""
         name = layout.pack_record(unit)
         record = PackRecord.read(self.store, name)
-        if record.identity != self.fingerprint or sorted(record.targets) != self.target_names:
-            raise CacheError("a unit of another pack", where=self.store.place(name), todo=MEND)
-        if record.unit != str(unit):
-            raise CacheError("the record of another unit", where=self.store.place(name), todo=MEND)
+        other = sorted(record.targets) != self.target_names
+        problem = "a unit of another pack" if other else self.views_problem(record, unit)
+        if problem:
+            raise CacheError(problem, where=self.store.place(name), todo=MEND)
         return record
 
     def read_block(
