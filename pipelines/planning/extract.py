@@ -25,7 +25,7 @@ from tec_cache.cache.blocks import write_zip
 from tec_cache.cache.identity import fingerprint
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.manifest import ensure_manifest, manifest_body
-from tec_cache.cache.pixels import decode_crop, resize
+from tec_cache.cache.pixels import RESIZER, decode_crop, resize
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import SourceRecord, ViewsRecord, hash_photos
 from tec_cache.cache.writer import Crop, TargetArrays, commit_asked, commit_content, commit_targets, commit_views
@@ -322,9 +322,15 @@ def begin_target_set(cache: Cache, job: TargetJob) -> TargetJob:
     """Write the manifest of a target set into a scratch cache; return the job as one of that cache."""
     identity = {
         "base": job.base.identity,
+        "input_size": job.base.input_size,
+        "resizer": RESIZER,
         "last_layers": job.base.last_layers,
         "spec": job.spec.to_json(),
         "codec": job.quality.to_json(job.fit_views),
+        "device": job.compute.device.type,
+        "precision": job.compute.precision,
+        "batch_size": job.batch_size,
+        "threads": None,
         "cache": cache.fingerprint,
     }
     ensure_manifest(cache.store, layout.target_manifest(job.name), identity, {"base": job.base.name}, what="", todo="")
