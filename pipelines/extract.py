@@ -79,7 +79,7 @@ def extract(
             summary.checked_views = coded.record.checked_views
             summary.most_bytes_per_target = row_bytes(coded.codec.arrays(job.spec))
         describe(summary, Cache(cache.store, cache.manifest), job, views.source)
-        if not dry_run and not fit_only:
+        if ranks.alone and not dry_run and not fit_only:
             require_photos(summary, config.input)
         summary.seconds = time.monotonic() - begin
         return summary

@@ -363,11 +363,10 @@ def _refuse_overwrite_by_many(overwrite: bool, ranks: Ranks) -> None:
 def anything_committed(store: Store, target: str | None = None) -> bool:
     """Say whether anything was ever committed to a cache, or to one target set: a unit or a fitted codec."""
     if target is not None:
-        return store.size(layout.codec_record(target)) is not None or bool(store.names(layout.target_records(target)))
-    # that views were asked for is no more than a wish: a job ended before its first unit
-    files = map(layout.file_of, store.names("records"))
-    done = any(file is not None and file.kind != "asked" for file in files)
-    return done or any(n.endswith("/codec.json") for n in store.names(layout.TARGETS))
+        units = map(layout.file_of, store.names(layout.target_records(target)))
+        return store.size(layout.codec_record(target)) is not None or any(units)
+    files = [layout.file_of(name) for folder in ("records", layout.TARGETS) for name in store.names(folder)]
+    return any(file is not None and (file.kind == "codec" or file.is_record) for file in files)
 
 
 def _forget_other(

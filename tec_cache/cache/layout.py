@@ -30,14 +30,13 @@ from urllib.parse import quote
 
 from tec_cache.errors import CacheError, ConfigError
 
+MOST_VIEWS = 10_000
+"""Views of a photo; a larger number comes from no extraction."""
+
 BLOCK_ROWS = 32
 """Rows of one inner chunk, which are always read together."""
 
-MOST_VIEWS = 100_000
-"""Views per photo that a name can tell. Whoever lists what is missing counts up to the highest number that is there."""
-
-# bounded: a name alone must not make a loop of years
-_UNIT = re.compile(r"([0-9]{6,9})\.([0-9]{3,7})-v([0-9]{2,5})")
+_UNIT = re.compile(r"([0-9]{6,9})\.([0-9]{3,7})-v([0-9]{2,4})")
 _NUMBERED = re.compile(r"[0-9]{2,9}\.json")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -159,8 +158,8 @@ class File(NamedTuple):
 
     @property
     def is_record(self) -> bool:
-        """Whether it lies in records/."""
-        return self.kind in ("asked", "source", "content", "views", "targets", "packed")
+        """Whether it is the record of something that was made: that a view was asked for is no more than a wish."""
+        return self.kind in ("source", "content", "views", "targets", "packed")
 
 
 def file_of(name: str) -> File | None:
@@ -181,8 +180,8 @@ def file_of(name: str) -> File | None:
             if re.fullmatch(rf"codec\.{_HASH}\.safetensors", last):
                 return File("parameters", target=target, record=codec_record(target))
             return _payload("targets zip", last, "zip", target)
-        case ["records"] if name == CONTENT_RECORD:
-            return File("content")
+        case ["records"]:
+            return File("content") if name == CONTENT_RECORD else None
         case ["records", ("asked" | "source") as kind] if _NUMBERED.fullmatch(last):
             number = int(last.removesuffix(".json"))
             if kind == "asked" and number >= MOST_VIEWS:

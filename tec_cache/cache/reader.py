@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tec_cache.cache import layout, version1
-from tec_cache.cache.blocks import read_block
+from tec_cache.cache.blocks import most_chunk_bytes, read_block
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.manifest import read_manifest, require_current
+from tec_cache.cache.pixels import most_crop_bytes
+from tec_cache.cache.ranges import read_together, require_ranges
 from tec_cache.cache.record import (
     MEND,
     AskedRecord,
@@ -24,7 +26,7 @@ from tec_cache.cache.record import (
     TargetRecord,
     ViewsRecord,
 )
-from tec_cache.codec import Codec, get_codec
+from tec_cache.codec import Codec, get_codec, most_parameter_bytes
 from tec_cache.errors import CacheError, ConfigError, listed, nearest
 from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
@@ -303,15 +305,14 @@ class Cache:
         """Read the JPEGs of some rows of a unit, each checked against its CRC-32; successive rows in one piece."""
         if not rows or record.payload is None:
             return []
-        offsets, sizes = record.offsets, record.sizes
         name = record.payload.name
+        ranges = [(record.offsets[row], record.sizes[row]) for row in rows]
+        require_ranges(ranges, record.payload, most_crop_bytes(self.size), self.store.place(name), self.mend)
         try:
             if list(rows) == list(range(rows[0], rows[-1] + 1)):
-                start = offsets[rows[0]]
-                (piece,) = self.store.read_ranges(name, [(start, offsets[rows[-1]] + sizes[rows[-1]] - start)])
-                crops = [piece[offsets[row] - start : offsets[row] - start + sizes[row]] for row in rows]
+                crops = read_together(self.store, name, ranges)
             else:
-                crops = self.store.read_ranges(name, [(offsets[row], sizes[row]) for row in rows])
+                crops = self.store.read_ranges(name, ranges)
         except OSError as error:
             raise unreadable("crops", self.store.place(name), error, self.mend) from error
         for row, crop in zip(rows, crops, strict=True):
@@ -396,6 +397,8 @@ class TargetSet:
         payload, store = self.codec_record.payload, self.cache.store
         parameters = None
         if payload is not None:
+            where, most = store.place(payload.name), most_parameter_bytes(self.spec)
+            require_ranges([(0, payload.size)], payload, most, where, _RESTORE)
             try:
                 parameters = store.read(payload.name)
             except OSError as error:
@@ -432,24 +435,29 @@ class TargetSet:
         """Read block `number` of a unit: array -> (rows, ...), rows = BLOCK_ROWS or what is left at the end."""
         if record.payload is None:
             return {}
-        store, name = self.cache.store, record.payload.name
-        rows, specs = min(BLOCK_ROWS, record.count - number * BLOCK_ROWS), self.codec.arrays(self.spec)
+        store, name, specs = self.cache.store, record.payload.name, self.codec.arrays(self.spec)
+        rows = min(BLOCK_ROWS, record.count - number * BLOCK_ROWS)
         if set(record.blocks) != set(specs):
             what = f"its record has the arrays {sorted(record.blocks)}, the codec has {sorted(specs)}"
             raise CacheError(what, where=store.place(name), todo=MEND)
         places = {array: blocks[number] for array, blocks in record.blocks.items()}
+        for array, (offset, size, _) in places.items():
+            require_ranges([(offset, size)], record.payload, most_chunk_bytes(specs[array]), store.place(name), MEND)
         try:
             pieces = store.read_ranges(name, [(offset, size) for offset, size, _ in places.values()])
         except OSError as error:
             raise unreadable("targets", store.place(name), error) from error
         arrays = {}
         for (array, (_, _, crc)), data in zip(places.items(), pieces, strict=True):
+            where = f"{store.place(name)}, {array}, rows from {number * BLOCK_ROWS}"
             if zlib.crc32(data) != crc:
                 if store.drop_copy(name):
                     return self.read_block(record, number)
-                where = f"{store.place(name)}, {array}, rows from {number * BLOCK_ROWS}"
                 raise CacheError("damaged targets", where=where, todo=MEND)
-            arrays[array] = read_block(data, specs[array])[:rows]
+            try:
+                arrays[array] = read_block(data, specs[array])[:rows]
+            except ValueError as error:
+                raise CacheError(f"damaged targets: {error}", where=where, todo=MEND) from error
         return arrays
 
     def read_unit(self, record: TargetRecord) -> dict[str, npt.NDArray[np.generic]]:
