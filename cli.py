@@ -170,11 +170,10 @@ def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: An
     """
     given = given_options(values)
     fields = set(ExtractConfig.__dataclass_fields__) - {"batch_size"}
-    base_batch = {"batch_size": given["base_batch_size"]} if "base_batch_size" in given else {}
-    extract_config = settings(
-        ExtractConfig, {n: v for n, v in values.items() if n in fields}, file, fixed=base_batch, without=("part",)
-    )
-    require_used(extract_config, base_batch, {"batch_size": "--base-batch-size"})
+    extract_config = settings(ExtractConfig, {n: v for n, v in values.items() if n in fields}, file, without=("part",))
+    if "base_batch_size" in given:
+        require_used(extract_config, ["batch_size"], {"batch_size": "--base-batch-size"})
+        extract_config = dataclasses.replace(extract_config, batch_size=given["base_batch_size"])
     resolved = {
         "cache": extract_config.cache,
         "out": "(none)",
