@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipelines.tally import bottleneck_text
+from tec_cache.errors import listed
 from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -174,6 +175,8 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         if summary.damaged:
             lines.append(f"damaged      {len(summary.damaged)} blocks, other rows stood in for theirs:")
             lines += [f"  {place}" for place in summary.damaged[:10]]
+        if summary.foreign:
+            lines.append(f"kept         what is not this run's, {listed(summary.foreign)}")
         if summary.finished:
             lines.append(f"next         tec-cache export {summary.run} OUT")
         else:
