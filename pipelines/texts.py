@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tec_cache.config import ExtractConfig
 
 
+NEGLIGIBLE = 0.001
+"""Relative errors of stored targets below this move no loss that is printed."""
 BEYOND = 1.15
 """Measured errors that are so many times the asked ones are pointed out; below, it is chance."""
 
@@ -164,6 +166,11 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         lines.append(f"left out     {summary.left_out:,} views of each epoch fill no batch, others each time")
     if losses:
         lines.append(f"losses       {losses}")
+    if losses and summary.target_error and summary.target_error > NEGLIGIBLE:
+        lines.append(
+            f"             the feature loss is up to about {summary.target_error:.2g} lower than with --online:\n"
+            "             what coding left out of the targets need not be predicted (docs/fidelity.md)"
+        )
     if dry_run:
         lines.append("dry run: nothing was written")
     else:

@@ -70,6 +70,8 @@ class TrainSummary:
     """Share of the time in which the training waited for the loader."""
     damaged: list[str]
     """Damaged blocks that this process met and other rows stood in for (--on-error skip)."""
+    target_error: float | None
+    """Relative mean squared error of the stored, normalized features as it was measured; None without such."""
     foreign: list[str] = field(default_factory=list)
     """What lies in the run's folder beside the run: nothing of it is ever read or removed."""
 
@@ -320,6 +322,16 @@ class Trainer:
             losses += f", waits for the loader {self.waited / seconds:.0%} of the time"
         return losses + (f", {len(self.loader.damaged)} damaged blocks" if self.loader.damaged else "")
 
+    def target_error(self) -> float | None:
+        """Return by how much coding may lower the feature loss: what it left out need not be predicted.
+
+        The squared error of what is left out, where targets have a mean square of about 1.
+        """
+        stored = self.source.stored
+        if stored is None or self.source.spec.normalization == "none":
+            return None
+        return stored.codec_record.errors.get("mse")
+
     def summary(self, *, finished: bool, seconds: float) -> TrainSummary:
         """Describe what was done."""
         parameters = list(self.student.parameters())
@@ -337,6 +349,7 @@ class Trainer:
             left_out=self.loader.left_out,
             waited=self.waited / seconds if seconds else 0.0,
             damaged=sorted(self.loader.damaged),
+            target_error=self.target_error(),
         )
 
 

@@ -20,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import pipelines.trainer
 from pipelines.extract import extract
+from pipelines.texts import train_text
 from pipelines.train import train
 from pipelines.trainer import Trainer
 from tec_cache.cache.reader import TargetSet
@@ -82,6 +83,24 @@ def test_coded_targets_train_nearly_as_exact_ones(
     train(tiny_training(cache, tmp_path / "r", epochs=17, steps=10, target="coded"))
     found = np.abs(losses(tmp_path / "r") - losses(cached_run)[:10]).max()
     assert 1e-6 < found < most
+
+
+@pytest.mark.parametrize("quality", ["high", "default", "small"])
+def test_a_loss_on_coded_targets_is_lower_by_about_their_stated_error_and_the_output_says_so(
+    cached_run: Path, made_cache: Path, tiny_base: Path, tmp_path: Path, quality: str
+) -> None:
+    """What coding leaves out has no energy that a student would have to predict."""
+    cache = Path(shutil.copytree(made_cache, tmp_path / "c"))
+    extract(tiny_config(None, cache, tiny_base, quality=quality, name="coded"))
+    summary = train(tiny_training(cache, tmp_path / "r", epochs=17, steps=STEPS, target="coded"))
+    assert summary.target_error is not None
+    lower = (losses(cached_run, "feature") - losses(tmp_path / "r", "feature")).mean()
+    assert 0.3 * summary.target_error < lower < summary.target_error
+    assert f"up to about {summary.target_error:.2g} lower than with --online" in train_text(summary, False, "")
+    exact = train(tiny_training(cache, tmp_path / "exact", epochs=17, steps=1, target="tiny"))
+    assert "lower than with --online" not in train_text(exact, False, "")
+    pixels = train(tiny_training(cache, tmp_path / "pixels", epochs=17, steps=1, pixels=True))
+    assert pixels.target_error is None
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -27,6 +27,9 @@ _FREE = {"cache", "out", "base_weights", "device", "precision", "threads", "work
 # What is compared as it was resolved: the targets' identity, spec and tau, and the number of views.
 _RESOLVED = {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers"}
 
+# A decoder's settings as the arguments of a model with the same bounds.
+_DECODER = {"depth": "decoder_depth", "embed_dim": "decoder_width", "num_heads": "decoder_heads"}
+
 
 class _Targets(msgspec.Struct):
     """What a run learns from, as far as it is read again."""
@@ -84,12 +87,10 @@ def load_settings(run: Path) -> dict[str, Any]:
             where=str(path),
             todo="put back a copy of it; without one, train again with another --out",
         ) from error
-    config, decoder = (
-        settings["config"],
-        {"depth": "decoder_depth", "embed_dim": "decoder_width", "num_heads": "decoder_heads"},
-    )
+    config = settings["config"]
     check_model_args(config["student_args"], str(path))
-    check_model_args({name: config[of] for name, of in decoder.items() if config[of]}, f"{path}, the decoder")
+    decoder = {name: config[of] for name, of in _DECODER.items() if config[of]}
+    check_model_args(decoder, f"{path}, the decoder")
     return settings
 
 
@@ -104,9 +105,10 @@ def _check(settings: Any) -> None:
     if read.targets.kind == "cached" and read.targets.name is None:
         raise ValueError("its target set has no name")
     spec = read.targets.spec
-    tokens, channels, heads = spec.num_tokens, spec.channels, spec.num_heads
-    if not (1 <= tokens <= MOST_TOKENS and 1 <= channels <= MOST_CHANNELS and 0 <= heads <= channels):
-        raise ValueError(f"targets of {tokens} tokens, {channels} channels and {heads} heads")
+    rows, columns = spec.grid_shape
+    if not (rows >= 1 and columns >= 1 and rows * columns <= MOST_TOKENS and 1 <= spec.channels <= MOST_CHANNELS
+            and 0 <= spec.num_heads <= spec.channels):  # fmt: skip
+        raise ValueError(f"targets of {rows} x {columns} tokens, {spec.channels} channels, {spec.num_heads} heads")
 
 
 def _require_shallow(value: Any, left: int) -> None:
