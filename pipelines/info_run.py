@@ -8,50 +8,36 @@ import math
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from tec_cache.config import TrainConfig
-from tec_cache.documents import read_as
-from tec_cache.kinds import RUN_FILE
 from tec_cache.printable import shell_words
 
 TAIL = 1 << 16
 """Bytes at the end of metrics.jsonl that hold its last line."""
 
 
-class RunDocument(msgspec.Struct):
-    """What is asked of run.json."""
-
-    config: dict[str, Any]
-    targets: dict[str, Any]
-    cache: str
-    num_views: int
-    total_steps: int | None = None
-    """Runs that were begun by the first release do not say."""
-
-
 def describe_run(place: Path) -> dict[str, Any]:
     """Describe a run as plain values. Raises TecCacheError where its settings cannot be understood."""
     from tec_cache.run.checkpoint import checkpoints
+    from tec_cache.run.settings import load_settings
 
-    document = read_as(place / RUN_FILE, RunDocument)
+    settings = load_settings(place)
     kept = checkpoints(place)
     step = int(kept[-1].stem.rpartition("-")[2]) if kept else 0
     logged = last_metrics(place / "metrics.jsonl")
     speed: dict[str, Any] = {name: logged.pop(name) for name in ("images_per_second", "waited") if name in logged}
     return {
         "run": str(place),
-        "config": document.config,
-        "targets": document.targets,
-        "cache_fingerprint": document.cache,
-        "num_views": document.num_views,
+        "config": settings["config"],
+        "targets": settings["targets"],
+        "cache_fingerprint": settings["cache"],
+        "num_views": settings["num_views"],
         "step": step,
-        "total_steps": document.total_steps,
-        "finished": document.total_steps is not None and step >= document.total_steps,
+        "total_steps": settings["total_steps"],
+        "finished": step >= settings["total_steps"],
         "checkpoints": [path.name for path in kept],
         "logged": logged,
         **speed,
-        "go_on": train_command(_unfinished(document.config, step), str(place)),
+        "go_on": train_command(_unfinished(settings["config"], step), str(place)),
     }
 
 

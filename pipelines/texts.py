@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tec_cache.config import ExtractConfig
 
 
+NEGLIGIBLE = 0.001
+"""Relative errors of stored targets below this move no loss that is printed."""
 BEYOND = 1.15
 """Measured errors that are so many times the asked ones are pointed out; below, it is chance."""
 
@@ -210,6 +212,11 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         lines.append(f"left out     {summary.left_out:,} views of each epoch fill no batch, others each time")
     if losses:
         lines.append(f"losses       {losses}")
+    if losses and summary.target_error and summary.target_error > NEGLIGIBLE:
+        lines.append(
+            f"             the feature loss is up to about {summary.target_error:.2g} lower than with --online:\n"
+            "             what coding left out of the targets need not be predicted (docs/fidelity.md)"
+        )
     if dry_run:
         lines.append("dry run: nothing was written")
     else:
@@ -221,6 +228,8 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         if summary.damaged:
             lines.append(f"damaged      {len(summary.damaged)} blocks, other rows stood in for theirs:")
             lines += [f"  {place}" for place in summary.damaged[:10]]
+        if summary.foreign:
+            lines.append(f"kept         what is not this run's, {listed(summary.foreign)}")
         if summary.finished:
             lines.append(f"next         tec-cache export {summary.run} OUT")
         else:

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 
 import torch
-from timm.layers import resample_abs_pos_embed
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tec_cache.errors import WeightsError, listed
@@ -98,6 +98,8 @@ def _fit_pos_embed(model: nn.Module, given: Tensor, own: Tensor, what: str, grid
             where=what,
             todo="choose the model these weights were trained as (class token, registers), or give its grid",
         )
-    return resample_abs_pos_embed(
-        given, new_size=list(target), old_size=[rows, columns], num_prefix_tokens=num_prefix, verbose=False
-    )
+    prefix, patches = given[:, :num_prefix], given[:, num_prefix:].float()
+    # timm's resample_abs_pos_embed, which up to 1.0.28 leaves 2 x 8 tokens as they are where 4 x 4 are wanted
+    grids = patches.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+    resampled = F.interpolate(grids, size=tuple(target), mode="bicubic", antialias=True)
+    return torch.cat([prefix, resampled.permute(0, 2, 3, 1).flatten(1, 2).to(given.dtype)], dim=1)
