@@ -141,11 +141,14 @@ def _rank(root: str) -> int:
     return 0 if words & AVERAGED else 2 if words & RAW else 1
 
 
-def _inside(tensors: Mapping[str, list[tuple[str, Tensor]]], root: str, where: str) -> dict[str, Tensor]:
-    """Return the tensors under a root by their names below it."""
-    under = {
-        n[len(root) :]: c for n, c in tensors.items() if n.startswith(root) and not _TRAINING.match(n[len(root) :])
-    }
+def _inside(tensors: Mapping[str, list[tuple[str, Tensor]]], root: str, stem: str, where: str) -> dict[str, Tensor]:
+    """Return the tensors under a root by their names below it; what lies outside the stem's wrapper is not of it."""
+    wrapper = _wrapper(tensors[root + stem][0][0], root) if root + stem in tensors else ""
+    under: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, copies in tensors.items():
+        kept = [copy for copy in copies if copy[0].startswith(wrapper)] if name.startswith(root) else []
+        if kept and not _TRAINING.match(name[len(root) :]):
+            under[name[len(root) :]] = kept
     for copies in under.values():
         if len(copies) > 1:
             raise WeightsError(
