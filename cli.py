@@ -35,6 +35,7 @@ from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
 from tec_cache.printable import block, shell_words
+from tec_cache.urls import scrubbed, without_secrets
 
 
 class Commands(click.Group):
@@ -438,7 +439,7 @@ def rm(
 def command_line() -> str:
     """Return the command that this process was called with, for 'go on with'."""
     # without --overwrite, which would begin from zero again
-    command = ["tec-cache", *(word for word in sys.argv[1:] if word != "--overwrite")]
+    command = ["tec-cache", *(without_secrets(word, "***") for word in sys.argv[1:] if word != "--overwrite")]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         nodes, restarts = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
         launch = ["torchrun"]
@@ -501,7 +502,7 @@ def main() -> None:
         code = fail(Interrupted())
     except Exception as error:
         if "--debug" in sys.argv[1:]:
-            traceback.print_exc()
+            print(block(scrubbed(traceback.format_exc(), *sys.argv[1:]).splitlines()), file=sys.stderr)
         code = fail(explained(error))
     code = printed(code)
     if code == signals.EXIT_INTERRUPTED:
@@ -513,13 +514,14 @@ def main() -> None:
 
 def misused(error: click.UsageError) -> int:
     """Print a mistake in the command line; return its exit code."""
+    what = scrubbed(error.format_message(), *sys.argv[1:])
     if "--json" in sys.argv[1:]:
-        return fail(ConfigError(error.format_message()))
+        return fail(ConfigError(what))
     lines = []
     if error.ctx is not None:
         lines = [*error.ctx.get_usage().splitlines(), f"Try '{error.ctx.command_path} -h' for help.", ""]
-    lines.append(f"Error: {error.format_message()}")
-    if "unexpected extra argument" in error.format_message():
+    lines.append(f"Error: {what}")
+    if "unexpected extra argument" in what:
         lines.append("Hint: quote a pattern such as 'shards/*.tar'; repeat --student-arg for each NAME=VALUE")
     print(block(lines), file=sys.stderr)
     return error.exit_code
@@ -547,7 +549,7 @@ def explained(error: Exception) -> TecCacheError:
         todo = "check the disk and its permissions; what is finished is kept, the same command goes on"
         return TecCacheError(f"{error.strerror or error}", where=str(error.filename or ""), todo=todo)
     todo = "this is a bug in tec-cache: please report it with the output of --debug"
-    first, *more = str(error).splitlines() or [""]
+    first, *more = scrubbed(str(error), *sys.argv[1:]).splitlines() or [""]
     return TecCacheError(f"{type(error).__name__}: {first}", details=more, todo=todo)
 
 

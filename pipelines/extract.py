@@ -56,7 +56,7 @@ def extract(
             job = prepare_targets(config, cache, dry_run=dry_run, overwrite=overwrite, ranks=ranks, lock=lock)
         elif fit_only:
             raise ConfigError("no base was named", todo="give --base mae (or another)")
-        summary = Summary(config.cache, cache.fingerprint, job.name if job else None, views.num_views)
+        summary = Summary(store.url, cache.fingerprint, job.name if job else None, views.num_views)
         coded: Coded | None = None
         with TimedPool(config.workers or max(1, available_cores() // ranks.local_world_size), "photos") as pool:
             # First, so that targets can be made of each view as soon as it is cut. In a fresh cache that costs reading

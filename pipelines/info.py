@@ -63,7 +63,7 @@ def describe_cache(path: str) -> dict[str, Any]:
     targets = {name: _target_set(cache[name]) for name in cache.target_names}
     plan = cache.identity["views"]
     return {
-        "cache": path,
+        "cache": cache.store.url,
         "format": cache.manifest["format"],
         "fingerprint": cache.fingerprint,
         "size": plan["size"],

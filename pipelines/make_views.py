@@ -231,8 +231,8 @@ class ViewMaker:
         shard, damage = self.views.shards[end.shard], end.damage.what if end.damage else ""
         groups = -(-end.photos // self.cache.identity["group_size"])
         record = SourceRecord(
-            shard=shard.name, size=shard.size, photos=end.photos, groups=groups, damage=damage,
-            passed_over=end.passed_over, group_sha256=hashes,
+            shard=shard.name, size=shard.size, ends_sha256=shard.contents.ends_sha256, photos=end.photos,
+            groups=groups, damage=damage, passed_over=end.passed_over, group_sha256=hashes,
         )  # fmt: skip
         there = record.create(self.cache.store, layout.source_record(end.shard))
         there = replace(there, passed_over=record.passed_over)  # a note beside the photos changes none of them

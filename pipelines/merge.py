@@ -72,7 +72,7 @@ def merge(out: str, parts: Sequence[str], *, quiet: bool = True) -> MergeSummary
         raise ConfigError("no part was named", todo="tec-cache merge OUT PART...")
     begun = [_open(out)] if store.size(layout.MANIFEST) is not None or store.size(layout.PACK) is not None else []
     sets = require_mergeable([*begun, *caches])
-    summary = MergeSummary(out, caches[0].fingerprint, list(parts))
+    summary = MergeSummary(store.url, caches[0].fingerprint, [cache.store.url for cache in caches])
     with explained_storage(store, Needed()), working(store):
         copy_manifest(caches[0].store, store, layout.MANIFEST, what="the cache", todo=TODO)
         for target in sets.values():

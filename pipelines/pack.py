@@ -81,7 +81,7 @@ def pack(
     refuse_alike(names)
     for name in (None, *names):
         opened.require_complete(views, name)
-    summary = PackSummary(cache, out, opened.fingerprint, views, names)
+    summary = PackSummary(opened.store.url, store.url, opened.fingerprint, views, names)
     with explained_storage(store, Needed()), working(store):
         _begin(opened, sets, views, store)
         units = [unit for unit in opened.view_units if unit.view < views]

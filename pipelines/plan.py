@@ -67,7 +67,7 @@ def plan(config: PlanConfig, *, quiet: bool = True) -> Plan:
         if job is not None and store.size(layout.codec_record(job.name)) is None:
             fitted = sampled_views(job, amount.photos * amount.num_views)
     return Plan(
-        cache=extract.cache,
+        cache=store.url,
         target=job.name if job else None,
         quality=str(job.quality) if job else "",
         facts=[list(fact) for fact in job.base.facts] if job else [],

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipelines.base_given import given_by
+from pipelines.shard_contents import look_at_contents, same_contents
 from tec_cache import __version__
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
@@ -26,13 +27,14 @@ from tec_cache.cache.remove import remove_all, remove_target_set
 from tec_cache.codec.quality import Quality
 from tec_cache.config import ExtractConfig, parse_rows
 from tec_cache.data.classes import read_classes
+from tec_cache.data.folders import FolderShard
 from tec_cache.data.photos import Shard
 from tec_cache.data.source import Source, open_source
 from tec_cache.data.tars import TarShard
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks
-from tec_cache.errors import ConfigError, IdentityError, SourceError
+from tec_cache.errors import ConfigError, SourceError
 from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
 
@@ -114,10 +116,13 @@ def prepare_cache(
         source, about_source = Source([]), {n: stored["identity"].get(n) for n in ("source", "classes", "label_field")}
     else:
         source, about_source = _source(config, plan, stored, overwrite=overwrite, quiet=quiet)
+        if stored is not None:
+            about = about_source["source"]
+            entries = same_contents(Cache(store, stored), source.shards, about["shards"], overwrite=overwrite)
+            about_source |= {"source": about | {"shards": entries}}
     cache = _open_or_create(
         config, store, stored, settings | about_source, dry_run=dry_run, overwrite=overwrite, lock=lock
     )
-    _refuse_changed(cache, source.shards)
     num_views = config.views or cache.num_views or (1 if plan.crop == "center" else DEFAULT_VIEWS)
     if plan.crop == "center" and num_views > 1:
         raise ConfigError("all views of a centre crop are the same", todo="give --views 1")
@@ -147,7 +152,7 @@ def _open_or_create(
         if dry_run:
             manifest = manifest_body(identity, {})
             # what would be there afterwards: nothing
-            return Cache(open_store(f"{store.url}/.replaced"), manifest)
+            return Cache(open_store(f"{store.address}/.replaced"), manifest)
         lock.own()
         remove_all(store)
         lock.share()
@@ -204,40 +209,35 @@ def _source(
     limit = config.limit
     if limit is None and stored is not None:
         limit = before["source"]["limit"]
-    entries: list[dict[str, Any]] = []
+    takes: list[dict[str, Any]] = []
     left = limit
     for shard in source.shards:
-        entry = shard.identity()
+        take = {}
         if left is not None:
             if left == 0:
                 break
             count, whole = _count(shard, left, config.on_error)
             if whole:
-                entry["take"] = count
+                take["take"] = count
             left -= count
-        entries.append(entry)
-    source = replace(source, shards=source.shards[: len(entries)])
-    about = {"limit": limit, "shards": entries}
+        takes.append(take)
+    source = replace(source, shards=source.shards[: len(takes)])
     if not known:
         source = source.with_labels(quiet=quiet)
-    elif classes is None and known.get("classes") is not None and (tars or about == known["source"]):
+    elif classes is None and known.get("classes") is not None and (tars or _same_names(source, known["source"])):
         # of a folder only while its photos are the same: else its class folders are compared with the stored ones
         source = source.with_classes(tuple(known["classes"]))
+    look_at_contents(source.shards, quiet=quiet)
+    entries = [shard.identity() | take for shard, take in zip(source.shards, takes, strict=True)]
+    about = {"limit": limit, "shards": entries}
     names = None if source.classes is None else list(source.classes)
     return source, {"source": about, "classes": names, "label_field": source.label_field}
 
 
-def _refuse_changed(cache: Cache, shards: list[Shard]) -> None:
-    """Refuse shards that are not those whose views are in the cache."""
-    for number, shard in enumerate(shards):
-        record = cache.source_record(number)
-        if record is not None and record.size != shard.size:
-            raise IdentityError(
-                f"source shard {shard.name} has changed: {record.size:,} bytes when its views were made, "
-                f"{shard.size:,} now",
-                where=shard.place,
-                todo="restore it, name another --cache, or replace the cache with --overwrite",
-            )
+def _same_names(source: Source, known: dict[str, Any]) -> bool:
+    """Say whether the photos of a folder have the names that are stored."""
+    hashes = [shard.files_sha256 for shard in source.shards if isinstance(shard, FolderShard)]
+    return hashes == [entry.get("files_sha256") for entry in known["shards"]]
 
 
 def _count(shard: Shard, most: int, on_error: str) -> tuple[int, bool]:

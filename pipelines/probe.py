@@ -30,6 +30,7 @@ from tec_cache.probe.knn import knn_accuracy
 from tec_cache.probe.linear import linear_accuracy
 from tec_cache.progress import Progress
 from tec_cache.recipes import BASES
+from tec_cache.urls import without_secrets
 
 
 @dataclass
@@ -133,7 +134,7 @@ def features_of(
     workers = config.workers or available_cores()
     with (
         ThreadPoolExecutor(workers) as pool,
-        Progress(f"features of {part.source}", noun="images", quiet=quiet) as progress,
+        Progress(f"features of {without_secrets(part.source)}", noun="images", quiet=quiet) as progress,
     ):
         for group in in_groups(labelled_images(part, numbering, model.input_size, config), config.batch_size):
             results = list(pool.map(lambda item: item.load(), group))
@@ -152,7 +153,7 @@ def features_of(
             progress.advance(len(pixels))
     if not batches:
         why = "".join(f"; {number:,} left out: {kind}" for kind, number in left_out.items())
-        raise SourceError(f"there are no usable images{why}", where=part.source)
+        raise SourceError(f"there are no usable images{why}", where=without_secrets(part.source))
     return Features(torch.cat(batches), torch.tensor(labels, device=compute.device), left_out, noted)
 
 

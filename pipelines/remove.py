@@ -64,12 +64,12 @@ def remove(cache: str, *, target: str | None = None, views: int | None = None, d
         lock.own()
         if target is not None:
             records = [name for name in store.names(layout.target_records(target)) if layout.file_of(name)]
-            summary = RemoveSummary(cache, f"target set {target!r}", len(records))
+            summary = RemoveSummary(store.url, f"target set {target!r}", len(records))
             summary.bytes, summary.left_alone = remove_target_set(store, target, dry_run=dry_run)
         else:
             assert views is not None
             later = sorted((unit for unit in _all_units(store) if unit.view >= views), reverse=True)
-            summary = RemoveSummary(cache, f"views from number {views} on")
+            summary = RemoveSummary(store.url, f"views from number {views} on")
             records = [*store.names(layout.VIEW_RECORDS), *store.names(layout.TARGET_RECORDS)]
             summary.units = sum(_view(name) >= views for name in records)
             summary.bytes = remove_views(store, views, later, names, dry_run=dry_run)

@@ -107,10 +107,10 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     if summary.missing and not alone:
         lines.append("next         the other parts; then tec-cache merge, where they lie in folders of their own")
     elif config.views_only:
-        lines.append(f"next         tec-cache extract --cache {config.cache} --base mae")
+        lines.append(f"next         tec-cache extract --cache {summary.cache} --base mae")
     else:
         target = f" --target {summary.target}" if summary.num_targets > 1 else ""
-        lines.append(f"next         tec-cache train --cache {config.cache}{target} --out RUN")
+        lines.append(f"next         tec-cache train --cache {summary.cache}{target} --out RUN")
     return block(lines)
 
 

@@ -24,6 +24,7 @@ from tec_cache.run.folder import begun_run, clear_run, foreign_files
 from tec_cache.run.settings import comparable, run_identity, save_settings
 from tec_cache.store.staged import StagedStore
 from tec_cache.student.model import Student, create_encoder
+from tec_cache.urls import without_secrets
 from tec_cache.weights.load import load_strict
 
 
@@ -136,7 +137,7 @@ def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tupl
 def resolved_settings(config: TrainConfig, cache: Cache, source: TargetSource, student: Student) -> dict[str, Any]:
     """Return everything that made a run, as it is kept in run.json."""
     return {
-        "config": asdict(config),
+        "config": asdict(replace(config, cache=without_secrets(config.cache))),
         "targets": source.identity() | {"spec": student.targets.to_json(), "tau": student.tau},
         "cache": cache.fingerprint,
         "num_views": config.views or cache.num_views,

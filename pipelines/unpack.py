@@ -54,7 +54,7 @@ def unpack(pack: str, out: str, *, quiet: bool = True) -> UnpackSummary:
     opened.require_current()
     num_views, todo = opened.num_views, "name another CACHE"
     opened.require_complete(num_views)
-    summary = UnpackSummary(pack, out, opened.fingerprint, num_views, opened.target_names)
+    summary = UnpackSummary(opened.store.url, store.url, opened.fingerprint, num_views, opened.target_names)
     with explained_storage(store, Needed()), working(store):
         copy_manifest(opened.store, store, layout.MANIFEST, what="the cache", todo=todo)
         for name in opened.target_names:

@@ -146,7 +146,7 @@ def verify(
             lock.own()  # before looking: what is found must still be so when it is dropped
         with Progress("verify", noun="files", quiet=quiet) as progress:
             report = audit(store, full=full, progress=progress)
-        verdict = Verdict(path, report, list(report.findings))
+        verdict = Verdict(store.url, report, list(report.findings))
         if base:
             how = How(
                 base=base if isinstance(base, str) else None,
@@ -158,7 +158,7 @@ def verify(
                 seed=seed or 0,
                 device=device or "auto",
             )
-            _run_bases(verdict, how, target, quiet)
+            _run_bases(verdict, path, how, target, quiet)
         if repair:
             with explained_storage(store, Needed()):
                 _repair(store, verdict)
@@ -174,13 +174,13 @@ def _require_repairable(store: Store, path: str) -> None:
         return  # the audit says what is wrong with it
 
 
-def _run_bases(verdict: Verdict, how: How, only: str | None, quiet: bool) -> None:
+def _run_bases(verdict: Verdict, path: str, how: How, only: str | None, quiet: bool) -> None:
     """Run the base of each target set again, where the set's own files are in order."""
     if any(finding.where == layout.MANIFEST for finding in verdict.findings):
         return
     from pipelines.base_check import check_base
 
-    cache = open_cache(verdict.cache)
+    cache = open_cache(path)
     if only is not None and only not in verdict.report.target_units:
         _ = cache[only]  # says which there are
     names = [only] if only is not None else [n for n in verdict.report.target_units if n in cache.target_names]

@@ -19,6 +19,7 @@ from tec_cache.codec.quality import Quality
 from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError, nearest
 from tec_cache.paths import expanded
+from tec_cache.store import is_url
 
 PLACES = {"input", "cache", "base", "base_weights", "online", "out", "stage", "model", "weights", "train", "test"}
 """Settings that may name a file or folder, in whichever config."""
@@ -226,6 +227,9 @@ class TrainConfig:
             )
         if self.init == "base" and self.pixels:
             raise ConfigError("--init base needs a base", todo="leave out --pixels or --init")
+        for name, path in (("stage", self.stage), ("out", self.out)):
+            if path is not None and is_url(path):
+                raise ConfigError(f"--{name} is no local folder", where=path, todo=f"give --{name} a folder of a disk")
         parse_bytes(self.stage_bytes)
         if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from tec_cache.printable import block
+from tec_cache.urls import scrubbed, without_secrets
 
 
 class TecCacheError(Exception):
@@ -17,6 +18,7 @@ class TecCacheError(Exception):
 
     details: lines below `what`, a list of fields for one. command: what to type, a line of its own below `todo`.
     Each part is one line however it came about: a line break in a name is escaped, so write none into a part.
+    Credentials of URLs are left out of all of them: messages end up in logs.
     """
 
     exit_code = 1
@@ -24,6 +26,8 @@ class TecCacheError(Exception):
     def __init__(
         self, what: str, *, where: str = "", todo: str = "", details: Iterable[str] = (), command: str = ""
     ) -> None:
+        what, where, todo = scrubbed(what), without_secrets(where), scrubbed(todo)
+        details = [scrubbed(line) for line in details]
         self.what, self.where, self.todo = what, where, todo
         self.details, self.command = tuple(details), command
         lines = [what, *(f"    {line}" for line in self.details)]

@@ -113,7 +113,7 @@ def scratch(store: Store) -> Iterator[str]:
     """Give a folder (or URL) of its own on the disk of the cache; nothing is left of it afterwards."""
     name = f".tec-cache-plan-{uuid.uuid4().hex[:12]}"
     if store.folder is None:
-        url = f"{store.url}/{name}"
+        url = f"{store.address}/{name}"
         try:
             yield url
         finally:
@@ -180,7 +180,14 @@ def measure_targets(
         commit_asked(store, 1, cache.fingerprint)
         views = commit_views(store, unit, crops, [], cache.fingerprint, photos_sha256=NO_PHOTOS)
         source = SourceRecord(
-            shard="sample", size=0, photos=len(crops), groups=1, damage="", passed_over={}, group_sha256=[NO_PHOTOS]
+            shard="sample",
+            size=0,
+            ends_sha256="",
+            photos=len(crops),
+            groups=1,
+            damage="",
+            passed_over={},
+            group_sha256=[NO_PHOTOS],
         )
         source.create(store, layout.source_record(0))
         commit_content(cache)

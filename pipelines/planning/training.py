@@ -108,7 +108,7 @@ class _Ready:
 def prepare_training(config: TrainConfig, cache: Cache) -> Prepared:
     """Make the student for the targets of a scratch cache; refuses what `train` would refuse."""
     compute = resolve_compute(config.device, config.precision)
-    config = replace(config, cache=cache.store.url, target=None, online=None, views=1)
+    config = replace(config, cache=cache.store.address, target=None, online=None, views=1)
     micro = config.micro_batch or config.batch_size
     if config.batch_size % -(-config.batch_size // micro):
         raise ConfigError(

@@ -40,7 +40,7 @@ def differences(stored: Any, asked: Any, path: str = "") -> list[str]:
         if len(stored) != len(asked):
             return [f"{path}: stored {len(stored)} entries, asked {len(asked)}"]
         pairs = enumerate(zip(stored, asked, strict=True))
-        return [line for i, (old, new) in pairs for line in differences(old, new, f"{path}[{i}]")]
+        return [line for i, (old, new) in pairs for line in differences(old, new, f"{path}[{_place(i, old, new)}]")]
     if _names(stored) and _names(asked) and set(stored) != set(asked):
         sides = (("stored", set(stored) - set(asked)), ("asked", set(asked) - set(stored)))
         return [f"{path}: only {side} are {listed(sorted(names))}" for side, names in sides if names]
@@ -54,6 +54,12 @@ def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], *, what: s
         lines = [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more"]
     if lines:
         raise IdentityError(f"{what} was made with other settings:", where=where, todo=todo, details=lines)
+
+
+def _place(number: int, stored: Any, asked: Any) -> str:
+    """Name an entry of a list by its number, and by its name where both have the same."""
+    names = [entry.get("name") for entry in (stored, asked) if isinstance(entry, Mapping)]
+    return f"{number}, {names[0]}" if len(names) == 2 and names[0] is not None and names[0] == names[1] else str(number)
 
 
 def _rows(value: Any) -> bool:

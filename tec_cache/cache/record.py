@@ -121,6 +121,8 @@ class SourceRecord(_Record):
     """Its name."""
     size: Size
     """Its bytes (or photos, for a part of a folder), so that a later change is noticed."""
+    ends_sha256: MaybeSha256
+    """Of its ends, `tec_cache.data.contents`, as it was when it was read: a shard may be mended before that."""
     photos: Size
     """Photos seen, broken ones included."""
     groups: Size

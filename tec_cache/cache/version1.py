@@ -48,5 +48,5 @@ def upgrade(body: dict[str, Any]) -> dict[str, Any]:
         return body | {"photos_sha256": UNKNOWN, "notes": []}
     groups = body.get("groups")
     if names == _SOURCE and isinstance(groups, int) and groups < _MOST_GROUPS:
-        return body | {"group_sha256": [UNKNOWN] * groups, "passed_over": {}}
+        return body | {"group_sha256": [UNKNOWN] * groups, "passed_over": {}, "ends_sha256": ""}
     return body

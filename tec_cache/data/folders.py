@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tec_cache.cache.record import hash_keys
+from tec_cache.data.contents import Contents, folder_contents
 from tec_cache.data.passed_over import PassedOver, passed_over_text
 from tec_cache.data.photos import MOST_PHOTO_BYTES, Photo, Shard, plain_text
 from tec_cache.data.walk import Walk, walk
@@ -43,9 +44,19 @@ class FolderShard(Shard):
         """The folder."""
         return f"{self.root} (part {self.name})"
 
+    @functools.cached_property
+    def contents(self) -> Contents:
+        """Names and sizes of the photos, and the beginning of two."""
+        return folder_contents([(plain_text(key), self.root / key) for key in self.files])
+
     def identity(self) -> dict[str, Any]:
-        """Name and the hash of the photos' names, which decide what is in it."""
-        return super().identity() | {"files_sha256": hash_keys(plain_text(key) for key in self.files)}
+        """Name, contents, and the hash of the photos' names, which decide what is in it."""
+        return super().identity() | {"files_sha256": self.files_sha256}
+
+    @property
+    def files_sha256(self) -> str:
+        """Hash of the photos' names, in their order."""
+        return hash_keys(plain_text(key) for key in self.files)
 
     def with_classes(self, classes: tuple[str, ...]) -> FolderShard:
         """Return the same part with labels that are numbers of these classes."""

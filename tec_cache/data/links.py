@@ -5,8 +5,7 @@ from __future__ import annotations
 import tarfile
 from typing import NamedTuple
 
-import fsspec
-
+from tec_cache.data.files import ShardFile
 from tec_cache.data.photos import plain_text
 from tec_cache.data.samples import Member
 from tec_cache.data.tar_stream import open_members
@@ -27,8 +26,8 @@ class Links:
     it costs unpacking all that comes before the file. Nothing is kept in memory but names and positions.
     """
 
-    def __init__(self, url: str, *, compressed: bool) -> None:
-        self._url, self._compressed = url, compressed
+    def __init__(self, file: ShardFile, *, compressed: bool) -> None:
+        self._file, self._compressed = file, compressed
         self._files: dict[str, _Place] = {}
         self._again = 0
 
@@ -54,14 +53,13 @@ class Links:
             return Member(name, b"", "it is a hard link, of which there are too many: pack the files themselves")
         if self._compressed:
             return Member(name, self._unpacked(file))
-        fs, path = fsspec.core.url_to_fs(self._url)
-        data = fs.cat_file(path, start=file.offset, end=file.offset + file.size)
+        data = self._file.part(file.offset, file.offset + file.size)
         if len(data) != file.size:
             raise tarfile.ReadError(f"cut in the middle of a file to which {name} links")
         return Member(name, data)
 
     def _unpacked(self, file: _Place) -> bytes:
-        with open_members(self._url) as tar:
+        with open_members(self._file) as tar:
             for info in tar:
                 if info.offset_data == file.offset:
                     return tar.read(info)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from tec_cache.data.contents import Contents
 from tec_cache.data.passed_over import PassedOver
 
 IMAGE_SUFFIXES = frozenset(
@@ -58,9 +60,14 @@ class Shard(ABC):
     def place(self) -> str:
         """Where it is, for messages."""
 
+    @cached_property
+    @abstractmethod
+    def contents(self) -> Contents:
+        """What tells it from another of its name; read once. Raises StorageError."""
+
     def identity(self) -> dict[str, Any]:
-        """What the identity of a cache says of this shard; a tar's size is in the record of its reading."""
-        return {"name": self.name}
+        """What the identity of a cache says of this shard."""
+        return {"name": self.name, **self.contents.to_json()}
 
 
 def plain_text(name: str) -> str:

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileOpener
-
+from tec_cache.data.files import LocalFile, ShardFile
 from tec_cache.errors import StorageError
 from tec_cache.tar_headers import MOST_HEADER_BYTES, StrictHeader
 
@@ -64,16 +62,16 @@ class Members:
 
 
 @contextmanager
-def open_members(url: str, *, jump: bool = False) -> Iterator[Members]:
+def open_members(file: ShardFile, *, jump: bool = False) -> Iterator[Members]:
     """Open a tar, plain or compressed by gzip, bzip2 or xz.
 
     jump: go from header to header without reading the files, where that is cheap: in a plain local tar. Raises
     StorageError where the bytes cannot be had, and for damage what tarfile raises.
     """
-    with fsspec.open(url, "rb") as stream:
-        raw = _Raw(stream, url)
+    with file.open() as stream:
+        raw = _Raw(stream, file)
         unpack = _packed(raw.head(6))
-        if unpack is None and jump and isinstance(stream, LocalFileOpener):
+        if unpack is None and jump and isinstance(file, LocalFile):
             stream.seek(0)
             with tarfile.open(fileobj=stream, mode="r:", tarinfo=StrictHeader) as tar:
                 yield Members(tar, None)
@@ -86,8 +84,8 @@ def open_members(url: str, *, jump: bool = False) -> Iterator[Members]:
 class _Raw(io.RawIOBase):
     """A file as it lies on a disk or behind a network, whose errors say nothing of what it holds."""
 
-    def __init__(self, stream: IO[bytes], url: str) -> None:
-        self._stream, self._url, self._head = stream, url, b""
+    def __init__(self, stream: IO[bytes], file: ShardFile) -> None:
+        self._stream, self._file, self._head = stream, file, b""
         self.position = 0
 
     def head(self, size: int) -> bytes:
@@ -103,7 +101,7 @@ class _Raw(io.RawIOBase):
         try:
             data = self._stream.read(PIECE if size < 0 else size)
         except Exception as error:  # network libraries have errors of their own
-            raise unreadable_shard(error, self._url) from error
+            raise unreadable_shard(error, self._file) from error
         self.position += len(data)
         return data
 
@@ -171,7 +169,7 @@ def _packed(head: bytes) -> Callable[[Any], Callable[[int], bytes]] | None:
     return (lambda raw: _Xz(raw).read) if head.startswith((b"\xfd7zXZ", b"\x5d\x00\x00\x80")) else None
 
 
-def unreadable_shard(error: Exception, url: str) -> StorageError:
+def unreadable_shard(error: Exception, file: ShardFile) -> StorageError:
     """Say that a disk or a network fails: that must not be recorded as the damage of a shard."""
     todo = "check the disk or the network; what is finished is kept, the same command goes on"
-    return StorageError(f"the shard cannot be read: {type(error).__name__}: {error}", where=url, todo=todo)
+    return StorageError(f"the shard cannot be read: {file.explained(error)}", where=file.where, todo=todo)

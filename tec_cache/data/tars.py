@@ -10,10 +10,13 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from webdataset.tariterators import base_plus_ext
 
 from tec_cache.data.apart import SHARD_SUFFIXES, refuse_apart
+from tec_cache.data.contents import Contents, file_contents
+from tec_cache.data.files import ShardFile
 from tec_cache.data.labels import Label, Labels
 from tec_cache.data.links import Links
 from tec_cache.data.passed_over import (
@@ -41,13 +44,18 @@ MOST_SAMPLE_BYTES = 2 * MOST_PHOTO_BYTES
 class TarShard(Shard):
     """A tar (or tar.gz) of photos in WebDataset's layout."""
 
-    url: str
+    file: ShardFile
     labels: Labels = field(default_factory=Labels)
 
     @property
     def place(self) -> str:
-        """The URL."""
-        return self.url
+        """Path or URL, without credentials."""
+        return self.file.where
+
+    @cached_property
+    def contents(self) -> Contents:
+        """Size and ends of the file."""
+        return file_contents(self.file)
 
     def with_classes(self, classes: tuple[str, ...]) -> TarShard:
         """Return the same shard with labels that are names of these classes."""
@@ -63,23 +71,23 @@ class TarShard(Shard):
         """
         counts = PassedOver() if passed_over is None else passed_over
         given, looked = 0, False
-        for sample in samples(members(self.url, counts), self.url):
+        for sample in samples(members(self.file, counts), self.place):
             photo = self._photo(sample, counts)
             lacks = photo is not None and (photo.label is None or sample.image is None)
             if not looked and (lacks or _holds_a_tar(sample)):
-                names = samples(members(self.url, PassedOver(), lambda name: False), self.url)
-                refuse_apart(names, {"cls", self.labels.field or "cls"}, self.url)
+                names = samples(members(self.file, PassedOver(), lambda name: False), self.place)
+                refuse_apart(names, {"cls", self.labels.field or "cls"}, self.place)
                 looked = True
             if photo is not None:
                 given += 1
                 yield photo
         if not given:
             passed = f"; in it: {passed_over_text(counts)}" if counts else ""
-            raise SourceError(f"the shard holds no photos{passed}", where=self.url, todo="leave it out")
+            raise SourceError(f"the shard holds no photos{passed}", where=self.place, todo="leave it out")
 
     def label_values(self) -> Iterator[tuple[Label, dict[str, bytes]]]:
         """Yield the label of each photo as it is written, and its other fields; bytes are read of a few only."""
-        for sample in samples(members(self.url, PassedOver(), self.labels.wanted), self.url):
+        for sample in samples(members(self.file, PassedOver(), self.labels.wanted), self.place):
             if sample.image is not None:
                 fields = {name: m.data for name, m in sample.fields.items() if not m.is_image}
                 yield self.labels.read(fields), fields
@@ -112,15 +120,15 @@ DAMAGE = (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionE
 """What tarfile raises for headers that make no sense."""
 
 
-def members(url: str, passed_over: PassedOver, wanted: Callable[[str], bool] | None = None) -> Iterator[Member]:
+def members(file: ShardFile, passed_over: PassedOver, wanted: Callable[[str], bool] | None = None) -> Iterator[Member]:
     """Yield the files of a tar that may belong to a sample, count the others, or raise SourceError.
 
     wanted: says by the name whose bytes are wanted; those of the other members are not read.
     """
     todo = "make the shard again, or --on-error skip to use what comes before the damage"
     try:
-        with open_members(url, jump=wanted is not None) as tar:
-            links, held = Links(url, compressed=tar.compressed), Held()
+        with open_members(file, jump=wanted is not None) as tar:
+            links, held = Links(file, compressed=tar.compressed), Held()
             for info in tar:
                 if info.isfile():
                     links.note(info)
@@ -141,9 +149,9 @@ def members(url: str, passed_over: PassedOver, wanted: Callable[[str], bool] | N
         raise
     except DAMAGE as error:
         text = str(error) if isinstance(error, tarfile.TarError) else f"{type(error).__name__}: {error}"
-        raise SourceError(f"damaged shard: {text}", where=url, todo=todo) from error
+        raise SourceError(f"damaged shard: {text}", where=file.where, todo=todo) from error
     except Exception as error:
-        raise unreadable_shard(error, url) from error
+        raise unreadable_shard(error, file) from error
 
 
 class Held:

@@ -26,7 +26,9 @@ class Store(Protocol):
     """
 
     url: str
-    """Root, for people and for opening it again."""
+    """Root for people, without credentials."""
+    address: str
+    """Root with whatever credentials are in it: opens the store again, and is never shown."""
     folder: Path | None
     """Root where it is a local folder."""
 

@@ -35,7 +35,7 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.url = str(root)
+        self.url = self.address = str(root)
         self.folder: Path | None = root
 
     def place(self, name: str) -> str:

@@ -24,6 +24,7 @@ from tec_cache.errors import GO_ON, ConfigError, StorageError, TecCacheError
 from tec_cache.store import MOST_WHOLE
 from tec_cache.store.drafts import temporary_file
 from tec_cache.store.names import checked_name
+from tec_cache.urls import UNUSED_USER, UNUSED_USER_TODO, scrubbed, split_url, user_unused, without_secrets
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,14 +53,15 @@ def _explained(method: Callable[P, T]) -> Callable[P, T]:
             if not isinstance(error, OSError) and type(error).__module__ == "builtins":
                 raise  # a bug, not the network
             store: Any = args[0]
-            raise _storage_error(error, store.url) from error
+            raise _storage_error(error, store) from error
 
     return call
 
 
-def _storage_error(error: Exception, url: str) -> StorageError:
+def _storage_error(error: Exception, store: RemoteStore) -> StorageError:
     """Say what a store refused, and what a user can do about it."""
-    text = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    text = scrubbed(str(getattr(error, "strerror", None) or error), store.address) or type(error).__name__
+    url = store.url
     if _code(error) == "NoSuchBucket":
         return StorageError(text, where=url, todo=f"create the bucket, or check its name; {GO_ON}")
     if isinstance(error, PermissionError) or "redential" in text:
@@ -78,23 +80,38 @@ def _code(error: BaseException) -> str:
         return ""
 
 
+def _refuse_unreadable(url: str) -> None:
+    """Raise ConfigError for URLs below which no file could be named."""
+    if "::" in url:
+        todo = "name the store itself; for local copies of what is read, train --stage DIR"
+        raise ConfigError("a cache cannot lie behind `::`", where=without_secrets(url), todo=todo)
+    scheme, _, rest = url.partition("://")
+    if split_url(scheme, rest).query:
+        what = "the URL of a cache can have no query: its files are named below it"
+        todo = "leave it out; give credentials as the kind of store wants them (for s3: AWS_ACCESS_KEY_ID)"
+        raise ConfigError(what, where=without_secrets(url), todo=todo)
+
+
 class RemoteStore:
     """Objects below one URL."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self.address = url.rstrip("/")
+        self.url = without_secrets(self.address)
         self.folder: Path | None = None
+        _refuse_unreadable(self.address)
         try:
             # what other processes write must be seen at once
-            self.fs, self.root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            self.fs, self.root = fsspec.core.url_to_fs(self.address, use_listings_cache=False)
         except ImportError as error:
             todo = "install that package into this environment (for s3://: pip install 'tec-cache[s3]')"
-            raise ConfigError(f"{error}", where=url, todo=todo) from error
+            raise ConfigError(f"{error}", where=self.url, todo=todo) from error
         except ValueError as error:
-            raise ConfigError(
-                f"{error}", where=url, todo="use a folder, s3://BUCKET/PATH or another URL of fsspec"
-            ) from error
+            todo = "use a folder, s3://BUCKET/PATH or another URL of fsspec"
+            raise ConfigError(scrubbed(f"{error}", self.address), where=self.url, todo=todo) from error
         self.root = str(self.root).rstrip("/")
+        if user_unused(self.address, self.root):
+            raise ConfigError(UNUSED_USER, where=self.url, todo=UNUSED_USER_TODO)
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{checked_name(name, self.url)}"

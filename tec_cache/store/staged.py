@@ -35,7 +35,7 @@ class StagedStore:
     """`inner`, with copies of its payloads in `folder`: at most `most_bytes` of them, or what the disk has."""
 
     def __init__(self, inner: Store, folder: Path, most_bytes: int | None = None) -> None:
-        self.inner, self.url, self.folder = inner, inner.url, inner.folder
+        self.inner, self.url, self.address, self.folder = inner, inner.url, inner.address, inner.folder
         self.stage = StageFolder(folder, most_bytes or 0)
         try:
             held = self.stage.open()

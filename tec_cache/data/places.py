@@ -1,0 +1,167 @@
+"""From the text that a user gives to the shards it names: a path, a pattern, a URL, a chain of them.
+
+- What exists is taken as it is before it is read as a pattern: `set[1]/shard-{0..3}.tar` lies in the folder `set[1]`.
+- Braces are expanded first, in paths and URLs alike; then `*`, `?` and `[...]` are matched, on any file system.
+- In http(s) URLs a question mark begins the query, and is no pattern.
+- `::` chains file systems as fsspec does (`simplecache::https://...`, `zip://*.tar::photos.zip`); it separates nothing.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+from braceexpand import braceexpand
+
+from tec_cache.data.files import LocalFile, ShardFile
+from tec_cache.data.photos import plain_text
+from tec_cache.data.remote import connect, literal_as_far_as_there
+from tec_cache.data.tars import SHARD_SUFFIXES, TarShard
+from tec_cache.errors import SourceError, StorageError, TecCacheError, nearest
+from tec_cache.urls import scrubbed, without_secrets
+
+MOST_FILES = 1_000_000
+"""Paths that braces may give."""
+
+REQUESTS = 16
+"""Requests to a store at a time."""
+
+
+def existing_folder(source: str) -> Path | None:
+    """Return the folder that a text names as it stands; None for anything else."""
+    path = _local_path(source)
+    return Path(path) if path is not None and _there(path) and os.path.isdir(path) else None
+
+
+def tars_in(folder: Path) -> list[TarShard]:
+    """Return the tars of a folder as shards, sorted by name, without hidden ones; none where it holds none.
+
+    Raises SourceError where something else has the name of a tar.
+    """
+    return _as_shards(_tars_in(str(folder)))
+
+
+def tar_shards(source: str) -> list[TarShard]:
+    """Return the shards that a path, pattern or URL of tars names, in its order.
+
+    Raises SourceError where it names none, or what is no tar; StorageError where the files cannot be reached.
+    """
+    shown = without_secrets(source)
+    try:
+        files = [file for text in _expanded(source) for file in _files_of(text)]
+        if not files:
+            raise SourceError("no shard matches", where=shown, todo="check the pattern; quote it in the shell")
+        return _as_shards(files)
+    except ImportError as error:  # fsspec names the package that a kind of URL needs
+        raise SourceError(f"{error}", where=shown, todo="install that package into this environment") from error
+    except TecCacheError:
+        raise
+    except Exception as error:  # network libraries have errors of their own: no credentials, no route
+        what = f"the photos cannot be reached: {scrubbed(f'{type(error).__name__}: {error}', source)}"
+        raise StorageError(what, where=shown, todo="check the address, the network and the credentials") from error
+
+
+def _expanded(source: str) -> Iterator[str]:
+    """Expand braces, unless the text is the path of something."""
+    path = _local_path(source)
+    if path is not None and _there(path):
+        yield source
+        return
+    shown = without_secrets(source)
+    try:
+        texts = list(islice(braceexpand(source), MOST_FILES + 1))
+    except ValueError as error:
+        todo = r"close each brace; write \{ for one that belongs to a name"
+        raise SourceError("the braces of this pattern do not match", where=shown, todo=todo) from error
+    if len(texts) > MOST_FILES:
+        raise SourceError(f"braces give more than {MOST_FILES:,} paths", where=shown, todo="give fewer")
+    yield from texts
+
+
+def _files_of(text: str) -> Iterator[ShardFile]:
+    """Return what one path or URL names: itself where it exists, else what it matches as a pattern."""
+    path = _local_path(text)
+    if path is None:
+        yield from connect(text).files()
+    elif os.path.isdir(path):
+        tars = _tars_in(path)
+        if not tars:
+            todo = "give folders of tars, or one folder of photos by itself"
+            raise SourceError("this folder, one of several paths, holds no tars", where=path, todo=todo)
+        yield from tars
+    elif not glob.has_magic(path) or _there(path):
+        yield LocalFile(path)
+    else:
+        pattern = literal_as_far_as_there(path, "*?[", _there)
+        yield from (LocalFile(match) for match in sorted(glob.glob(pattern, recursive=True)))
+
+
+def _tars_in(folder: str) -> list[ShardFile]:
+    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(SHARD_SUFFIXES))
+    return [LocalFile(os.path.join(folder, name)) for name in names if not name.startswith(".")]
+
+
+def _local_path(text: str) -> str | None:
+    """Return the path on a disk that a text stands for; None for a URL or a chain."""
+    if _there(text):
+        return text
+    if "::" not in text:
+        for prefix in ("file://", "local://"):
+            if text.startswith(prefix):
+                return text.removeprefix(prefix)
+        if "://" not in text:
+            return os.path.expanduser(text) if text.startswith("~") else text
+    return None
+
+
+def _there(path: str) -> bool:
+    """Say whether there is anything at a path, were it a link into nowhere."""
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a zero byte, which no path has
+        return False
+
+
+def _as_shards(files: list[ShardFile]) -> list[TarShard]:
+    """Name the files and ask for their sizes. Raises SourceError for the first that is not there."""
+    names = _names(files)
+    with ThreadPoolExecutor(REQUESTS, thread_name_prefix="sizes") as pool:
+        sizes = list(pool.map(_size, files))
+    shards = []
+    for name, file, size in zip(names, files, sizes, strict=True):
+        if isinstance(size, FileNotFoundError | NotADirectoryError):
+            near = nearest(file.parts[-1], file.neighbours()) if file.parts else ""
+            raise SourceError(f"there is no such shard{near}", where=file.where, todo="check the name") from size
+        if isinstance(size, Exception):
+            raise size
+        shards.append(TarShard(name, size, file))
+    return shards
+
+
+def _size(file: ShardFile) -> int | Exception:
+    try:
+        return file.size()
+    except Exception as error:
+        return error
+
+
+def _names(files: list[ShardFile]) -> list[str]:
+    """Name shards by their file names, or by their paths below the common folder where names repeat."""
+    parts = [file.parts for file in files]
+    if len({p[-1:] for p in parts}) == len(parts):
+        return [plain_text("".join(p[-1:])) for p in parts]
+    for number, path in enumerate(parts):
+        if path in parts[:number]:
+            twin = files[parts.index(path)]
+            same = twin.address == files[number].address
+            what = "a shard is named twice" if same else "two URLs name one shard: a query is no part of its name"
+            raise SourceError(what, where=files[number].where, todo="list every shard once")
+    common = 0
+    while len({p[: common + 1] for p in parts}) == 1:
+        common += 1
+    common = min(common, *(len(p) - 1 for p in parts))
+    return [plain_text("/".join(p[common:])) for p in parts]
