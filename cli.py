@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import sys
+
+from pipelines.terminal import signals, streams
+
+if signals.is_program(__name__):  # before anything that takes a moment to import
+    signals.begin()
+    streams.open_missing()
+
+# isort: split
 import dataclasses
 import json
 import os
-import shlex
-import signal
-import sys
 import traceback
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
-from pipelines import texts
+from pipelines import info_texts, texts
+from pipelines.terminal.options import (
+    ExistingPlace,
+    Place,
+    by_name,
+    common,
+    given_options,
+    option,
+    options_of,
+    settings,
+)
 from tec_cache import __version__
-from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig, read_toml
+from tec_cache.conditions import require_used
+from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
+from tec_cache.printable import block, shell_words
 from tec_cache.urls import scrubbed, without_secrets
-
-EXIT_INTERRUPTED = 130
 
 
 class Commands(click.Group):
@@ -31,6 +46,13 @@ class Commands(click.Group):
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             raise click.UsageError(f"no such command {args[0]!r}{nearest(args[0], self.list_commands(ctx))}", ctx)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; click would take some of its errors for a Ctrl-C or a closed standard output."""
+        try:
+            return super().invoke(ctx)
+        except (OSError, EOFError) as error:
+            raise explained(error) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -46,83 +68,17 @@ def cli() -> None:
     """
 
 
-def options_of(config: type, without: Iterable[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make an option of every field of a config dataclass, with its documentation as help."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        for item in reversed(dataclasses.fields(config)):
-            if item.name in ("input", "model", *without):
-                continue  # the argument of the command, or no option of it
-            help_text, kind = item.metadata["help"], str(item.type)
-            flag = "--" + item.name.replace("_", "-")
-            default = item.default if item.default is not dataclasses.MISSING else None
-            shown = isinstance(default, int | float | str) and not isinstance(default, bool) and default != ""
-            text = f"{help_text}  [default: {default}]" if shown else help_text
-            if kind == "bool":
-                option = click.option(flag, item.name, is_flag=True, help=text)
-            elif kind.startswith("tuple"):
-                option = click.option(flag, item.name, type=float, nargs=2, default=None, help=text)
-            elif kind.startswith("dict"):
-                option = click.option("--student-arg", item.name, multiple=True, metavar="NAME=VALUE", help=text)
-            else:
-                types = {"int": int, "float": float, "str": str}
-                option = click.option(flag, item.name, type=types[kind.split(" ")[0]], default=None, help=text)
-            function = option(function)
-        return function
-
-    return decorate
-
-
-def common(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that every command has."""
-    for option in (
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-        click.option("--quiet", is_flag=True, help="No progress."),
-        click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object."),
-    ):
-        function = option(function)
-    return function
-
-
-def settings(config: type, values: dict[str, Any], file: str | None, **fixed: Any) -> Any:
-    """Fill a config: defaults, then the TOML file, then what was given on the command line, then what is fixed."""
-    given = given_options(values)
-    if "student_args" in given:
-        given["student_args"] = dict(_name_and_value(text) for text in given["student_args"])
-    stored = read_toml(file, config) if file else {}
-    if "student_args" in stored and "student_args" in given:
-        given["student_args"] = stored["student_args"] | given["student_args"]
-    return config(**(stored | given | fixed))
-
-
-def given_options(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what was given on the command line, without defaults."""
-    source = click.get_current_context().get_parameter_source
-    return {n: value for n, value in values.items() if source(n) == click.core.ParameterSource.COMMANDLINE}
-
-
-def _name_and_value(text: str) -> tuple[str, Any]:
-    """Read NAME=VALUE; the value is JSON where it can be, else a string."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--student-arg {text}", todo="give NAME=VALUE, for instance patch_size=8")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
 def show(as_json: bool, result: dict[str, Any], text: str) -> None:
     """Print a result for people or for programs."""
-    click.echo(json.dumps(result) if as_json else text)
+    print(json.dumps(result) if as_json else text)
 
 
 @cli.command()
 @click.argument("input", required=False)
 @options_of(ExtractConfig)
-@click.option("--config", "file", type=click.Path(exists=True, dir_okay=False), help="TOML file of settings.")
-@click.option("--dry-run", is_flag=True, help="Say what would happen; write nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace what was made with other settings.")
+@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
+@option("--dry-run", is_flag=True, help="Say what would happen; write nothing.")
+@option("--overwrite", is_flag=True, help="Replace what was made with other settings.")
 @common
 def extract(
     file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
@@ -134,7 +90,8 @@ def extract(
     extraction goes on with the same command.
 
     Known bases: mae, mae_large, mae_huge, dino, dino_small, dinov2_small, dinov2_base, dinov2_large,
-    dinov2_giant (each also with _reg), ibot, ibot_large, mocov3; timm:NAME; a weight file; an exported folder.
+    dinov2_giant (each also with _reg), ibot, ibot_large, mocov3; timm:NAME; a weight file; a folder
+    (an export, one of timm's hub, one of the transformers library). What no file says is printed and can be set.
 
     \b
     Example:
@@ -159,8 +116,8 @@ def extract(
 @cli.command()
 @click.argument("input", required=False)
 @options_of(ExtractConfig, without=("part", "views_only"))
-@click.option("--config", "file", type=click.Path(exists=True, dir_okay=False), help="TOML file of settings.")
-@click.option("--overwrite", is_flag=True, help="Replace what was made with other settings.")
+@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
+@option("--overwrite", is_flag=True, help="Replace what was made with other settings.")
 @common
 def fit(file: str | None, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any) -> None:
     """Fit the codec of a target set, and nothing more.
@@ -173,7 +130,7 @@ def fit(file: str | None, overwrite: bool, as_json: bool, quiet: bool, debug: bo
       tec-cache fit 'imagenet/train-{000000..001280}.tar' --cache CACHE --base mae --quality default
       tec-cache extract 'imagenet/train-{000000..001280}.tar' --cache CACHE --base mae --part 3/16
     """
-    config = settings(ExtractConfig, values, file)
+    config = settings(ExtractConfig, values, file, without=("part", "views_only"))
     from pipelines.extract import extract as run_extract
     from tec_cache.distributed import Ranks
 
@@ -188,13 +145,17 @@ _PLANNED = ("student", "student_args", "adapters", "decoder_depth", "decoder_wid
             "epochs", "batch_size", "micro_batch")  # fmt: skip
 
 
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 @cli.command()
 @click.argument("input", required=False)
 @options_of(ExtractConfig, without=("batch_size", "part"))
-@click.option("--base-batch-size", type=int, help="Views per batch of the base: extract's --batch-size.")
+@option("--base-batch-size", type=int, help="Views per batch of the base: extract's --batch-size.")
 @options_of(TrainConfig, without={f.name for f in dataclasses.fields(TrainConfig)} - set(_PLANNED))
 @options_of(PlanConfig, without=("extract", "train"))
-@click.option("--config", "file", type=click.Path(exists=True, dir_okay=False), help="TOML file of extract's settings.")
+@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of extract's settings.")
 @common
 def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: Any) -> None:
     """Say what an extraction will take, before it is paid for: disk, hours, FLOP; and when it has paid for itself.
@@ -209,26 +170,26 @@ def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: An
       tec-cache plan 'photos-*.tar' --cache CACHE --base dinov2_small --images 1281167 --epochs 100 --batch-size 1024
     """
     given = given_options(values)
-    base_batch = {"batch_size": given["base_batch_size"]} if "base_batch_size" in given else {}
     fields = set(ExtractConfig.__dataclass_fields__) - {"batch_size"}
-    extract_config = settings(ExtractConfig, {n: v for n, v in values.items() if n in fields}, file, **base_batch)
-    train_config = settings(
-        TrainConfig,
-        {name: values[name] for name in _PLANNED},
-        None,
-        cache=extract_config.cache,
-        out="(none)",
-        device=extract_config.device,
-        precision=extract_config.precision or "auto",
-        threads=extract_config.threads,
-    )
+    extract_config = settings(ExtractConfig, {n: v for n, v in values.items() if n in fields}, file, without=("part",))
+    if "base_batch_size" in given:
+        require_used(extract_config, ["batch_size"], {"batch_size": "--base-batch-size"})
+        extract_config = dataclasses.replace(extract_config, batch_size=given["base_batch_size"])
+    resolved = {
+        "cache": extract_config.cache,
+        "out": "(none)",
+        "device": extract_config.device,
+        "precision": extract_config.precision or "auto",
+        "threads": extract_config.threads,
+    }
+    train_config = settings(TrainConfig, {name: values[name] for name in _PLANNED}, None, fixed=resolved)
+    own = {name: given[name] for name in ("images", "seconds") if name in given}
+    config = PlanConfig(extract=extract_config, train=train_config, **own)
+    trained = [name for name in _PLANNED if name in given]
+    options = {"train": ", ".join("--student-arg" if n == "student_args" else _flag(n) for n in trained)}
+    require_used(config, [*own, *(["train"] if trained else [])], options)
     from pipelines.plan import plan as run_plan
 
-    config = PlanConfig(
-        extract=extract_config,
-        train=train_config,
-        **{name: given[name] for name in ("images", "seconds") if name in given},
-    )
     found = run_plan(config, quiet=quiet or as_json)
     show(as_json, found.to_json(), texts.plan_text(found))
     if found.fits is False:
@@ -237,9 +198,9 @@ def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: An
 
 @cli.command()
 @options_of(TrainConfig)
-@click.option("--config", "file", type=click.Path(exists=True, dir_okay=False), help="TOML file of settings.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace a run that was made with other settings.")
+@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
+@option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
+@option("--overwrite", is_flag=True, help="Replace a run that was made with other settings.")
 @common
 def train(
     file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
@@ -267,14 +228,14 @@ def train(
     show(as_json, summary.to_json(), texts.train_text(summary, dry_run, command_line()))
     # torchrun takes any other code than 0 for a failure, and would start the run again that was asked to stop
     if not dry_run and not summary.finished and not under_torchrun():
-        raise SystemExit(EXIT_INTERRUPTED)
+        raise SystemExit(signals.EXIT_INTERRUPTED)
 
 
 @cli.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False))
-@click.argument("out", type=click.Path(file_okay=False))
-@click.option("--checkpoint", type=click.Path(exists=True, dir_okay=False), help="Instead of the last one.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier export.")
+@click.argument("run", type=ExistingPlace(exists=True, file_okay=False))
+@click.argument("out", type=Place())
+@option("--checkpoint", type=ExistingPlace(exists=True, dir_okay=False), help="Instead of the last one.")
+@option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @common
 def export(
     run: str, out: str, checkpoint: str | None, overwrite: bool, as_json: bool, quiet: bool, debug: bool
@@ -291,14 +252,14 @@ def export(
     from pipelines.export import export as run_export
 
     path = run_export(run, out, checkpoint=checkpoint, overwrite=overwrite)
-    text = f"export       {path}\nnext         timm.create_model('local-dir:{path}', pretrained=True)"
+    text = block([f"export       {path}", f"next         timm.create_model('local-dir:{path}', pretrained=True)"])
     show(as_json, {"out": str(path)}, text)
 
 
 @cli.command()
 @click.argument("model")
 @options_of(ProbeConfig)
-@click.option("--config", "file", type=click.Path(exists=True, dir_okay=False), help="TOML file of settings.")
+@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
 @common
 def probe(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: Any) -> None:
     """Judge a frozen model by nearest neighbours and a linear classifier.
@@ -318,33 +279,50 @@ def probe(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: A
 
 
 @cli.command()
-@click.argument("cache")
+@click.argument("place", type=Place())
 @common
-def info(cache: str, as_json: bool, quiet: bool, debug: bool) -> None:
-    """Say what a cache holds and what is missing.
+def info(place: str, as_json: bool, quiet: bool, debug: bool) -> None:
+    """Say what PLACE is and holds: a cache, a pack, a run, or an exported model.
+
+    Of a cache or pack: what is there and what is missing. Of a run: how far it is, and the command that goes on. Of
+    an export: its architecture, the hash of its weights, and the run that it came from.
 
     \b
     Example:
       tec-cache info CACHE
+      tec-cache info runs/vit-b
     """
     from pipelines.info import info as run_info
 
-    found = run_info(cache)
-    show(as_json, found, texts.info_text(found))
+    found = run_info(place)
+    show(as_json, found, info_texts.text_of(found))
+
+
+_OWN = "each set's own"  # --base without a name
 
 
 @cli.command()
-@click.argument("cache")
-@click.option("--full", is_flag=True, help="Every byte: SHA-256 and inside of every payload.")
-@click.option("--base", is_flag=True, help="Run the base again on a sample of the stored crops.")
-@click.option("--repair", is_flag=True, help="Drop what is bad, so that extract makes it again.")
-@click.option("--sample", type=int, default=64, show_default=True, help="Views of each target set, for --base.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sample.")
-@click.option("--target", help="Run only this target set's base.  [default: all]")
-@click.option("--base-weights", help="Weight file of the base; or its file or folder, where that was moved.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.argument("cache", type=Place(), required=False)
+@option("--full", is_flag=True, help="Every byte: SHA-256 and inside of every payload.")
+@option(
+    "--base",
+    type=Place(),
+    is_flag=False,
+    flag_value=_OWN,
+    metavar="[NAME]",
+    help="Run the base again on a sample of the stored crops: each target set's own, or this one for its sets.",
+)
+@option("--repair", is_flag=True, help="Drop what is bad, so that extract makes it again.")
+@option("--sample", type=int, help="Views of each target set, for --base.  [default: 64]")
+@option("--seed", type=int, help="Seed of the sample.  [default: 0]")
+@option("--target", help="Run only this target set's base.  [default: all]")
+@option("--base-weights", type=Place(), help="Weight file of the base; or its file or folder, where that was moved.")
+@option("--mean", type=float, nargs=3, help="Pixel mean of the base.  [default: as the target set was made]")
+@option("--std", type=float, nargs=3, help="Pixel deviation of the base.  [default: as the target set was made]")
+@option("--base-arg", "base_args", multiple=True, metavar="NAME=VALUE", help="Say what the base's weights cannot.")
+@option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @common
-def verify(cache: str, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+def verify(cache: str | None, base: str | None, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Check a cache: records and sizes; with --full every byte; with --base what the base says of it.
 
     Exit code 0 if it is whole and sound, 3 with a list of what is wrong or missing. --repair drops what is bad;
@@ -354,23 +332,29 @@ def verify(cache: str, as_json: bool, quiet: bool, debug: bool, **options: Any) 
     Example:
       tec-cache verify CACHE
       tec-cache verify CACHE --full --base
+      tec-cache verify CACHE --base mae --base-weights mae_pretrain_vit_base.pth
       tec-cache verify CACHE --full --repair
     """
     from pipelines.verify import verify as run_verify
 
-    verdict = run_verify(cache, quiet=quiet or as_json, **options)
+    if cache is None:  # `verify --base CACHE`: what follows is no base's name
+        if base in (None, _OWN):
+            raise click.UsageError("Missing argument 'CACHE'.", click.get_current_context())
+        cache, base = base, _OWN
+    options["base_args"] = by_name(options["base_args"], "--base-arg") or None
+    verdict = run_verify(cache, base=True if base == _OWN else base or False, quiet=quiet or as_json, **options)
     show(as_json, verdict.to_json(), texts.verify_text(verdict, options["full"]))
     if not verdict.clean:
         raise SystemExit(CacheError.exit_code)
 
 
 @cli.command()
-@click.argument("cache")
-@click.argument("out")
-@click.option(
+@click.argument("cache", type=Place())
+@click.argument("out", type=Place())
+@option(
     "--target", "targets", multiple=True, metavar="NAME", help="Target set to pack; may be repeated.  [default: all]"
 )
-@click.option("--views", type=int, help="Pack the first so many views.  [default: all]")
+@option("--views", type=int, help="Pack the first so many views.  [default: all]")
 @common
 def pack(
     cache: str, out: str, targets: tuple[str, ...], views: int | None, as_json: bool, quiet: bool, debug: bool
@@ -393,8 +377,8 @@ def pack(
 
 
 @cli.command()
-@click.argument("pack")
-@click.argument("cache")
+@click.argument("pack", type=Place())
+@click.argument("cache", type=Place())
 @common
 def unpack(pack: str, cache: str, as_json: bool, quiet: bool, debug: bool) -> None:
     """Make the cache of a pack again, byte for byte, and check every byte of the pack.
@@ -410,8 +394,8 @@ def unpack(pack: str, cache: str, as_json: bool, quiet: bool, debug: bool) -> No
 
 
 @cli.command()
-@click.argument("out")
-@click.argument("parts", nargs=-1, required=True)
+@click.argument("out", type=Place())
+@click.argument("parts", nargs=-1, required=True, type=Place())
 @common
 def merge(out: str, parts: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> None:
     """Join caches that were made apart: copy into OUT what the PARTS hold beyond it.
@@ -431,10 +415,10 @@ def merge(out: str, parts: tuple[str, ...], as_json: bool, quiet: bool, debug: b
 
 
 @cli.command()
-@click.argument("cache")
-@click.option("--target", metavar="NAME", help="Remove this target set.")
-@click.option("--views", type=int, help="Keep the first so many views; remove the others and the targets over them.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
+@click.argument("cache", type=Place())
+@option("--target", metavar="NAME", help="Remove this target set.")
+@option("--views", type=int, help="Keep the first so many views; remove the others and the targets over them.")
+@option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
 @common
 def rm(
     cache: str, target: str | None, views: int | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool
@@ -464,42 +448,38 @@ def command_line() -> str:
         launch += ["--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
         launch += ["--max-restarts", restarts] if restarts != "0" else []
         command = [*launch, "--no-python", *command]
-    return shlex.join(command)
-
-
-def fail(error: TecCacheError) -> int:
-    """Print an error as text or as the one JSON object (rank 0's), and tell torchrun; return its exit code."""
-    from tec_cache.distributed import tell_torchrun
-
-    tell_torchrun(str(error))
-    if isinstance(error, Interrupted) and os.environ.get("RANK", "0") != "0":
-        return error.exit_code  # all ranks are; one says so
-    if "--json" in sys.argv[1:] and os.environ.get("RANK", "0") == "0":
-        found = {"what": error.what, "where": error.where, "todo": error.todo, "exit_code": error.exit_code}
-        click.echo(json.dumps({"error": found}))
-    else:
-        click.echo(f"error: {error}", err=True)
-    return error.exit_code
-
-
-_TIME_LIMIT = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send before a job's time is up."""
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    """End like Ctrl-C: what is finished is kept, and the command that goes on is printed.
-
-    Once: a scheduler signals every process of a job, and torchrun passes on its own, while this one is on its way out.
-    """
-    for each in _TIME_LIMIT:
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    return shell_words(command)
 
 
 class Interrupted(TecCacheError):
     """Ctrl-C, SIGTERM or SIGUSR1."""
 
-    exit_code = EXIT_INTERRUPTED
+    exit_code = signals.EXIT_INTERRUPTED
+
+    def __init__(self) -> None:
+        super().__init__("interrupted: what is finished is kept", todo="go on with", command=command_line())
+
+
+def fail(error: TecCacheError) -> int:
+    """Print an error, and tell torchrun; return its exit code."""
+    from tec_cache.distributed import tell_torchrun
+
+    tell_torchrun(str(error))
+    descriptor, text = report(error)
+    print(text, end="", file=sys.stdout if descriptor == 1 else sys.stderr)
+    return error.exit_code
+
+
+def report(error: TecCacheError) -> tuple[int, str]:
+    """Return where an error is printed (1 or 2) and what: as text, or rank 0's as the one JSON object."""
+    main = os.environ.get("RANK", "0") == "0"
+    if isinstance(error, Interrupted) and not main:
+        return 2, ""  # all ranks are; one says so
+    if "--json" not in sys.argv[1:] or not main:
+        return 2, f"error: {error}\n"
+    parts = {"what": error.what, "where": error.where, "todo": error.todo, "exit_code": error.exit_code}
+    more = {"details": list(error.details), "command": error.command}
+    return 1, json.dumps({"error": parts | {name: value for name, value in more.items() if value}}) + "\n"
 
 
 def main() -> None:
@@ -507,48 +487,70 @@ def main() -> None:
 
     Exit codes: 0 done, 1 failed, 2 bad usage or settings, 3 cache incomplete or corrupt, 130 interrupted.
     """
-    for number in _TIME_LIMIT:
-        signal.signal(number, _interrupt)
+    signals.working(lambda: report(Interrupted()))
+    streams.make_tolerant()
     # OpenMP's threads wait by spinning: beside the loader's threads, or neighbours, that is many times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = 0
     try:
         code = cli.main(prog_name="tec-cache", standalone_mode=False) or 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except click.UsageError as error:
-        if "--json" in sys.argv[1:]:
-            code = fail(ConfigError(scrubbed(error.format_message(), *sys.argv[1:])))
-        else:
-            click.UsageError(scrubbed(error.format_message(), *sys.argv[1:]), error.ctx).show()
-            if "unexpected extra argument" in error.format_message():
-                click.echo(
-                    "Hint: quote a pattern such as 'shards/*.tar'; repeat --student-arg for each NAME=VALUE", err=True
-                )
-            code = error.exit_code
+        code = misused(error)
     except (click.Abort, KeyboardInterrupt):
-        code = fail(Interrupted("interrupted: what is finished is kept", todo=f"go on with\n  {command_line()}"))
+        code = fail(Interrupted())
     except Exception as error:
         if "--debug" in sys.argv[1:]:
-            click.echo(scrubbed(traceback.format_exc(), *sys.argv[1:]), err=True, nl=False)
+            print(block(scrubbed(traceback.format_exc(), *sys.argv[1:]).splitlines()), file=sys.stderr)
         code = fail(explained(error))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == EXIT_INTERRUPTED:
+    code = printed(code)
+    if code == signals.EXIT_INTERRUPTED:
         # threads that decode may still be busy; nothing of theirs is wanted any more
         os._exit(code)
+    signals.done(code)
     sys.exit(code)
+
+
+def misused(error: click.UsageError) -> int:
+    """Print a mistake in the command line; return its exit code."""
+    what = scrubbed(error.format_message(), *sys.argv[1:])
+    if "--json" in sys.argv[1:]:
+        return fail(ConfigError(what))
+    lines = []
+    if error.ctx is not None:
+        lines = [*error.ctx.get_usage().splitlines(), f"Try '{error.ctx.command_path} -h' for help.", ""]
+    lines.append(f"Error: {what}")
+    if "unexpected extra argument" in what:
+        lines.append("Hint: quote a pattern such as 'shards/*.tar'; repeat --student-arg for each NAME=VALUE")
+    print(block(lines), file=sys.stderr)
+    return error.exit_code
+
+
+def printed(code: int) -> int:
+    """Return the exit code once everything is printed: 1 for a success of which that is impossible."""
+    lost = streams.lost_output()
+    if lost is None:
+        return code
+    if not streams.reader_left(lost):
+        print(f"error: the output cannot be written: {lost.strerror}", file=sys.stderr, flush=True)
+    return code or 1
 
 
 def explained(error: Exception) -> TecCacheError:
     """Return an error as one that a user can act on."""
     if isinstance(error, StorageError):
-        return StorageError(error.what, where=error.where, todo=f"{error.todo}\n  {command_line()}")
+        return StorageError(
+            error.what, where=error.where, todo=error.todo, details=error.details, command=command_line()
+        )
     if isinstance(error, TecCacheError):
         return error
     if isinstance(error, OSError):
         todo = "check the disk and its permissions; what is finished is kept, the same command goes on"
         return TecCacheError(f"{error.strerror or error}", where=str(error.filename or ""), todo=todo)
     todo = "this is a bug in tec-cache: please report it with the output of --debug"
-    return TecCacheError(scrubbed(f"{type(error).__name__}: {error}", *sys.argv[1:]), todo=todo)
+    first, *more = scrubbed(str(error), *sys.argv[1:]).splitlines() or [""]
+    return TecCacheError(f"{type(error).__name__}: {first}", details=more, todo=todo)
 
 
 if __name__ == "__main__":

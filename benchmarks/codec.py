@@ -38,7 +38,7 @@ from tec_cache.codec.fit import fit_transform
 from tec_cache.codec.fp16 import Float16Codec
 from tec_cache.codec.transform import TransformCodec, from_channels, to_channels
 from tec_cache.data.photos import Shard
-from tec_cache.data.source import find_shards
+from tec_cache.data.source import open_source
 from tec_cache.data.views import ViewPlan, cut_photo
 from tec_cache.targets import normalize_targets
 from tec_cache.types import Targets, TargetSpec
@@ -76,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(describe("cpu"))
     base = load_base(args.base, args.weights, grid=14, k=15)
-    shards = find_shards(args.data)
+    shards = open_source(args.data).shards
     images = [views_of(shard, base) for shard in shards]
     spec = base.spec("patch")
     fit, held = (_targets(base, torch.cat(part)) for part in (images[:-1], images[-1:]))

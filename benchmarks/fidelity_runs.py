@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.fidelity_plan import BASE, GRID, ONLINE, QUALITIES, SIZE, UNTRAINED, Fidelity, Job
-from pipelines.export import export, student_of_run
+from pipelines.export import export, trained_student
 from pipelines.extract import extract
 from pipelines.probe import probe
 from pipelines.train import prepare_student, train
@@ -23,7 +23,6 @@ from tec_cache.device import resolve_compute
 from tec_cache.errors import TecCacheError
 from tec_cache.loader import Loader
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
-from tec_cache.run.checkpoint import checkpoints, load_checkpoint, load_settings
 from tec_cache.run.export import write_export
 from tec_cache.student.model import Student
 
@@ -65,7 +64,7 @@ class Place:
 def prepare(config: Fidelity, place: Place) -> None:
     """Make views, base and target sets, or go on where that was stopped; nothing is made twice."""
     how: dict[str, Any] = {"device": place.device, "threads": torch.get_num_threads()}
-    crops: dict[str, Any] = {"size": SIZE, "grid": GRID, **how}
+    crops: dict[str, Any] = {"size": SIZE, "grid": GRID}
     extract(
         ExtractConfig(
             input=place.train, cache=place.cache, views=config.epochs, limit=config.images, views_only=True, **crops
@@ -83,7 +82,7 @@ def prepare(config: Fidelity, place: Place) -> None:
     extract(
         ExtractConfig(
             input=place.test, cache=place.held_out, views=1, crop="center", limit=config.judged,
-            base=place.base, name=HELD_OUT, quality=HELD_OUT, **crops,
+            base=place.base, name=HELD_OUT, quality=HELD_OUT, **crops, **how,
         )
     )  # fmt: skip
 
@@ -154,9 +153,7 @@ def trained(job: Job, config: Fidelity, place: Place, folder: Path) -> Student |
     if not summary.finished:
         return None
     export(run, folder / "model", overwrite=True)
-    student = student_of_run(load_settings(run))
-    student.load_state_dict(load_checkpoint(checkpoints(run)[-1])["student"], strict=True)
-    return student
+    return trained_student(run)[0]
 
 
 def untrained(job: Job, config: Fidelity, place: Place, folder: Path) -> Student:
@@ -164,7 +161,14 @@ def untrained(job: Job, config: Fidelity, place: Place, folder: Path) -> Student
     recipe = training(config, place, str(folder / "run"), seed=job.seed, target="exact")
     compute = resolve_compute(place.device, "auto")
     _, student = prepare_student(recipe, open_cache(place.cache), compute)
-    write_export(student, folder / "model", config={}, encoder_name=recipe.student, model_args=recipe.student_args)
+    write_export(
+        student,
+        folder / "model",
+        config={},
+        encoder_name=recipe.student,
+        model_args=recipe.student_args,
+        overwrite=True,
+    )
     return student
 
 

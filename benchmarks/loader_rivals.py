@@ -15,7 +15,7 @@ import webdataset as wds
 from torchvision.transforms import v2
 
 from tec_cache.cache.reader import open_cache
-from tec_cache.data.source import find_shards
+from tec_cache.data.source import open_source
 
 SHUFFLE = 1024
 
@@ -24,7 +24,7 @@ class Rivals:
     """Writes what the others read into a folder; each method is one pass, yielding the views of each batch."""
 
     def __init__(self, photos: str, cache: str, folder: Path, batch: int) -> None:
-        self.photo_files = [shard.place for shard in find_shards(photos)]
+        self.photo_files = [shard.place for shard in open_source(photos).shards]
         self.batch, self.folder = batch, folder
         opened = open_cache(cache)
         stored = opened["t"]

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from pipelines.prepare import TargetJob
 from tec_cache.audit.findings import DROP, Finding, unreadable
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
+from tec_cache.base.source import Given
 from tec_cache.cache import layout
 from tec_cache.cache.identity import differences
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
@@ -34,6 +35,9 @@ from tec_cache.progress import Progress
 from tec_cache.recipes import BASES
 from tec_cache.rng import key64, permutation
 from tec_cache.types import Targets
+
+if TYPE_CHECKING:
+    from pipelines.verify import How
 
 NOISE = {"float32": 2e-5, "bfloat16": 2e-3}
 """Relative MSE, and KL in nats, between two runs of one base on different devices or in different precisions.
@@ -96,22 +100,18 @@ class _Row(NamedTuple):
 def check_base(
     target: TargetSet,
     units: Sequence[Unit],
+    how: How,
     *,
-    sample: int,
-    seed: int,
-    weights: str | None,
-    device: str,
     pool: ThreadPoolExecutor,
     quiet: bool = True,
 ) -> BaseCheck:
-    """Compare what the base says of `sample` stored crops with the stored targets.
+    """Compare what the base says of a sample of the stored crops with the stored targets.
 
     units: those that may be sampled. Raises ConfigError or WeightsError where the base cannot be loaded, and
     NonFiniteError.
     """
-    name = str(target.manifest["notes"]["base"])
-    check = BaseCheck(target.name, name)
-    job = _job(target, name, weights, device)
+    check = BaseCheck(target.name, how.base or str(target.manifest["notes"]["base"]))
+    job = _job(target, how)
     changed = differences(target.identity["base"], job.base.identity)
     if changed:
         todo = "give the weights that made this target set, with --base-weights, or make the set again"
@@ -119,22 +119,29 @@ def check_base(
         check.findings.append(Finding("base", layout.target_manifest(target.name), "", what, todo))
     if job.spec != target.spec or job.base.input_size != target.identity["input_size"]:
         return check  # nothing can be compared
-    with Progress(f"base {target.name}", total=sample, quiet=quiet) as progress:
-        rows, found = compare(target, job, _sampled(target, units, sample, seed, check), pool, progress)
+    with Progress(f"base {target.name}", total=how.sample, quiet=quiet) as progress:
+        rows, found = compare(target, job, _sampled(target, units, how.sample, how.seed, check), pool, progress)
     if rows:
         precision = {job.compute.precision, str(target.identity["precision"])}
         judge(target, rows, found, NOISE["bfloat16" if "bfloat16" in precision else "float32"], check)
     return check
 
 
-def _job(target: TargetSet, name: str, weights: str | None, device: str) -> TargetJob:
-    """Load the base as the target set names it, to be run as it was, but in float32 on a CPU."""
+def _job(target: TargetSet, how: How) -> TargetJob:
+    """Load the base, to be run as it was, but in float32 on a CPU."""
     identity, spec = target.identity, target.spec
-    compute = resolve_compute(device, "auto")
+    compute = resolve_compute(how.device, "auto")
     precision = "float32" if compute.device.type == "cpu" else str(identity["precision"])
     if compute.device.type == "cpu":
         torch.set_num_threads(min(default_threads(1), int(identity["threads"] or default_threads(1))))
-    base = _load(name, weights, grid=target.cache.grid, last_layers=int(identity["last_layers"]), k=spec.k)
+    shape: dict[str, Any] = {"grid": target.cache.grid, "last_layers": int(identity["last_layers"]), "k": spec.k}
+    shape["given"] = Given.of(how.mean, how.std, how.base_args).over(
+        Given.from_json(target.manifest["notes"].get("given"))
+    )
+    if how.base is not None:
+        base = load_base(how.base, how.weights, **shape)
+    else:
+        base = _load(str(target.manifest["notes"]["base"]), how.weights, **shape)
     base.to(compute.device)
     return TargetJob(
         name=target.name,

@@ -10,7 +10,7 @@ import torch
 
 from tec_cache.base.load import load_base
 from tec_cache.data.images import decode_photo
-from tec_cache.data.source import find_shards
+from tec_cache.data.source import open_source
 from tec_cache.data.views import ViewPlan
 
 IMAGES = 6
@@ -54,7 +54,7 @@ def test_images(shards: str, size: int) -> list[np.ndarray[Any, np.dtype[np.uint
     """Return the first few images of the shards, centre-cropped."""
     plan = ViewPlan(crop="center", size=size)
     images = []
-    for photo, _ in zip(find_shards(shards)[0].photos(), range(IMAGES), strict=False):
+    for photo, _ in zip(open_source(shards).shards[0].photos(), range(IMAGES), strict=False):
         image = decode_photo(photo.data).image
         images.append(plan.cut(image, plan.view("", "", 0, image.width, image.height)))
     return images

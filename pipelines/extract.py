@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pipelines.extract_summary import Summary, describe, row_bytes
+from pipelines.extract_summary import Summary, describe, require_photos, row_bytes
 from pipelines.fit import Coded, ensure_codec
 from pipelines.make_targets import TargetMaker
 from pipelines.make_views import ViewMaker
@@ -15,6 +15,7 @@ from tec_cache.background import Stages
 from tec_cache.busy import TimedPool
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import working
+from tec_cache.cache.writer import commit_content
 from tec_cache.config import ExtractConfig, parse_part
 from tec_cache.data.tars import TarShard
 from tec_cache.device import available_cores
@@ -66,15 +67,20 @@ def extract(
                 made = make_views_and_targets(config, cache, views, job, coded, pool, ranks, needed, quiet)
                 summary.views_made, summary.targets_made = made.views_made, made.targets_made
                 summary.making_seconds, summary.busy = made.busy.seconds, made.shares
+                commit_content(cache)
         summary.source_shards = len(cache.shards)
         summary.source_bytes = sum(shard.size for shard in views.shards if isinstance(shard, TarShard))
         if job is not None:
             summary.first_row = job.base.first_row if job.spec.k is not None else ""
+            summary.facts = [list(fact) for fact in job.base.facts]
             summary.quality, summary.asked_errors = str(job.quality), job.quality.asked
         if job is not None and coded is not None:
             summary.errors = coded.record.errors
+            summary.checked_views = coded.record.checked_views
             summary.most_bytes_per_target = row_bytes(coded.codec.arrays(job.spec))
-        describe(summary, Cache(cache.store, cache.manifest), job)
+        describe(summary, Cache(cache.store, cache.manifest), job, views.source)
+        if ranks.alone and not dry_run and not fit_only:
+            require_photos(summary, config.input)
         summary.seconds = time.monotonic() - begin
         return summary
 

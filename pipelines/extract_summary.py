@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipelines.label_counts import LabelCounter, LabelCounts
 from pipelines.prepare import TargetJob
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.codec import ArraySpec
-from tec_cache.errors import CacheError
+from tec_cache.data.passed_over import PassedOver, passed_over_text
+from tec_cache.data.source import Source
+from tec_cache.errors import CacheError, SourceError
 
 
 @dataclass
@@ -26,6 +29,13 @@ class Summary:
     """Photos with views, broken ones not counted."""
     skipped: list[list[str]] = field(default_factory=list)
     """[shard, key or "", reason] of everything left out."""
+    notes: list[list[str]] = field(default_factory=list)
+    """[shard, key, text]: what of the photos with views was not understood, and not needed."""
+    labels: LabelCounts = field(default_factory=LabelCounts)
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Kind -> how many things in the source are no photos."""
+    remarks: list[str] = field(default_factory=list)
+    """What was assumed of the source."""
     units: int = 0
     views_made: int = 0
     """Crops written by this run (of this process)."""
@@ -38,6 +48,8 @@ class Summary:
     asked_errors: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     """Of the stored targets, measured on views that the codec was not fitted on."""
+    checked_views: int = 0
+    """How many views that were."""
     source_shards: int = 0
     source_bytes: int = 0
     """Of the shards, where they are tars."""
@@ -45,6 +57,8 @@ class Summary:
     shards_left: int = 0
     first_row: str = ""
     """Whose attention row 0 of the targets is."""
+    facts: list[list[str]] = field(default_factory=list)
+    """What the base assumes that no shape shows: [name, value, who says so]."""
     num_targets: int = 0
     """Target sets in the cache."""
     seconds: float = 0.0
@@ -66,36 +80,63 @@ def row_bytes(arrays: dict[str, ArraySpec]) -> int:
     return sum(int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in arrays.values())
 
 
-def describe(summary: Summary, cache: Cache, job: TargetJob | None) -> None:
-    """Fill in what the cache holds now."""
+class _UnitFacts(NamedTuple):
+    """What the records of a unit say; the lists are those of view 0."""
+
+    crops: int
+    crop_bytes: int
+    rows: int = 0
+    target_bytes: int = 0
+    skipped: list[list[str]] = []  # noqa: RUF012  never changed
+    notes: list[list[str]] = []  # noqa: RUF012
+    labels: list[int | None] = []  # noqa: RUF012
+
+
+def describe(summary: Summary, cache: Cache, job: TargetJob | None, source: Source) -> None:
+    """Fill in what the cache holds now. source: what was given to be extracted, if anything."""
     units = [unit for unit in cache.view_units if unit.view < summary.num_views]
     target = cache[job.name] if job is not None and job.name in cache.target_names else None
     coded = set(target.units) if target is not None else set()
     if job is not None and job.replaces:
         summary.to_remove, target, coded = len(coded), None, set()
 
-    def counts(unit: Unit) -> tuple[int, int, list[list[str]], int, int]:
+    labels = LabelCounter()
+
+    def facts(unit: Unit) -> _UnitFacts:
         record = cache.views_record(unit)
-        rows = size = 0
+        size = record.payload.size if record.payload else 0
+        found = _UnitFacts(len(record.keys), size)
+        if unit.view == 0:
+            shard = cache.shards[unit.shard]
+            skipped, notes = ([[shard, *pair] for pair in pairs] for pairs in (record.skipped, record.notes))
+            found = found._replace(skipped=skipped, notes=notes, labels=record.labels)
         if target is not None and unit in coded:
             targets = target.record(unit, record)
-            rows, size = targets.count, targets.payload.size if targets.payload else 0
-        skipped = [[cache.shards[unit.shard], *pair] for pair in record.skipped] if unit.view == 0 else []
-        return len(record.keys), record.payload.size if record.payload else 0, skipped, rows, size
+            found = found._replace(rows=targets.count, target_bytes=targets.payload.size if targets.payload else 0)
+        return found
 
-    found = cache.of_units(units, counts)
-    summary.units, crops, rows = len(units), sum(c for c, *_ in found), sum(f[3] for f in found)
-    for unit, (photos, _, skipped, _, _) in zip(units, found, strict=True):
-        summary.photos += photos if unit.view == 0 else 0
-        summary.skipped += skipped
+    found = cache.of_units(units, facts)
+    summary.units, rows = len(units), sum(unit.rows for unit in found)
+    crops = sum(unit.crops for unit in found)
+    for unit, fact in zip(units, found, strict=True):
+        summary.photos += fact.crops if unit.view == 0 else 0
+        summary.skipped += fact.skipped
+        summary.notes += fact.notes
+        labels.add(fact.labels)
+    summary.labels = labels.counts(cache.identity)
+    passed_over, summary.remarks = PassedOver(), list(source.remarks)
     for number, name in enumerate(cache.shards):
         record_of = cache.source_record(number)
         if record_of is None:
             summary.shards_left += 1
-        elif record_of.damage:
+            passed_over.update(source.passed_over if number == 0 else {})
+            continue
+        passed_over.update(record_of.passed_over)
+        if record_of.damage:
             summary.skipped.append([name, "", record_of.damage])
-    summary.bytes_per_crop = sum(f[1] for f in found) / crops if crops else 0.0
-    summary.bytes_per_target = sum(f[4] for f in found) / rows if rows else 0.0
+    summary.passed_over = passed_over.told()
+    summary.bytes_per_crop = sum(unit.crop_bytes for unit in found) / crops if crops else 0.0
+    summary.bytes_per_target = sum(unit.target_bytes for unit in found) / rows if rows else 0.0
     summary.free_disk = cache.store.free()
     summary.num_targets = len(cache.target_names)
     summary.missing = len(cache.missing_units(summary.num_views, job.name if job else None))
@@ -107,3 +148,16 @@ def require_finished(summary: Summary) -> None:
     """Raise CacheError where units are missing although everything was done that this process could do."""
     if summary.missing:
         raise CacheError(f"{summary.missing} units are missing", where=summary.cache, todo="run the same command again")
+
+
+def require_photos(summary: Summary, where: str | None) -> None:
+    """Raise SourceError where all photos were read and none could be used."""
+    if summary.photos or summary.shards_left:
+        return
+    reasons = [f"{shard} {key}: {reason}" for shard, key, reason in summary.skipped[:3]]
+    if len(summary.skipped) > len(reasons):
+        reasons.append(f"{len(summary.skipped)} were left out in all")
+    if summary.passed_over:
+        reasons.append(f"passed over: {passed_over_text(summary.passed_over)}")
+    what = f"no photo could be used: {'; '.join(reasons)}" if reasons else "there are no photos"
+    raise SourceError(what, where=where or summary.cache, todo="mend the photos, or give others")

@@ -78,7 +78,7 @@ def ensure_codec(
         for exact in _targets(job, check, pool, progress):
             errors.add(exact, recoded(codec, exact, job.spec))
     if not quiet:  # now, not after days of extraction
-        text = errors_text(errors.summary(), job.quality.asked)
+        text = errors_text(errors.summary(), job.quality.asked, len(check))
         print(f"fit {job.name}: quality {job.quality}{text}", file=sys.stderr, flush=True)
     return commit_codec(cache, job, codec, len(fit), len(check), errors.summary())
 

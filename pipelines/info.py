@@ -1,33 +1,70 @@
-"""What a cache holds: photos, views, target sets, bytes, and what is missing."""
+"""What lies at a place: a cache or pack with its photos, views and target sets, a run, or an export."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from pipelines.info_export import describe_export
+from pipelines.info_run import describe_run
+from pipelines.label_counts import LabelCounter
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import TargetSet, open_cache
 from tec_cache.codec.quality import Quality
+from tec_cache.data.passed_over import PassedOver
+from tec_cache.errors import ConfigError
+from tec_cache.kinds import Kind, contents, what_is
 
 
 def info(path: str) -> dict[str, Any]:
-    """Describe a cache from its records, as plain values. Raises ConfigError or CacheError."""
+    """Describe what lies at a path or URL as plain values; "kind" says what it is.
+
+    Raises ConfigError where it is nothing that this program makes, CacheError, TecCacheError or WeightsError where it
+    is damaged.
+    """
+    kind, folder = what_is(path), Path(path.removeprefix("file://"))
+    if kind is Kind.RUN:
+        found = describe_run(folder)
+    elif kind is Kind.EXPORT:
+        found = describe_export(folder)
+    elif kind is Kind.OTHER:
+        raise ConfigError(
+            f"this is no cache, pack, run or export, but {contents(folder)}",
+            where=path,
+            todo="give the folder that extract --cache, pack, train --out or export made",
+        )
+    else:
+        found = describe_cache(path)
+    return {"kind": kind.value, **found}
+
+
+def describe_cache(path: str) -> dict[str, Any]:
+    """Describe a cache or pack from its records. Raises ConfigError where there is none, or CacheError."""
     cache = open_cache(path)
     views: list[dict[str, Any]] = [{"photos": 0, "bytes": 0} for _ in range(cache.num_views)]
-    skipped = 0
+    skipped, noted, labels = 0, 0, LabelCounter()
 
-    def counts(unit: Unit) -> tuple[int, int, int]:
+    def counts(unit: Unit) -> tuple[int, int, int, int, list[int | None]]:
         record = cache.views_record(unit)
-        return len(record.keys), record.payload.size if record.payload else 0, len(record.skipped)
+        size = record.payload.size if record.payload else 0
+        return len(record.keys), size, len(record.skipped), len({key for key, _ in record.notes}), record.labels
 
     found = cache.of_units(cache.view_units, counts)
-    for unit, (photos, size, broken) in zip(cache.view_units, found, strict=True):
+    for unit, (photos, size, broken, notes, numbers) in zip(cache.view_units, found, strict=True):
         views[unit.view]["photos"] += photos
         views[unit.view]["bytes"] += size
         skipped += broken if unit.view == 0 else 0
+        noted += notes if unit.view == 0 else 0
+        labels.add(numbers if unit.view == 0 else ())
+    sources = [cache.source_record(number) for number in range(len(cache.shards))]
+    passed_over = PassedOver()
+    for record in sources:
+        passed_over.update(record.passed_over if record else {})
     targets = {name: _target_set(cache[name]) for name in cache.target_names}
     plan = cache.identity["views"]
     return {
         "cache": cache.store.url,
+        "format": cache.manifest["format"],
         "fingerprint": cache.fingerprint,
         "size": plan["size"],
         "grid": cache.grid,
@@ -37,11 +74,20 @@ def info(path: str) -> dict[str, Any]:
         "source_shards": len(cache.shards),
         "num_views": cache.num_views,
         "views": views,
+        "labels": labels.counts(cache.identity).to_json(),
         "skipped_photos": skipped,
-        "unread_shards": sum(cache.source_record(i) is None for i in range(len(cache.shards))),
+        "noted_photos": noted,
+        "passed_over": passed_over.told(),
+        "unread_shards": sum(record is None for record in sources),
         "missing_units": len(cache.missing_units(cache.num_views)),
         "targets": targets,
     }
+
+
+def known_facts(notes: Any) -> list[list[str]]:
+    """Return what a target set's notes say of its base; notes decide nothing, so any other content says nothing."""
+    rows = notes if isinstance(notes, list) else []
+    return [[str(part) for part in row] for row in rows if isinstance(row, list) and len(row) == 3]
 
 
 def _target_set(target: TargetSet) -> dict[str, Any]:
@@ -58,6 +104,7 @@ def _target_set(target: TargetSet) -> dict[str, Any]:
     return {
         "base": target.manifest["notes"]["base"],
         "weights_sha256": target.identity["base"]["weights_sha256"],
+        "facts": known_facts(target.manifest["notes"].get("facts")),
         "quality": str(Quality.from_json(target.identity["codec"])),
         "asked_errors": Quality.from_json(target.identity["codec"]).asked,
         "errors": codec.errors if codec else {},

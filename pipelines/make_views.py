@@ -5,8 +5,9 @@ Three stages at the same time: the next group is read while one is cut and the o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from pipelines.prepare import ViewJob
@@ -14,24 +15,32 @@ from pipelines.tally import CROPS, READING, Tally
 from tec_cache.background import Stages, in_order
 from tec_cache.busy import TimedPool
 from tec_cache.cache import layout
+from tec_cache.cache.identity import differences
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
-from tec_cache.cache.record import SourceRecord, ViewsRecord, hash_keys
-from tec_cache.cache.writer import Crop, commit_views
+from tec_cache.cache.record import SourceRecord, hash_photos
+from tec_cache.cache.writer import Crop, commit_asked, commit_views
+from tec_cache.data.passed_over import PassedOver
 from tec_cache.data.photos import Photo, Shard
 from tec_cache.data.tars import TarShard
 from tec_cache.data.views import CutPhoto, cut_photo
 from tec_cache.distributed import Ranks
-from tec_cache.errors import SourceError
+from tec_cache.errors import LayoutError, SourceError
+
+RESTORE = "restore the shard as it was, or make a new cache of what it is now"
 
 PHOTOS_BEGUN = 4
 """Photos in the pool at a time for each of its threads: enough to keep it busy, and few enough that the stored crops
 which it decodes for the base do not queue behind a whole group."""
 
+MOST_GROUP_BYTES = 8 << 30
+"""Of the photos of a group, which are in memory together: 1,024 photos of 8 MB. ImageNet's take 113 MB."""
+TOO_MUCH = f"the photos of its group take more than {MOST_GROUP_BYTES:,} bytes: give a smaller --group-size"
+
 
 @dataclass(frozen=True)
 class Group:
-    """Photos of one group as they were read; no photos where the group was finished before."""
+    """Photos of one group as they were read; no photos where the whole shard was finished before."""
 
     shard: int
     number: int
@@ -45,6 +54,8 @@ class Cut:
     """A group's crops."""
 
     group: Group
+    photos_sha256: str = ""
+    """`hash_photos` of all photos of the group; empty where none was read."""
     crops: dict[int, list[Crop]] = field(default_factory=dict)
     """View -> the crops of all whole photos; only views that were missing."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -59,9 +70,11 @@ class EndOfShard:
 
     shard: int
     photos: int
-    damage: SourceError | None
+    damage: SourceError | LayoutError | None
     size: float
     """What no group had of the shard's size."""
+    passed_over: dict[str, int]
+    """Kind -> how many things in it are no photos."""
 
 
 @dataclass(frozen=True)
@@ -108,27 +121,31 @@ class ViewMaker:
     def _read_shard(self, number: int, shard: Shard) -> Iterator[Group | EndOfShard]:
         take = self.cache.identity["source"]["shards"][number].get("take")
         most = self.cache.identity["group_size"]
-        photos, size, left, damage = 0, 0.0, float(shard.size), None
+        photos, size, left = 0, 0.0, float(shard.size)
+        damage: SourceError | LayoutError | None = None
         group: list[Photo] = []
+        held = 0
+        passed_over = PassedOver(self.views.source.passed_over if number == 0 else ())
         try:
-            for photo in self.tally.busy.each(READING, islice(shard.photos(), take)):
+            for photo in self.tally.busy.each(READING, islice(shard.photos(passed_over), take)):
                 size += len(photo.data) if isinstance(shard, TarShard) else 1
-                # photos of other ranks are counted and let go
-                mine = self._mine(number, photos // most)
-                group.append(photo if mine else Photo(photo.key, b"", None))
+                held += len(photo.data)
+                if held > MOST_GROUP_BYTES:
+                    photo = Photo(photo.key, b"", None, TOO_MUCH)
+                group.append(photo)
                 photos += 1
                 if len(group) == most:
                     yield Group(number, (photos - 1) // most, group, size)
-                    group, size, left = [], 0.0, left - size
-        except SourceError as error:
+                    group, held, size, left = [], 0, 0.0, left - size
+        except (SourceError, LayoutError) as error:
             damage = error
-        if group and (damage is None or self.on_error == "skip"):
+        if group and (damage is None or self._skips(damage)):
             yield Group(number, (photos - 1) // most, group, size)
             left -= size
-        yield EndOfShard(number, photos, damage, left)
+        yield EndOfShard(number, photos, damage, left, passed_over.told())
 
     def cut(self, groups: Iterable[Group | EndOfShard], stages: Stages) -> Iterator[Cut | EndOfShard]:
-        """Decode each photo once and cut all its missing views."""
+        """Hash each photo, decode it once and cut all its missing views; photos of other ranks are only hashed."""
         for group in groups:
             if isinstance(group, EndOfShard):
                 yield group
@@ -136,76 +153,101 @@ class ViewMaker:
             photos, numbers = group.photos, []
             if photos and self._mine(group.shard, group.number):
                 numbers = self._missing(group.shard, group.number)
-            cut = Cut(Group(group.shard, group.number, [], group.size), {number: [] for number in numbers})
-            for photo, (jpegs, problem, note) in self._cut_photos(group, numbers) if numbers else ():
+            hashes: list[tuple[str, int | None, bytes]] = []
+            cut = Cut(Group(group.shard, group.number, [], group.size), crops={number: [] for number in numbers})
+            for photo, sha256, (jpegs, problem, note) in self._cut_photos(group, numbers):
                 stages.check()
+                hashes.append((photo.key, photo.label, sha256))
+                if not numbers:
+                    continue
                 if problem:
                     cut.skipped.append((photo.key, problem))
                 cut.notes.extend((photo.key, text) for text in (photo.note, note) if text)
                 for view, jpeg in zip(numbers, jpegs, strict=False):  # a broken photo has none
                     cut.crops[view].append(Crop(photo.key, jpeg, photo.label))
-            yield cut
+            yield replace(cut, photos_sha256=hash_photos(hashes) if hashes else "")
 
-    def _cut_photos(self, group: Group, numbers: list[int]) -> Iterator[tuple[Photo, CutPhoto]]:
+    def _cut_photos(self, group: Group, numbers: list[int]) -> Iterator[tuple[Photo, bytes, CutPhoto]]:
         name, plan, jpeg = self.views.shards[group.shard].name, self.views.plan, self.views.jpeg
 
-        def cut(photo: Photo) -> tuple[Photo, CutPhoto]:
-            return photo, cut_photo(photo, name, plan, numbers, jpeg)
+        def cut(photo: Photo) -> tuple[Photo, bytes, CutPhoto]:
+            views = cut_photo(photo, name, plan, numbers, jpeg) if numbers else CutPhoto([])
+            return photo, hashlib.sha256(photo.data).digest(), views
 
         return in_order(self.pool, cut, group.photos, PHOTOS_BEGUN * self.pool.workers)
 
     def write(self, groups: Iterable[Cut | EndOfShard]) -> Iterator[Unit]:
         """Commit a unit for each view, and a record for each shard that is finished."""
+        asked, hashes = False, list[str]()
         for cut in groups:
             if isinstance(cut, EndOfShard):
-                self._finish_shard(cut)
+                self._finish_shard(cut, hashes)
+                hashes = []
                 continue
             shard, number = cut.group.shard, cut.group.number
+            if cut.photos_sha256:
+                hashes.append(cut.photos_sha256)
+                self._require_same_photos(cut)
             if not self._mine(shard, number):
                 self.tally.passed(cut.group.size)
                 continue
-            place = self.views.shards[shard].place
             if cut.skipped and self.on_error == "stop":
-                raise broken_photo(*cut.skipped[0], place)
-            if cut.crops:
-                self._check_growth(cut, place)
+                raise broken_photo(*cut.skipped[0], self.views.shards[shard].place)
+            if cut.crops and not asked:
+                asked = self._ask()
             self.tally.passed(0.0 if cut.crops else cut.group.size, len(cut.skipped))
-            # the highest view first: how many views a cache has is read off its units, also when this is killed here
-            for view in reversed(range(self.views.num_views)):
+            for view in range(self.views.num_views):
                 unit = Unit(shard, number, view)
                 if view in cut.crops:
                     self._commit(unit, cut)
                 yield unit
+        if not asked:  # nothing was missing but perhaps this
+            self._ask()
+
+    def _ask(self) -> bool:
+        """Record how many views are asked for; say that it was done."""
+        commit_asked(self.cache.store, self.views.num_views, self.cache.fingerprint)
+        return True
 
     def _commit(self, unit: Unit, cut: Cut) -> None:
         crops = cut.crops[unit.view]
         with self.tally.busy.at(CROPS):
-            record = commit_views(self.cache.store, unit, crops, cut.skipped, self.cache.fingerprint)
+            record = commit_views(
+                self.cache.store, unit, crops, cut.skipped, self.cache.fingerprint,
+                photos_sha256=cut.photos_sha256, notes=cut.notes,
+            )  # fmt: skip
+        if record.photos_sha256 != cut.photos_sha256:
+            raise self._other_photos(cut, f"another job has just made unit {unit} of")
         num_bytes = record.payload.size if record.payload else 0
         self.tally.cut(cut.group.size / len(cut.crops), len(crops), num_bytes)
 
-    def _finish_shard(self, end: EndOfShard) -> None:
-        """Record that a shard was read to its end. Raises SourceError where it is damaged, or another than before."""
-        if end.damage is not None and self.on_error == "stop":
+    def _finish_shard(self, end: EndOfShard, hashes: list[str]) -> None:
+        """Record that a shard was read to its end. Raises SourceError where it is damaged, or another than before.
+
+        hashes: of all its groups.
+        """
+        if end.damage is not None and not self._skips(end.damage):
             raise end.damage
         shard, damage = self.views.shards[end.shard], end.damage.what if end.damage else ""
         groups = -(-end.photos // self.cache.identity["group_size"])
         record = SourceRecord(
-            shard=shard.name,
-            size=shard.size,
-            ends_sha256=shard.contents.ends_sha256,
-            photos=end.photos,
-            groups=groups,
-            damage=damage,
-        )
+            shard=shard.name, size=shard.size, ends_sha256=shard.contents.ends_sha256, photos=end.photos,
+            groups=groups, damage=damage, passed_over=end.passed_over, group_sha256=hashes,
+        )  # fmt: skip
         there = record.create(self.cache.store, layout.source_record(end.shard))
+        there = replace(there, passed_over=record.passed_over)  # a note beside the photos changes none of them
         if there != record:
+            lines = differences(vars(there), vars(record))
             raise SourceError(
-                f"the shard has changed since the first extraction: {there} then, {record} now",
+                f"shard {shard.name} has changed since it was first read:\n    " + "\n    ".join(lines),
                 where=shard.place,
-                todo="restore it, or make a new cache",
+                todo=RESTORE,
             )
         self.tally.passed(end.size)
+
+    def _skips(self, damage: SourceError | LayoutError) -> bool:
+        """Say whether damage is to be left out; what would be read wrongly never is."""
+        return self.on_error == "skip" and isinstance(damage, SourceError)
 
     def _mine(self, shard: int, group: int) -> bool:
         return self.ranks.owns(shard, group, len(self.cache.shards))
@@ -216,16 +258,26 @@ class ViewMaker:
         known, store = self.cache.view_unit_set, self.cache.store
         return [u.view for u in units if u not in known and store.size(layout.views_record(u)) is None]
 
-    def _check_growth(self, cut: Cut, place: str) -> None:
-        """Refuse to add views of other photos than the views that are there show."""
-        keys = [crop.key for crop in next(iter(cut.crops.values()))]
-        store, first = self.cache.store, layout.views_record(Unit(cut.group.shard, cut.group.number, 0))
-        if store.size(first) is not None and ViewsRecord.read(store, first).keys_sha256 != hash_keys(keys):
-            raise SourceError(
-                f"group {cut.group.number} now holds other photos than when its first view was made",
-                where=place,
-                todo="restore the shard, or make a new cache",
-            )
+    def _require_same_photos(self, cut: Cut) -> None:
+        """Refuse a group of other photos than its source shard's record says, or than its views show that are there.
+
+        Views of photos that were exchanged meanwhile would pass for views of one photo.
+        """
+        shard, number = cut.group.shard, cut.group.number
+        source, known = self.cache.source_record(shard), self.cache.view_unit_set
+        if source is not None:
+            if number >= source.groups or source.group_sha256[number] != cut.photos_sha256:
+                raise self._other_photos(cut, "the shard was read to its end with")
+            return
+        units = (Unit(shard, number, view) for view in range(self.cache.num_views))
+        first = next((unit for unit in units if unit in known), None)
+        if first is not None and self.cache.views_record(first).photos_sha256 != cut.photos_sha256:
+            raise self._other_photos(cut, f"unit {first} was made of")
+
+    def _other_photos(self, cut: Cut, before: str) -> SourceError:
+        shard = self.views.shards[cut.group.shard]
+        what = f"group {cut.group.number} of shard {shard.name} now holds other photos (or labels): {before} others"
+        return SourceError(what, where=shard.place, todo=RESTORE)
 
 
 def broken_photo(key: str, problem: str, place: str) -> SourceError:

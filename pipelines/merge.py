@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache, TargetSet, open_cache
 from tec_cache.cache.record import SourceRecord, TargetRecord, ViewsRecord
 from tec_cache.cache.remove import working
+from tec_cache.cache.writer import commit_asked, commit_content
 from tec_cache.errors import CacheError, ConfigError, listed
 from tec_cache.pack.reader import Pack
 from tec_cache.progress import Progress
@@ -79,6 +81,7 @@ def merge(out: str, parts: Sequence[str], *, quiet: bool = True) -> MergeSummary
             copy_codec(target.cache, store, target.name)
         for part in caches:
             merge_part(part, store, summary, quiet)
+        commit_content(_open(out))
     if summary.refused:
         raise CacheError(
             f"targets made from other crops than those of OUT were left out: {listed(summary.refused)}",
@@ -92,6 +95,7 @@ def _open(path: str) -> Cache:
     cache = open_cache(path)
     if isinstance(cache, Pack):
         raise ConfigError("this is a pack", where=path, todo="unpack it first: tec-cache unpack PACK CACHE")
+    cache.require_current()
     return cache
 
 
@@ -128,11 +132,13 @@ def fitted_sets(cache: Cache) -> list[TargetSet]:
 def merge_part(part: Cache, store: Store, summary: MergeSummary, quiet: bool) -> None:
     """Copy the units of one part: views, then the targets over them, then what is known of the source."""
     sets = fitted_sets(part)
+    commit_asked(store, part.num_views, part.fingerprint)
     total = len(part.view_units) + sum(len(target.units) for target in sets)
     with Progress(f"merge {part.store.url}", total=total, noun="units", quiet=quiet) as progress:
         for unit in part.view_units:
             record = part.views_record(unit)
-            done = _merge_unit(part.store, store, layout.views_record(unit), record, summary)
+            named = functools.partial(layout.views_payload, unit)
+            done = _merge_unit(part.store, store, layout.views_record(unit), record, named, summary)
             summary.views_copied += done is not None
             progress.advance(1, done or 0)
         for target, unit in _units(sets):
@@ -141,7 +147,8 @@ def merge_part(part: Cache, store: Store, summary: MergeSummary, quiet: bool) ->
             fits = store.size(name) is not None or _fits(store, unit, coded)
             if not fits:
                 summary.refused.append(f"{target.name} {unit} of {part.store.url}")
-            done = _merge_unit(part.store, store, name, coded, summary) if fits else None
+            named = functools.partial(layout.target_payload, target.name, unit)
+            done = _merge_unit(part.store, store, name, coded, named, summary) if fits else None
             summary.targets_copied += done is not None
             progress.advance(1, done or 0)
     for shard in range(len(part.shards)):
@@ -163,17 +170,23 @@ def _fits(store: Store, unit: Unit, coded: TargetRecord) -> bool:
     )
 
 
-def _merge_unit(source: Store, store: Store, name: str, record: R, summary: MergeSummary) -> int | None:
-    """Copy a unit, payload first, unless it is there; return its bytes, None where OUT's stays."""
+def _merge_unit(
+    source: Store, store: Store, name: str, record: R, named: Callable[[str], str], summary: MergeSummary
+) -> int | None:
+    """Copy a unit, payload first, unless it is there; return its bytes, None where OUT's stays.
+
+    named: gives the payload's name from its SHA-256.
+    """
     if store.size(name) is None:
+        payload = named(record.payload.sha256) if record.payload else ""
         if record.payload is not None:
-            copy_payload(source, store, record.payload)
+            copy_payload(source, store, record.payload, payload)
         there, size = record.create(store, name), record.payload.size if record.payload else 0
         if there == record:
             summary.bytes += size
             return size
-        if record.payload is not None and (there.payload is None or there.payload.name != record.payload.name):
-            store.remove(record.payload.name)  # another job was first
+        if record.payload is not None and (there.payload is None or there.payload.name != payload):
+            store.remove(payload)  # another job was first
     else:
         there = type(record).read(store, name)
     if there == record:

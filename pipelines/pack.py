@@ -70,6 +70,7 @@ def pack(
     opened, store = open_cache(cache), open_store(out)
     if isinstance(opened, Pack):
         raise ConfigError("this is a pack already", where=cache, todo="unpack it first: tec-cache unpack PACK CACHE")
+    opened.require_current()
     if store.size(layout.PACK) is None and store.size(layout.MANIFEST) is not None:
         raise ConfigError("there is a cache here, not a pack", where=out, todo="name another OUT")
     names = sorted(set(targets or opened.target_names))
@@ -127,6 +128,8 @@ def _begin(cache: Cache, sets: list[TargetSet], num_views: int, store: Store) ->
     ensure_manifest(store, layout.PACK, identity, {}, what="the pack", todo=todo)
     for shard in range(len(cache.shards)):
         copy_source_record(cache.store, store, shard)
+    assert cache.content_record is not None  # of a complete cache
+    cache.content_record.create(store, layout.CONTENT_RECORD)
     for target in sets:
         copy_manifest(cache.store, store, layout.target_manifest(target.name), what="the target set", todo=todo)
         copy_codec(cache, store, target.name)

@@ -70,6 +70,7 @@ def plan(config: PlanConfig, *, quiet: bool = True) -> Plan:
         cache=store.url,
         target=job.name if job else None,
         quality=str(job.quality) if job else "",
+        facts=[list(fact) for fact in job.base.facts] if job else [],
         amount=amount,
         views=costs,
         targets=targets,

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipelines.base_given import given_by
 from pipelines.shard_contents import look_at_contents, same_contents
 from tec_cache import __version__
-from tec_cache.base.load import find_source, load_base
+from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
+from tec_cache.base.source import Given, find_source
 from tec_cache.cache import layout
 from tec_cache.cache.identity import FORMAT_VERSION, differences, fingerprint, require_same
 from tec_cache.cache.layout import check_name
 from tec_cache.cache.lock import CacheLock
-from tec_cache.cache.manifest import ensure_manifest, read_manifest
+from tec_cache.cache.manifest import ensure_manifest, manifest_body, read_manifest, require_current
 from tec_cache.cache.pixels import RESIZER, JpegSettings
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import remove_all, remove_target_set
 from tec_cache.codec.quality import Quality
 from tec_cache.config import ExtractConfig, parse_rows
+from tec_cache.data.classes import read_classes
+from tec_cache.data.folders import FolderShard
 from tec_cache.data.photos import Shard
-from tec_cache.data.source import find_shards
+from tec_cache.data.source import Source, open_source
+from tec_cache.data.tars import TarShard
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks
@@ -48,8 +53,13 @@ class ViewJob:
 
     plan: ViewPlan
     jpeg: JpegSettings
-    shards: list[Shard]
+    source: Source
     num_views: int
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The source's."""
+        return self.source.shards
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ def prepare_cache(
     _refuse_overwrite_by_many(overwrite, ranks)
     if store.size(layout.PACK) is not None:
         raise ConfigError("this is a pack, which is read only", where=config.cache, todo="tec-cache unpack PACK CACHE")
+    given_by(config)
     if config.base is not None:
         find_source(config.base, config.base_weights)  # nothing is begun for a base that there is not
     stored: dict[str, Any] | None = None
@@ -97,18 +108,20 @@ def prepare_cache(
         stored = read_manifest(store, layout.MANIFEST)
     if stored is None and config.input is None:
         raise ConfigError("there is no cache here yet", where=config.cache, todo="give the photos it is made from")
+    if stored is not None and not (overwrite and config.input):
+        require_current(stored, config.cache)
     plan, jpeg, settings = _view_settings(config, stored["identity"] if stored else None)
-    shards: list[Shard] = []
     if config.input is None:
         assert stored is not None
-        source = stored["identity"]["source"]
+        source, about_source = Source([]), {n: stored["identity"].get(n) for n in ("source", "classes", "label_field")}
     else:
-        shards, source = _source(config, plan, stored, quiet)
+        source, about_source = _source(config, plan, stored, overwrite=overwrite, quiet=quiet)
         if stored is not None:
-            entries = same_contents(Cache(store, stored), shards, source["shards"], overwrite=overwrite)
-            source = source | {"shards": entries}
+            about = about_source["source"]
+            entries = same_contents(Cache(store, stored), source.shards, about["shards"], overwrite=overwrite)
+            about_source |= {"source": about | {"shards": entries}}
     cache = _open_or_create(
-        config, store, stored, settings | {"source": source}, dry_run=dry_run, overwrite=overwrite, lock=lock
+        config, store, stored, settings | about_source, dry_run=dry_run, overwrite=overwrite, lock=lock
     )
     num_views = config.views or cache.num_views or (1 if plan.crop == "center" else DEFAULT_VIEWS)
     if plan.crop == "center" and num_views > 1:
@@ -118,7 +131,7 @@ def prepare_cache(
         if num_views > cache.num_views:
             raise ConfigError(f"the cache has {cache.num_views} views", todo="give the photos to add views")
         cache.require_complete(num_views)
-    return cache, ViewJob(plan, jpeg, shards, num_views)
+    return cache, ViewJob(plan, jpeg, source, num_views)
 
 
 def _open_or_create(
@@ -132,11 +145,12 @@ def _open_or_create(
     lock: CacheLock,
 ) -> Cache:
     """Return the cache of this identity; refuse one of another, or replace it when that was asked for."""
-    if stored is not None and overwrite and differences(stored["identity"], identity):
+    older = stored is not None and stored["format"] != FORMAT_VERSION
+    if stored is not None and overwrite and (older or differences(stored["identity"], identity)):
         if config.base:  # nothing is removed for a command that cannot be carried out
-            load_base(config.base, config.base_weights, grid=identity["grid"], k=None)
+            load_base(config.base, config.base_weights, grid=identity["grid"], k=None, given=given_by(config))
         if dry_run:
-            manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
+            manifest = manifest_body(identity, {})
             # what would be there afterwards: nothing
             return Cache(open_store(f"{store.address}/.replaced"), manifest)
         lock.own()
@@ -148,7 +162,7 @@ def _open_or_create(
         if stored is not None:
             where = store.place(layout.MANIFEST)
             require_same(stored["identity"], identity, what="the cache", where=where, todo=todo)
-        manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
+        manifest = manifest_body(identity, {})
     else:
         if stored is None:
             _forget_other(store, layout.MANIFEST, identity, lock, target=None, overwrite=overwrite)
@@ -179,17 +193,25 @@ def _view_settings(
 
 
 def _source(
-    config: ExtractConfig, plan: ViewPlan, stored: dict[str, Any] | None, quiet: bool
-) -> tuple[list[Shard], dict[str, Any]]:
-    """Find the shards; with a limit, count photos up to it so that every rank takes the same ones."""
+    config: ExtractConfig, plan: ViewPlan, stored: dict[str, Any] | None, *, overwrite: bool, quiet: bool
+) -> tuple[Source, dict[str, Any]]:
+    """Find the photos and their classes; with a limit, count photos up to it so that every rank takes the same ones."""
     assert config.input is not None
-    shards = list(find_shards(config.input, seed=plan.seed))
+    before = stored["identity"] if stored else {}
+    known = before if not overwrite else {}  # what the labels mean is found anew for a cache that is replaced
+    classes = read_classes(config.classes) if config.classes is not None else None
+    field = config.label_field or known.get("label_field")
+    source = open_source(config.input, seed=plan.seed, classes=classes, label_field=field)
+    tars = any(isinstance(shard, TarShard) for shard in source.shards)
+    if config.label_field is not None and not tars:
+        todo = "leave it out: the labels of a folder of photos are its class folders"
+        raise ConfigError(f"--label-field {config.label_field} with a folder of photos", where=config.input, todo=todo)
     limit = config.limit
     if limit is None and stored is not None:
-        limit = stored["identity"]["source"]["limit"]
+        limit = before["source"]["limit"]
     takes: list[dict[str, Any]] = []
     left = limit
-    for shard in shards:
+    for shard in source.shards:
         take = {}
         if left is not None:
             if left == 0:
@@ -199,10 +221,23 @@ def _source(
                 take["take"] = count
             left -= count
         takes.append(take)
-    shards = shards[: len(takes)]
-    look_at_contents(shards, quiet=quiet)
-    entries = [shard.identity() | take for shard, take in zip(shards, takes, strict=True)]
-    return shards, {"limit": limit, "shards": entries}
+    source = replace(source, shards=source.shards[: len(takes)])
+    if not known:
+        source = source.with_labels(quiet=quiet)
+    elif classes is None and known.get("classes") is not None and (tars or _same_names(source, known["source"])):
+        # of a folder only while its photos are the same: else its class folders are compared with the stored ones
+        source = source.with_classes(tuple(known["classes"]))
+    look_at_contents(source.shards, quiet=quiet)
+    entries = [shard.identity() | take for shard, take in zip(source.shards, takes, strict=True)]
+    about = {"limit": limit, "shards": entries}
+    names = None if source.classes is None else list(source.classes)
+    return source, {"source": about, "classes": names, "label_field": source.label_field}
+
+
+def _same_names(source: Source, known: dict[str, Any]) -> bool:
+    """Say whether the photos of a folder have the names that are stored."""
+    hashes = [shard.files_sha256 for shard in source.shards if isinstance(shard, FolderShard)]
+    return hashes == [entry.get("files_sha256") for entry in known["shards"]]
 
 
 def _count(shard: Shard, most: int, on_error: str) -> tuple[int, bool]:
@@ -243,6 +278,7 @@ def prepare_targets(
         grid=cache.grid,
         last_layers=config.last_layers or before.get("last_layers") or 2,
         k=None if k == "none" else k,
+        given=given_by(config).over(Given.from_json(stored["notes"].get("given") if stored else None)),
     )
     spec = base.spec(config.normalization or (before["spec"]["normalization"] if before else "patch"))
     old_codec = before.get("codec")
@@ -283,6 +319,7 @@ def prepare_targets(
         if stored is None:
             _forget_other(store, path, identity, lock, target=name, overwrite=overwrite)
         notes = _versions() | {"base": base_name, "first_row": base.first_row}
+        notes |= {"facts": [list(fact) for fact in base.facts], "given": base.given.to_json()}
         ensure_manifest(store, path, identity, notes, what=what, todo=todo)
     base.to(compute.device)
     return TargetJob(
@@ -326,8 +363,10 @@ def _refuse_overwrite_by_many(overwrite: bool, ranks: Ranks) -> None:
 def anything_committed(store: Store, target: str | None = None) -> bool:
     """Say whether anything was ever committed to a cache, or to one target set: a unit or a fitted codec."""
     if target is not None:
-        return store.size(layout.codec_record(target)) is not None or bool(store.names(layout.target_records(target)))
-    return bool(store.names("records")) or any(n.endswith("/codec.json") for n in store.names(layout.TARGETS))
+        units = map(layout.file_of, store.names(layout.target_records(target)))
+        return store.size(layout.codec_record(target)) is not None or any(units)
+    files = [layout.file_of(name) for folder in ("records", layout.TARGETS) for name in store.names(folder)]
+    return any(file is not None and (file.kind == "codec" or file.is_record) for file in files)
 
 
 def _forget_other(
@@ -341,5 +380,7 @@ def _forget_other(
         return
     if lock.try_own() or (overwrite and not lock.works):
         if not anything_committed(store, target):  # still: loading a base takes a while
+            for name in [] if target is not None else store.names(layout.ASKED_RECORDS):
+                store.remove(name)
             store.remove(manifest)
         lock.share()

@@ -11,7 +11,7 @@ from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.lock import CacheLock, cache_lock
 from tec_cache.cache.reader import Cache, open_cache
-from tec_cache.cache.remove import clear_leftovers, is_ours, remove_target_set, remove_views
+from tec_cache.cache.remove import clear_leftovers, remove_target_set, remove_views
 from tec_cache.errors import ConfigError, nearest
 from tec_cache.pack.reader import Pack
 from tec_cache.store import Store
@@ -30,6 +30,8 @@ class RemoveSummary:
     left_units: int = 0
     left_targets: dict[str, int] = field(default_factory=dict)
     """Target set -> units."""
+    left_alone: list[str] = field(default_factory=list)
+    """Files in the target set's folders that are not ours: they stay."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -61,17 +63,16 @@ def remove(cache: str, *, target: str | None = None, views: int | None = None, d
     with explained_storage(store, Needed()), locked as lock:
         lock.own()
         if target is not None:
-            summary = RemoveSummary(
-                store.url, f"target set {target!r}", len(store.names(layout.target_records(target)))
-            )
-            summary.bytes = remove_target_set(store, target, dry_run=dry_run)
+            records = [name for name in store.names(layout.target_records(target)) if layout.file_of(name)]
+            summary = RemoveSummary(store.url, f"target set {target!r}", len(records))
+            summary.bytes, summary.left_alone = remove_target_set(store, target, dry_run=dry_run)
         else:
             assert views is not None
             later = sorted((unit for unit in _all_units(store) if unit.view >= views), reverse=True)
             summary = RemoveSummary(store.url, f"views from number {views} on")
-            records = [*store.names(layout.VIEW_RECORDS), *store.names("records/targets")]
+            records = [*store.names(layout.VIEW_RECORDS), *store.names(layout.TARGET_RECORDS)]
             summary.units = sum(_view(name) >= views for name in records)
-            summary.bytes = remove_views(store, later, names, dry_run=dry_run)
+            summary.bytes = remove_views(store, views, later, names, dry_run=dry_run)
         if not dry_run:
             clear_leftovers(store)
         _what_is_left(summary, Cache(store, opened.manifest), target, views)
@@ -80,8 +81,8 @@ def remove(cache: str, *, target: str | None = None, views: int | None = None, d
 
 def _set_names(store: Store) -> list[str]:
     """List the target sets of which anything is there, even where a removal did not come to its end."""
-    found = {name.split("/")[1] for name in store.names(layout.TARGETS) if is_ours(name)}
-    return sorted(found | {name.split("/")[2] for name in store.names("records/targets")})
+    names = [name for folder in (layout.TARGETS, layout.TARGET_RECORDS) for name in store.names(folder)]
+    return sorted({file.target for name in names if (file := layout.file_of(name)) is not None})
 
 
 def _all_units(store: Store) -> set[Unit]:

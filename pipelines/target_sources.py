@@ -10,8 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
-from tec_cache.base.load import find_source, load_base, read_state
+from pipelines.base_given import given_by
+from tec_cache.base.facts import require_alike
+from tec_cache.base.load import load_base, outline, read_state
 from tec_cache.base.model import FrozenBase
+from tec_cache.base.source import find_source
 from tec_cache.cache.reader import Cache, TargetSet
 from tec_cache.config import TrainConfig, parse_rows
 from tec_cache.device import Compute
@@ -119,6 +122,7 @@ def choose_targets(config: TrainConfig, cache: Cache, compute: Compute, student_
             grid=cache.grid,
             last_layers=2 if config.last_layers is None else config.last_layers,
             k="recipe" if k is None else None if k == "none" else k,
+            given=given_by(config),
         )
         how: Any = config.normalization or "patch"
         return OnlineTargets(base, base.spec(how), recipe.tau if config.tau is None else config.tau, compute)
@@ -176,19 +180,23 @@ def _base_name(stored: TargetSet) -> str:
     return str(stored.manifest["notes"]["base"])
 
 
-def base_weights_for(config: TrainConfig, source: TargetSource) -> dict[str, torch.Tensor]:
-    """Read the base's weights for `--init base`, and check that they are the ones that made the targets."""
+def base_weights_for(config: TrainConfig, source: TargetSource, encoder: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Read the base's weights for `--init base`, and check that they are the ones that made the targets.
+
+    encoder: what they are for. Raises WeightsError, also where it would compute something else from the same shapes.
+    """
     if isinstance(source, OnlineTargets):
-        name, expected = source.base.name, source.base.identity["weights_sha256"]
+        name, identity = source.base.name, source.base.identity
     elif source.stored is not None:
-        name, expected = _base_name(source.stored), source.stored.identity["base"]["weights_sha256"]
+        name, identity = _base_name(source.stored), source.stored.identity["base"]
     else:
         raise ConfigError("--init base needs a base", todo="leave out --pixels")
     state = read_state(find_source(name, config.base_weights), name)
-    if sha256_of_state(state) != expected:
+    if sha256_of_state(state) != identity["weights_sha256"]:
         raise WeightsError(
             f"these are not the weights of {name} that made the targets",
             where=config.base_weights or name,
             todo="give the same file as in the extraction with --base-weights",
         )
+    require_alike(outline(identity["architecture"], identity["model_args"], name), encoder, name)
     return state

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipelines.label_counts import LabelCounts, classes_text
 from pipelines.tally import bottleneck_text
+from tec_cache.data.passed_over import passed_over_text
+from tec_cache.errors import listed
+from tec_cache.printable import block
 from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -20,21 +26,37 @@ if TYPE_CHECKING:
     from tec_cache.config import ExtractConfig
 
 
+NEGLIGIBLE = 0.001
+"""Relative errors of stored targets below this move no loss that is printed."""
 BEYOND = 1.15
 """Measured errors that are so many times the asked ones are pointed out; below, it is chance."""
 
 
-def errors_text(errors: dict[str, float], asked: dict[str, float]) -> str:
-    """Say the measured errors of stored targets, and whether they are beyond what was asked for."""
+def errors_text(errors: dict[str, float], asked: dict[str, float], checked: int) -> str:
+    """Say the measured errors of stored targets, and whether they are beyond what was asked for.
+
+    checked: views they were measured on.
+    """
     if not errors:
         return ""
     kl = f", KL {errors['kl']:.2g} nats" if "kl" in errors else ""
-    text = f": relative MSE {errors['mse']:.2g}{kl}, measured on views that the codec has not seen"
+    views = "1 view" if checked == 1 else f"{checked:,} views"
+    text = f": relative MSE {errors['mse']:.2g}{kl}, measured on {views} that the codec has not seen"
     if any(errors.get(name, 0.0) > BEYOND * value for name, value in asked.items()):
         wish = " and ".join(f"{value:g}" for value in asked.values())
         text += f"\n             MORE THAN ASKED ({wish}): the sample was too small;"
         text += " more photos, a larger --fit-views, or --quality exact"
     return text
+
+
+def facts_text(facts: list[list[str]]) -> list[str]:
+    """Say what a base assumes that no shape shows, and who says so."""
+    first = "base "
+    lines = []
+    for name, value, origin in facts:
+        lines.append(f"{first:<12} {name:<11} {value}{f'  ({origin})' if origin else ''}")
+        first = ""
+    return lines
 
 
 def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: bool) -> str:
@@ -46,14 +68,19 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         f"source       {summary.source_shards:,} shards{source}{unread}",
         f"views        {summary.num_views} of each photo; {summary.photos:,} photos in {summary.units:,} units so far",
     ]
+    lines.append(f"classes      {classes_text(summary.labels)}")
+    if summary.passed_over:
+        lines.append(f"passed over  {passed_over_text(summary.passed_over)}")
+    lines += [f"note         {remark}" for remark in summary.remarks]
     if summary.bytes_per_crop:
         lines.append(f"crops        {human_bytes(summary.bytes_per_crop)} per view")
     if summary.bytes_per_target:
         lines.append(f"targets      {summary.target}: {human_bytes(summary.bytes_per_target)} per view")
     elif summary.most_bytes_per_target:
         lines.append(f"targets      {summary.target}: at most {human_bytes(summary.most_bytes_per_target)} per view")
+    lines += facts_text(summary.facts)
     if summary.target:
-        lines.append(f"quality      {summary.quality}{errors_text(summary.errors, summary.asked_errors)}")
+        lines += _quality_lines(summary)
     if summary.first_row not in ("", "class token"):
         lines.append(f"row 0        {summary.first_row}")
     if summary.skipped:
@@ -61,6 +88,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         lines += [f"  {shard} {key}: {reason}" for shard, key, reason in summary.skipped[:10]]
         if len(summary.skipped) > 10:
             lines.append("  ... all of them with --json")
+    lines += _notes_text(summary.notes)
     if summary.free_disk is not None:
         lines.append(f"free disk    {human_bytes(summary.free_disk)}")
     if dry_run:
@@ -68,7 +96,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         if summary.to_remove:
             lines.append(f"to remove    target set {summary.target}: {summary.to_remove} finished units, and its codec")
         lines.append(f"to do        {summary.missing} units{more}")
-        return "\n".join([*lines, "dry run: nothing was written"])
+        return block([*lines, "dry run: nothing was written"])
     seconds = human_seconds(summary.seconds)
     who = "this run    " if alone else "this part   "
     lines.append(f"{who} {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
@@ -83,7 +111,27 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     else:
         target = f" --target {summary.target}" if summary.num_targets > 1 else ""
         lines.append(f"next         tec-cache train --cache {summary.cache}{target} --out RUN")
-    return "\n".join(lines)
+    return block(lines)
+
+
+def _quality_lines(summary: Summary) -> list[str]:
+    errors = errors_text(summary.errors, summary.asked_errors, summary.checked_views)
+    return f"quality      {summary.quality}{errors}".splitlines()
+
+
+def _notes_text(notes: list[list[str]], most: int = 5) -> list[str]:
+    """Say which whole photos hold something that was not understood, each kind of remark once."""
+    if not notes:
+        return []
+    first: dict[str, str] = {}
+    for shard, key, text in notes:
+        first.setdefault(text, f"{shard} {key}")
+    counts = Counter(text for _, _, text in notes)
+    lines = [f"noted        {len({(shard, key) for shard, key, _ in notes}):,} photos that were used:"]
+    lines += [f"  {text}: {count:,}, the first {first[text]}" for text, count in counts.most_common(most)]
+    if len(counts) > most:
+        lines.append("  ... all of them with --json")
+    return lines
 
 
 def plan_text(plan: Plan) -> str:
@@ -104,6 +152,7 @@ def plan_text(plan: Plan) -> str:
             f"({plan.target}, quality {plan.quality}); {amount.targets_left:,} to write: "
             f"{human_bytes(plan.bytes_targets)}"
         )
+    lines += facts_text(plan.facts)
     lines += [f"disk         {human_bytes(plan.bytes_needed)} are needed{room}", ""]
     how = "beside the base's device" if plan.targets and plan.targets.own_device else "on the same cores"
     lines += [f"extraction   all stages at once, {how}: what is left to do, each by itself at its measured rate"]
@@ -121,7 +170,7 @@ def plan_text(plan: Plan) -> str:
     if plan.fits is False:
         lines += ["", "THE DISK IS TOO SMALL: use another --cache, fewer --views or a smaller --quality"]
     lines += ["", f"nothing was written; measured in {human_seconds(plan.measured_seconds)}"]
-    return "\n".join(lines)
+    return block(lines)
 
 
 def _training_text(plan: Plan) -> list[str]:
@@ -163,6 +212,11 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         lines.append(f"left out     {summary.left_out:,} views of each epoch fill no batch, others each time")
     if losses:
         lines.append(f"losses       {losses}")
+    if losses and summary.target_error and summary.target_error > NEGLIGIBLE:
+        lines.append(
+            f"             the feature loss is up to about {summary.target_error:.2g} lower than with --online:\n"
+            "             what coding left out of the targets need not be predicted (docs/fidelity.md)"
+        )
     if dry_run:
         lines.append("dry run: nothing was written")
     else:
@@ -174,24 +228,42 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         if summary.damaged:
             lines.append(f"damaged      {len(summary.damaged)} blocks, other rows stood in for theirs:")
             lines += [f"  {place}" for place in summary.damaged[:10]]
+        if summary.foreign:
+            lines.append(f"kept         what is not this run's, {listed(summary.foreign)}")
         if summary.finished:
             lines.append(f"next         tec-cache export {summary.run} OUT")
         else:
-            lines.append(f"interrupted: the checkpoint is kept; go on with\n  {go_on}")
-    return "\n".join(lines)
+            lines += ["interrupted: the checkpoint is kept; go on with", f"  {go_on}"]
+    return block(lines)
 
 
 def probe_text(summary: ProbeSummary, neighbours: int) -> str:
     """Say how a model was judged."""
     converged = "" if summary.linear_converged else "  (not converged: raise --l2)"
+    names = f": {named(summary.class_names)}" if summary.class_names else ", numbers without names"
     lines = [
         f"model        {summary.model}",
-        f"images       {summary.train_images:,} to learn from, {summary.test_images:,} to judge on, "
-        f"{summary.classes} classes, {summary.skipped} left out",
+        f"images       {summary.train_images:,} to learn from, {summary.test_images:,} to judge on",
+        f"classes      {summary.classes:,}{names}",
+    ]
+    if summary.remark:
+        lines.append(f"             {summary.remark}")
+    if summary.skipped:
+        lines.append(f"left out     {summary.skipped:,}:")
+        lines += [f"  {number:,} {kind}" for kind, number in summary.left_out.items()]
+    if summary.noted:
+        lines.append(f"used         {sum(summary.noted.values()):,} of which something was not understood:")
+        lines += [f"  {number:,} {kind}" for kind, number in summary.noted.items()]
+    lines += [
         f"kNN          {summary.knn:.2%}  (k = {neighbours})",
         f"linear       {summary.linear:.2%}{converged}",
     ]
-    return "\n".join(lines)
+    return block(lines)
+
+
+def named(names: Sequence[str], most: int = 5) -> str:
+    """Return the first few names."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def info_text(found: dict[str, Any]) -> str:
@@ -201,7 +273,9 @@ def info_text(found: dict[str, Any]) -> str:
         f"cache        {found['cache']}  ({found['fingerprint'][:12]})",
         f"views        {photos:,} photos, {found['num_views']} views of {found['size']} pixels, "
         f"{human_bytes(sum(v['bytes'] for v in found['views']))}",
+        f"classes      {classes_text(LabelCounts(**found['labels']))}",
         f"left out     {found['skipped_photos']} photos",
+        *([f"passed over  {passed_over_text(found['passed_over'])}"] if found["passed_over"] else []),
         f"missing      {found['missing_units']} units of views"
         + (
             f", and all of {found['unread_shards']} source shards not read to the end" if found["unread_shards"] else ""
@@ -212,13 +286,14 @@ def info_text(found: dict[str, Any]) -> str:
             f"targets      {name}: base {target['base']}, quality {target['quality']}, {target['normalization']}, "
             f"k {'none' if target['k'] is None else target['k']}, {human_bytes(target['bytes_per_view'])} per view"
         )
-        errors = errors_text(target["errors"], target["asked_errors"]).removeprefix(": ")
-        lines.append(f"             {errors or 'its codec is not fitted yet'}")
+        errors = errors_text(target["errors"], target["asked_errors"], target["checked_views"]).removeprefix(": ")
+        lines += facts_text(target["facts"])
+        lines += f"             {errors or 'its codec is not fitted yet'}".splitlines()
         lines.append(
             f"             {target['finished_units']} units finished, {target['missing_units']} missing; "
             f"{human_bytes(target['bytes'])}"
         )
-    return "\n".join(lines)
+    return block(lines)
 
 
 def verify_text(verdict: Verdict, full: bool, most: int = 20) -> str:
@@ -261,7 +336,7 @@ def verify_text(verdict: Verdict, full: bool, most: int = 20) -> str:
     if verdict.clean:
         lines.append("nothing is wrong, nothing is missing" + ("" if full else "; contents were not read: --full"))
     lines += [f"go on with   {command}" for command in verdict.next]
-    return "\n".join(lines)
+    return block(lines)
 
 
 def pack_text(summary: PackSummary) -> str:
@@ -278,7 +353,7 @@ def pack_text(summary: PackSummary) -> str:
         f"this run     {summary.units_made:,} tars",
         f"next         tec-cache train --cache {summary.pack} --out RUN",
     ]
-    return "\n".join(lines)
+    return block(lines)
 
 
 def unpack_text(summary: UnpackSummary) -> str:
@@ -293,7 +368,7 @@ def unpack_text(summary: UnpackSummary) -> str:
             f"rewritten    {summary.rewritten:,} files hold the same values in other bytes than the original's: "
             "another release wrote those"
         )
-    return "\n".join(lines)
+    return block(lines)
 
 
 def merge_text(summary: MergeSummary) -> str:
@@ -309,7 +384,7 @@ def merge_text(summary: MergeSummary) -> str:
         lines += [f"  {name}" for name in summary.different[:10]]
         if len(summary.different) > 10:
             lines.append("  ... all of them with --json")
-    return "\n".join([*lines, f"next         tec-cache info {summary.out}"])
+    return block([*lines, f"next         tec-cache info {summary.out}"])
 
 
 def rm_text(summary: RemoveSummary, dry_run: bool) -> str:
@@ -320,16 +395,18 @@ def rm_text(summary: RemoveSummary, dry_run: bool) -> str:
         f"{human_bytes(summary.bytes)}",
         f"left         {summary.left_views} views in {summary.left_units:,} units; target sets: {left}",
     ]
+    if summary.left_alone:
+        lines.append(f"not ours     {listed(summary.left_alone)}: left where they are")
     if dry_run:
         lines.append("dry run: nothing was removed")
-    return "\n".join(lines)
+    return block(lines)
 
 
 def fit_text(summary: Summary, go_on: str) -> str:
     """Say how a codec was fitted; go_on: the command that extracts with it."""
     lines = [
         f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
-        f"quality      {summary.quality}{errors_text(summary.errors, summary.asked_errors)}",
+        *_quality_lines(summary),
         f"next         {go_on}",
     ]
-    return "\n".join(lines)
+    return block(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,17 +19,13 @@ from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks, agreed, process_group
 from tec_cache.errors import CacheError, ConfigError, TecCacheError
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
-from tec_cache.run.checkpoint import checkpoints, clear_run, load_settings, run_file, save_settings
+from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.folder import begun_run, clear_run, foreign_files
+from tec_cache.run.settings import comparable, run_identity, save_settings
 from tec_cache.store.staged import StagedStore
 from tec_cache.student.model import Student, create_encoder
 from tec_cache.urls import without_secrets
 from tec_cache.weights.load import load_strict
-
-# What may differ between a run and its resumption: it changes how fast the numbers come, not which.
-_FREE = {"cache", "out", "base_weights", "device", "precision", "threads", "workers", "micro_batch", "log_every",
-         "save_every", "steps", "on_error", "stage", "stage_bytes", "compile", "checkpointing"}  # fmt: skip
-# What is compared as it was resolved: the targets' identity, spec and tau, and the number of views.
-_RESOLVED = {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers"}
 
 
 def train(
@@ -42,8 +38,9 @@ def train(
 ) -> TrainSummary:
     """Train a student on the targets of a cache, of a base online, or on pixels.
 
-    Goes on from the last checkpoint of `config.out` where there is one. Raises ConfigError, IdentityError,
-    CacheError, WeightsError or NonFiniteError.
+    Goes on from the last checkpoint of `config.out` where there is one. overwrite: remove the run that lies there
+    first, and nothing else. Raises ConfigError, IdentityError, CacheError, WeightsError, NonFiniteError, or
+    TecCacheError where the folder holds something that is no run.
     """
     ranks = ranks or Ranks.from_environment()
     compute = resolve_compute(config.device, config.precision, ranks.local_rank)
@@ -53,24 +50,27 @@ def train(
     cache = staged(config, open_cache(config.cache))
     run = Path(config.out)
     with process_group(ranks, compute.device.type), ExitStack() as lock:
-        begun = load_settings(run) if checkpoints(run) and run_file(run).exists() and not overwrite else None
-        if begun is not None:
+        begun = begun_run(run)
+        if begun is not None and not overwrite:
             config = as_begun(config, begun)
         if config.partial:
             # rank 0 decides: the others may list the cache a moment later
-            groups, num_views = agreed(finished_groups(config, cache, begun) if ranks.main else None, ranks) or ((), 0)
+            kept = None if overwrite else begun
+            groups, num_views = agreed(finished_groups(config, cache, kept) if ranks.main else None, ranks) or ((), 0)
             cache, config = cache.narrowed(groups), replace(config, views=num_views)
         source, student = prepare_student(config, cache, compute)
         settings = resolved_settings(config, cache, source, student)
-        resume = find_checkpoint(run, settings, overwrite=overwrite)
+        start = find_start(run, settings, overwrite=overwrite)
         trainer = Trainer(config, cache, source, student, compute, ranks)
+        settings["total_steps"] = trainer.total_steps
         if not dry_run:
             # only now, when nothing can be refused any more, is anything written or replaced
-            resume = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
-        trainer.resume(resume)
+            start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
+        trainer.resume(start.checkpoint, start.identity)
         if dry_run:
             return trainer.summary(finished=False, seconds=0.0)
-        return trainer.run(run, quiet=quiet or not ranks.main)
+        summary = trainer.run(run, start.identity, quiet=quiet or not ranks.main)
+        return replace(summary, foreign=foreign_files(run, start.identity))
 
 
 def staged(config: TrainConfig, cache: Cache) -> Cache:
@@ -129,7 +129,8 @@ def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tupl
             checkpointing=config.checkpointing,
         )
     if config.init == "base":
-        load_strict(student.encoder, base_weights_for(config, source), what="the student, from the base's weights")
+        state = base_weights_for(config, source, student.encoder)
+        load_strict(student.encoder, state, what="the student, from the base's weights")
     return source, student
 
 
@@ -146,48 +147,50 @@ def resolved_settings(config: TrainConfig, cache: Cache, source: TargetSource, s
     }
 
 
-def find_checkpoint(run: Path, settings: dict[str, Any], *, overwrite: bool) -> Path | None:
-    """Return the checkpoint to go on from, after checking that it is one of the same run."""
-    found = checkpoints(run)
-    if overwrite or not found:
-        return None
-    if not run_file(run).exists():
-        raise TecCacheError(
-            "there are checkpoints here, but not the settings of their run",
-            where=str(run),
-            todo="name another --out, or replace it with --overwrite",
-        )
+class Start(NamedTuple):
+    """Where a run begins."""
+
+    begun: dict[str, Any] | None
+    """The settings of the run that lies in the folder."""
+    checkpoint: Path | None
+    """The checkpoint to go on from."""
+    identity: str
+    """The identity of the run that goes on or begins."""
+
+
+def find_start(run: Path, settings: dict[str, Any], *, overwrite: bool) -> Start:
+    """Look for a checkpoint to go on from, after checking that what lies in the folder is the same run."""
+    begun = begun_run(run)
+    if begun is None or overwrite:
+        return Start(begun, None, run_identity(settings))
     require_same(
-        comparable(load_settings(run)),
+        comparable(begun),
         comparable(settings),
         what="the run",
         where=str(run),
         todo="give the settings as they were, name another --out, or replace it with --overwrite",
     )
-    return found[-1]
+    found = checkpoints(run)
+    return Start(begun, found[-1] if found else None, run_identity(begun))
 
 
-def begin_run(run: Path, settings: dict[str, Any], *, overwrite: bool, ranks: Ranks, lock: ExitStack) -> Path | None:
+def begin_run(run: Path, settings: dict[str, Any], *, overwrite: bool, ranks: Ranks, lock: ExitStack) -> Start:
     """Lock the run's folder until `lock` is closed; empty it and write the settings unless a run goes on.
 
-    Returns the checkpoint to go on from: a job that held the lock may have written one while this one waited.
+    Looks again for a checkpoint: a job that held the lock may have written one while this one waited.
     """
     if overwrite and ranks.world_size > 1:
         raise ConfigError("--overwrite in several processes at once", todo="remove the run's folder yourself")
     try:
         lock.enter_context(writing(run, "this run", ranks))
-        resume = find_checkpoint(run, settings, overwrite=overwrite)
-        if resume is None and ranks.main:
-            clear_run(run)
-            save_settings(run, settings)
+        start = find_start(run, settings, overwrite=overwrite)
+        if start.checkpoint is None and ranks.main:
+            if start.begun is not None:
+                clear_run(run, start.begun)
+            if start.begun is None or overwrite:
+                save_settings(run, settings)
     except OSError as error:
         raise TecCacheError(
             f"the run cannot be written: {error.strerror}", where=str(run), todo="choose another --out"
         ) from error
-    return resume
-
-
-def comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a run's settings that a resumption must share."""
-    config = {name: value for name, value in settings["config"].items() if name not in _FREE | _RESOLVED}
-    return settings | {"config": config}
+    return start

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,24 @@ from tec_cache.errors import ConfigError, NonFiniteError, TecCacheError
 from tec_cache.loader import Batch, Loader, on_device
 from tec_cache.progress import Progress
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
-from tec_cache.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from tec_cache.run.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    require_tensors,
+    require_weights,
+    save_checkpoint,
+    unfit,
+)
 from tec_cache.run.compiling import compile_in_place, explained_compiling
 from tec_cache.run.metrics import Metrics
-from tec_cache.run.optimizer import create_optimizer, create_schedule, gradient_norm, scaled_lr
+from tec_cache.run.optimizer import (
+    create_optimizer,
+    create_schedule,
+    gradient_norm,
+    optimizer_state,
+    restore_optimizer,
+    scaled_lr,
+)
 from tec_cache.run.stopping import stop_requested
 from tec_cache.student.model import Student
 
@@ -56,6 +70,10 @@ class TrainSummary:
     """Share of the time in which the training waited for the loader."""
     damaged: list[str]
     """Damaged blocks that this process met and other rows stood in for (--on-error skip)."""
+    target_error: float | None
+    """Relative mean squared error of the stored, normalized features as it was measured; None without such."""
+    foreign: list[str] = field(default_factory=list)
+    """What lies in the run's folder beside the run: nothing of it is ever read or removed."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -118,17 +136,21 @@ class Trainer:
         self.mean = torch.tensor(IMAGENET_MEAN, device=compute.device)
         self.std = torch.tensor(IMAGENET_STD, device=compute.device)
         self.step = 0
-        names = ["loss", "feature"] + (["attention"] if student.targets.k is not None else []) + ["grad_norm"]
+        self.checked = 0
+        """The last step whose gradient was seen to be finite."""
+        self.grad_norm: torch.Tensor | None = None
+        """The norm of the last step's gradient, where it was measured."""
+        names = ["loss", "feature"] + (["attention"] if student.targets.k is not None else [])
         self.sums = {name: torch.zeros((), device=compute.device) for name in names}
         self.summed = 0
         self.last: dict[str, float] = {}
         self.images = 0
         self.waited = 0.0
 
-    def resume(self, path: Path | None) -> None:
-        """Take up a checkpoint."""
+    def resume(self, path: Path | None, identity: str) -> None:
+        """Take up a checkpoint of the run of that identity. Raises TecCacheError where it is not this run's."""
         if path is not None:
-            self._restore(load_checkpoint(path, self.compute.device))
+            self._restore(load_checkpoint(path, identity, self.compute.device), path)
         if self.ranks.world_size > 1:
             steps = torch.tensor([self.step, -self.step], device=self.compute.device)
             torch.distributed.all_reduce(steps, op=torch.distributed.ReduceOp.MAX)
@@ -139,25 +161,29 @@ class Trainer:
                     todo="give an --out that all processes share",
                 )
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any], path: Path) -> None:
+        if state["step"] > self.total_steps:
+            raise unfit(path, f"this checkpoint is of step {state['step']}, the run has {self.total_steps}")
+        require_weights(state["student"], self.student, path)
+        require_tensors(state["sums"], {name: (v.shape, v.dtype) for name, v in self.sums.items()}, path, "the losses")
+        restore_optimizer(self.optimizer, self.student, state["optimizer"], step=state["step"], path=path)
         self.student.load_state_dict(state["student"], strict=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.summed = int(state["step"]), int(state["summed"])
-        self.sums = {name: value.to(self.compute.device) for name, value in state["sums"].items()}
+        self.step = self.checked = state["step"]
+        self.summed, self.sums = state["summed"], dict(state["sums"])
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds beside its step; the same for every number of ranks."""
+        """Return what a checkpoint holds beside its run and step; the same for every number of ranks."""
         return {
-            "student": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "student": dict(self.student.state_dict()),
+            "optimizer": optimizer_state(self.optimizer, self.student),
             "sums": self.sums,
             "summed": self.summed,
         }
 
-    def run(self, run: Path, *, quiet: bool) -> TrainSummary:
+    def run(self, run: Path, identity: str, *, quiet: bool) -> TrainSummary:
         """Train to the last step, or until a signal asks to stop; leave a checkpoint either way."""
         begin = time.monotonic()
-        metrics = Metrics(run, resume_step=self.step) if self.ranks.main else None
+        metrics = Metrics(run, identity, resume_step=self.step) if self.ranks.main else None
         save_steps = max(1, round(self.config.save_every * self.loader.steps_per_epoch))
         first, size = self.step, self.config.batch_size
         total = self.stop_step * size
@@ -177,7 +203,7 @@ class Trainer:
                     self.log(metrics, (self.step - first) * size, time.monotonic() - begin)
                 stopping = stop.agreed()
                 if saves or stopping:
-                    self.save(run)
+                    self.save(run, identity)
                 progress.advance(size, note=f"step {self.step:,} of {self.stop_step:,}{self.note(progress.seconds)}")
                 if stopping:
                     break
@@ -189,17 +215,19 @@ class Trainer:
     def train_step(self, batches: Iterator[Batch], *, check: bool = True) -> None:
         """One optimizer step on this rank's next micro-batches.
 
-        check: stop before the update where a loss or the gradient is not finite. On a GPU this waits for it; what
-        is not finite stays so in the sums, so it is enough to ask before something is written.
+        check: measure the gradient's norm (2 % of a step) and stop before the update where it or a loss is not finite;
+        on a GPU this waits for it. It is enough to ask before something is logged or saved: losses that are not
+        finite stay so in their sums, and `save` looks at the weights themselves, so nothing of it is ever kept.
         """
         self.schedule.step_update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         with explained_compiling() if self.config.compile else nullcontext():
             for i in range(self.micro_batches):
                 self.accumulate(self.next_batch(batches), last=i == self.micro_batches - 1)
-        # the norm is the same on all ranks, so all of them see what is not finite on any
-        self.sums["grad_norm"] += gradient_norm(self.student, self.config.clip_grad)
-        if check or self.compute.device.type == "cpu":
+        clips = self.config.clip_grad is not None
+        self.grad_norm = gradient_norm(self.student, self.config.clip_grad) if check or clips else None
+        # a loss alone is not the same on all ranks: one would stop and the others wait for it
+        if check or (self.compute.device.type == "cpu" and (clips or self.ranks.world_size == 1)):
             self.require_finite(self.step + 1)
         self.optimizer.step()
         self.step += 1
@@ -233,22 +261,38 @@ class Trainer:
         return {"loss": total, **losses}
 
     def require_finite(self, step: int) -> None:
-        """Stop before weights that a bad loss or gradient has spoiled, or would spoil, are saved."""
-        if torch.stack([self.sums["loss"], self.sums["grad_norm"]]).isfinite().all():
-            return
+        """Stop before a step's update where its gradient, or a loss up to it, is not finite.
+
+        The norm is the same on all ranks, so all of them see what is not finite on any.
+        """
+        seen = [self.sums["loss"]] + ([] if self.grad_norm is None else [self.grad_norm])
+        if not torch.stack(seen).isfinite().all():
+            raise self.not_finite("the loss or its gradient", step)
+        if self.grad_norm is not None:
+            self.checked = step
+
+    def require_finite_weights(self) -> None:
+        """Stop before weights or moments are saved that a bad gradient has spoiled."""
+        moments = (value for entry in self.optimizer.state.values() for value in entry.values())
+        if not torch.stack([t.isfinite().all() for t in (*self.student.parameters(), *moments)]).all():
+            raise self.not_finite("a weight, or the optimizer's state of one,", self.step)
+
+    def not_finite(self, what: str, step: int) -> NonFiniteError:
+        """Return the error for what was noticed in a step and may have begun since the last one that was checked."""
         kept = checkpoints(Path(self.config.out))
-        raise NonFiniteError(
-            f"the loss or its gradient is not finite at step {step}",
+        since = f" (it may have begun after step {self.checked})" if self.checked < step - 1 else ""
+        return NonFiniteError(
+            f"{what} is not finite at step {step}{since}",
             where=f"last good checkpoint: {kept[-1] if kept else 'none yet'}",
             todo="lower --base-lr, give --clip-grad 1, or --precision float32, with another --out",
         )
 
-    def save(self, run: Path) -> None:
+    def save(self, run: Path, identity: str) -> None:
         """Write a checkpoint of the last step; all ranks take part."""
-        self.require_finite(self.step)
+        self.require_finite_weights()
         self.average_sums()
         if self.ranks.main:
-            save_checkpoint(run, self.step, self.state())
+            save_checkpoint(run, identity, self.step, self.state())
 
     def average_sums(self) -> None:
         """Make the sums of losses the same on all ranks, for a log or a checkpoint."""
@@ -258,10 +302,11 @@ class Trainer:
             self.sums = dict(zip(self.sums, (values / self.ranks.world_size).unbind(), strict=True))
 
     def log(self, metrics: Metrics | None, images: int, seconds: float) -> None:
-        """Average the losses since the last line over steps and ranks, and write them."""
+        """Write the losses, averaged over ranks and the steps since the last line, and this step's gradient norm."""
         self.average_sums()
-        values = torch.stack(list(self.sums.values())) / self.summed
-        self.last = dict(zip(self.sums, values.tolist(), strict=True))
+        assert self.grad_norm is not None, "a step that logs measures it"
+        values = torch.stack([*(total / self.summed for total in self.sums.values()), self.grad_norm])
+        self.last = dict(zip([*self.sums, "grad_norm"], values.tolist(), strict=True))
         self.sums = {name: torch.zeros_like(total) for name, total in self.sums.items()}
         self.summed = 0
         if metrics is not None:
@@ -276,6 +321,16 @@ class Trainer:
         if self.waited > MUCH_WAITING * seconds:
             losses += f", waits for the loader {self.waited / seconds:.0%} of the time"
         return losses + (f", {len(self.loader.damaged)} damaged blocks" if self.loader.damaged else "")
+
+    def target_error(self) -> float | None:
+        """Return by how much coding may lower the feature loss: what it left out need not be predicted.
+
+        The squared error of what is left out, where targets have a mean square of about 1.
+        """
+        stored = self.source.stored
+        if stored is None or self.source.spec.normalization == "none":
+            return None
+        return stored.codec_record.errors.get("mse")
 
     def summary(self, *, finished: bool, seconds: float) -> TrainSummary:
         """Describe what was done."""
@@ -294,6 +349,7 @@ class Trainer:
             left_out=self.loader.left_out,
             waited=self.waited / seconds if seconds else 0.0,
             damaged=sorted(self.loader.damaged),
+            target_error=self.target_error(),
         )
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from pipelines.storage import Needed, explained_storage
 from tec_cache.cache import layout
-from tec_cache.cache.copy import checked_pieces, copy_codec, copy_manifest, copy_source_record
+from tec_cache.cache.copy import checked_pieces, copy_codec, copy_manifest, copy_source_record, require_name
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import PackRecord, TargetRecord, ViewsRecord
 from tec_cache.cache.remove import working
-from tec_cache.cache.writer import Crop, TargetArrays, commit_targets, commit_views
+from tec_cache.cache.writer import Crop, TargetArrays, commit_asked, commit_content, commit_targets, commit_views
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.pack.frames import hash_arrays
 from tec_cache.pack.reader import MEND, Pack, PackedTargetSet
@@ -51,7 +51,8 @@ def unpack(pack: str, out: str, *, quiet: bool = True) -> UnpackSummary:
         raise ConfigError("this is a cache, not a pack", where=pack, todo="give a folder that tec-cache pack made")
     if store.size(layout.PACK) is not None:
         raise ConfigError("there is a pack here, not a cache", where=out, todo="name another CACHE")
-    num_views, todo = opened.pack["num_views"], "name another CACHE"
+    opened.require_current()
+    num_views, todo = opened.num_views, "name another CACHE"
     opened.require_complete(num_views)
     summary = UnpackSummary(opened.store.url, store.url, opened.fingerprint, num_views, opened.target_names)
     with explained_storage(store, Needed()), working(store):
@@ -60,6 +61,7 @@ def unpack(pack: str, out: str, *, quiet: bool = True) -> UnpackSummary:
             manifest = layout.target_manifest(name)
             copy_manifest(opened.store, store, manifest, what=f"target set {name!r}", todo=todo)
             copy_codec(opened, store, name)
+        commit_asked(store, num_views, opened.fingerprint)
         with Progress("unpack", total=len(opened.view_units), noun="units", quiet=quiet) as progress:
             for unit in opened.view_units:
                 record = opened.views_record(unit)
@@ -71,12 +73,15 @@ def unpack(pack: str, out: str, *, quiet: bool = True) -> UnpackSummary:
                 progress.advance(1, record.payload.size if record.payload else 0)
         for shard in range(len(opened.shards)):
             copy_source_record(opened.store, store, shard)
+        commit_content(open_cache(out))
     return summary
 
 
 def unpack_unit(pack: Pack, unit: Unit, record: PackRecord, store: Store) -> None:
     """Write the tar and the zips of a unit, and their records. Raises CacheError for any damage."""
     if record.payload is not None:
+        where = pack.store.place(layout.pack_record(unit))
+        require_name(record.payload, layout.pack_payload(unit, record.payload.sha256), where)
         deque(checked_pieces(pack.store, record.payload, MEND), maxlen=0)
     views = _unpack_views(pack, unit, record, store)
     for name in pack.target_names:
@@ -100,13 +105,15 @@ def _unpack_views(pack: Pack, unit: Unit, record: PackRecord, store: Store) -> V
     name = layout.views_record(unit)
     if store.size(name) is not None:
         there = ViewsRecord.read(store, name)
-        if (there.keys, there.crc32, there.labels) != (record.keys, record.crc32, record.labels):
+        own = (record.keys, record.crc32, record.labels, record.photos_sha256)
+        if (there.keys, there.crc32, there.labels, there.photos_sha256) != own:
             raise ConfigError(f"unit {unit} here has other crops", where=store.place(name), todo="name another CACHE")
         return there
     blocks = range(-(-len(record.keys) // BLOCK_ROWS))
     jpegs = [jpeg for number in blocks for jpeg in pack.read_block(record, number, None, None)[0]]
     crops = [Crop(*entry) for entry in zip(record.keys, jpegs, record.labels, strict=True)]
-    return commit_views(store, unit, crops, [(key, reason) for key, reason in record.skipped], record.identity)
+    skipped, notes = ([(key, text) for key, text in pairs] for pairs in (record.skipped, record.notes))
+    return commit_views(store, unit, crops, skipped, record.identity, photos_sha256=record.photos_sha256, notes=notes)
 
 
 def _records(record: PackRecord, unit: Unit) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from tec_cache.audit.findings import Finding
 from tec_cache.audit.ledger import Report
 from tec_cache.cache import layout
 from tec_cache.cache.lock import cache_lock
+from tec_cache.cache.manifest import read_manifest, require_current
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.remove import clear_leftovers
 from tec_cache.errors import CacheError, ConfigError
@@ -23,6 +25,24 @@ from tec_cache.store import Store, open_store
 
 DECODERS = 4
 """Threads that decode the sampled crops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How a base is run again."""
+
+    base: str | None = None
+    """Its name, file or folder, where that is not the one that the target set names."""
+    weights: str | None = None
+    """Its weight file, or its file or folder where that was moved."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    base_args: dict[str, Any] = field(default_factory=dict)
+    """What no file says of it; where these are left out, what the target set was made with."""
+    sample: int = 64
+    """Views of each target set."""
+    seed: int = 0
+    device: str = "auto"
 
 
 @dataclass
@@ -80,31 +100,47 @@ def verify(
     path: str,
     *,
     full: bool = False,
-    base: bool = False,
+    base: bool | str = False,
     repair: bool = False,
-    sample: int = 64,
-    seed: int = 0,
+    sample: int | None = None,
+    seed: int | None = None,
     target: str | None = None,
     base_weights: str | None = None,
-    device: str = "auto",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    base_args: dict[str, Any] | None = None,
+    device: str | None = None,
     quiet: bool = True,
 ) -> Verdict:
     """Check a cache: records and sizes; `full`: every byte; `base`: a sample against the base itself.
 
+    base: True runs each target set's own base; a name, weight file or folder runs that one, for the target sets that it
+    made. The settings below it are for running the base: 64 views, seed 0, all target sets, device "auto".
     With `repair` what is bad is dropped, so that the same extraction makes it again. Raises ConfigError where there
     is no cache or no such target set, TecCacheError where another job writes (repair only), WeightsError and
     StorageError; what is wrong with the cache is returned, not raised.
     """
-    if sample < 1:
+    if sample is not None and sample < 1:
         raise ConfigError(f"--sample {sample}", todo="give a number of at least 1")
-    if not base and (target or base_weights):
-        raise ConfigError("--target and --base-weights are for running the base again", todo="add --base")
+    own: dict[str, Any] = {
+        "sample": sample,
+        "seed": seed,
+        "target": target,
+        "base-weights": base_weights,
+        "device": device,
+    }
+    own |= {"mean": mean, "std": std, "base-arg": base_args}
+    if not base and any(value is not None for value in own.values()):
+        names = ", ".join(f"--{name}" for name, value in own.items() if value is not None)
+        raise ConfigError(f"not used: {names}; only --base runs the base again", todo="add --base, or leave them out")
     begin, store = time.monotonic(), open_store(path)
     if store.size(layout.MANIFEST) is None and not store.names("records"):
         open_cache(path)  # says that there is none
     if store.size(layout.PACK) is not None:
         todo = "tec-cache unpack checks every byte of it"
         raise ConfigError("this is a pack, not a cache", where=path, todo=todo)
+    if repair:
+        _require_repairable(store, path)
     with cache_lock(store) if repair else nullcontext() as lock:
         if lock is not None:
             lock.own()  # before looking: what is found must still be so when it is dropped
@@ -112,7 +148,17 @@ def verify(
             report = audit(store, full=full, progress=progress)
         verdict = Verdict(store.url, report, list(report.findings))
         if base:
-            _run_bases(verdict, path, sample, seed, target, base_weights, device, quiet)
+            how = How(
+                base=base if isinstance(base, str) else None,
+                weights=base_weights,
+                mean=mean,
+                std=std,
+                base_args=base_args or {},
+                sample=64 if sample is None else sample,
+                seed=seed or 0,
+                device=device or "auto",
+            )
+            _run_bases(verdict, path, how, target, quiet)
         if repair:
             with explained_storage(store, Needed()):
                 _repair(store, verdict)
@@ -120,16 +166,15 @@ def verify(
     return verdict
 
 
-def _run_bases(
-    verdict: Verdict,
-    path: str,
-    sample: int,
-    seed: int,
-    only: str | None,
-    weights: str | None,
-    device: str,
-    quiet: bool,
-) -> None:
+def _require_repairable(store: Store, path: str) -> None:
+    """Refuse to drop what no extraction can make again: the units of a cache of an older format version."""
+    try:
+        require_current(read_manifest(store, layout.MANIFEST), path)
+    except CacheError:
+        return  # the audit says what is wrong with it
+
+
+def _run_bases(verdict: Verdict, path: str, how: How, only: str | None, quiet: bool) -> None:
     """Run the base of each target set again, where the set's own files are in order."""
     if any(finding.where == layout.MANIFEST for finding in verdict.findings):
         return
@@ -139,7 +184,9 @@ def _run_bases(
     if only is not None and only not in verdict.report.target_units:
         _ = cache[only]  # says which there are
     names = [only] if only is not None else [n for n in verdict.report.target_units if n in cache.target_names]
-    if weights is not None and len(names) > 1:
+    if how.base is not None and only is None:
+        names = _made_by(how.base, {name: str(cache[name].manifest["notes"]["base"]) for name in names})
+    if how.weights is not None and len(names) > 1:
         raise ConfigError(
             f"--base-weights is one base's, the cache has the target sets {', '.join(names)}",
             todo=f"choose one: --target {names[0]}",
@@ -153,10 +200,7 @@ def _run_bases(
             check = check_base(
                 cache[name],
                 verdict.report.sound[name],
-                sample=sample,
-                seed=seed,
-                weights=weights,
-                device=device,
+                how,
                 pool=pool,
                 quiet=quiet,
             )
@@ -165,9 +209,23 @@ def _run_bases(
         verdict.findings += [f for f in check.findings if f.kind == "base" or f.where not in known]
 
 
+def _made_by(base: str, bases: dict[str, str]) -> list[str]:
+    """Choose the target sets that a base made, by its name; where there is but one set, it is meant."""
+    names = [name for name, made_by in bases.items() if os.path.abspath(made_by) == os.path.abspath(base)]
+    if names or len(bases) == 1:
+        return names or list(bases)
+    raise ConfigError(
+        f"no target set was made by {base!r}",
+        todo="leave the name out to run each set's own base, or choose a set with --target NAME",
+        details=[f"{name}: made by {made_by}" for name, made_by in bases.items()],
+    )
+
+
 def _repair(store: Store, verdict: Verdict) -> None:
     """Drop what is bad, record first, and what no record names; look again at what is missing now."""
-    verdict.dropped = [finding for finding in verdict.findings if finding.drop]
+    verdict.dropped = [
+        finding for finding in verdict.findings if finding.drop and all(map(layout.file_of, finding.drop))
+    ]
     for finding in verdict.dropped:
         for name in finding.drop:
             store.remove(name)
@@ -177,7 +235,8 @@ def _repair(store: Store, verdict: Verdict) -> None:
         verdict.removed = []  # a damaged codec.json: nobody can say which parameters it names
     after = audit(store).findings
     known = {(finding.kind, finding.where) for finding in after}
-    stays = [f for f in verdict.findings if f.level == "damage" and not f.drop and (f.kind, f.where) not in known]
+    stays = [f for f in verdict.findings if f.level == "damage" and f not in verdict.dropped]
+    stays = [f for f in stays if (f.kind, f.where) not in known]
     verdict.findings = [*stays, *after]
     verdict.next = _next_commands(verdict)
 

@@ -14,14 +14,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tec_cache.cache.layout import MOST_VIEWS
 from tec_cache.codec.quality import Quality
+from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError, nearest
+from tec_cache.paths import expanded
 from tec_cache.store import is_url
+
+PLACES = {"input", "cache", "base", "base_weights", "online", "out", "stage", "model", "weights", "train", "test"}
+"""Settings that may name a file or folder, in whichever config."""
 
 
 def setting(default: Any, text: str) -> Any:
     """Declare a field with its documentation string."""
     return field(default=default, metadata={"help": text})
+
+
+def _expand_paths(config: Any) -> None:
+    """Replace a leading ~ in every place that a frozen config names."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if item.name in PLACES and isinstance(value, str):
+            object.__setattr__(config, item.name, expanded(value))
+
+
+def _changed(config: Any) -> list[str]:
+    """Name the fields that differ from their defaults: what was given, as far as a config can tell."""
+    missing = dataclasses.MISSING
+    defaults = {
+        f.name: f.default if f.default_factory is missing else f.default_factory() for f in dataclasses.fields(config)
+    }
+    return [name for name, default in defaults.items() if getattr(config, name) != default]
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -57,6 +80,12 @@ class ExtractConfig:
     cache: str = setting("", "Folder or URL of the cache.")
     base: str | None = setting(None, "Base model: a known name, timm:NAME, a weight file, or an exported folder.")
     base_weights: str | None = setting(None, "Weight file of the base, in its authors' format or timm's.")
+    mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the base.  [default: its release's]")
+    std: tuple[float, float, float] | None = setting(None, "Pixel deviation of the base.  [default: its release's]")
+    base_args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Say what the base's weights cannot: NAME=VALUE (num_heads, act_layer, ...)."},
+    )
     name: str | None = setting(None, "Name of the target set.  [default: the base's name]")
     views_only: bool = setting(False, "Write crops alone; targets can be added later.")
     views: int | None = setting(None, "Views per photo; a larger number adds views.  [default: 4]")
@@ -70,6 +99,8 @@ class ExtractConfig:
     jpeg_subsampling: str | None = setting(None, "Chroma of stored crops: 444, 422 or 420.  [default: 420]")
     group_size: int | None = setting(None, "Photos per unit of work, at most 1024.  [default: 1024]")
     limit: int | None = setting(None, "Use only the first N photos.")
+    classes: str | None = setting(None, "File of class names, in the order of their numbers.  [default: collected]")
+    label_field: str | None = setting(None, "Labels of tars: in KEY.FIELD, or in a field of KEY.json.  [default: cls]")
     k: str | None = setting(None, "Attention rows beside the class token's: a number, all, none.  [default: base's]")
     normalization: str | None = setting(None, "patch, feature or none.  [default: patch]")
     last_layers: int | None = setting(None, "Blocks whose mean output is the feature target.  [default: 2]")
@@ -86,6 +117,7 @@ class ExtractConfig:
     part: str | None = setting(None, "Do part I of N, for instance 3/16: one of N independent jobs.")
 
     def __post_init__(self) -> None:
+        _expand_paths(self)
         _check_choice("on_error", self.on_error, ("stop", "skip"))
         _check_choice("crop", self.crop, ("random", "center"))
         _check_choice("normalization", self.normalization, ("patch", "feature", "none"))
@@ -99,11 +131,12 @@ class ExtractConfig:
             raise ConfigError("no cache was named", todo="give --cache DIR")
         if self.grid is not None and self.grid < 2:
             raise ConfigError(f"--grid {self.grid}", todo="give at least 2 patches per side")
+        if self.views is not None and self.views > MOST_VIEWS:
+            raise ConfigError(f"--views {self.views}", todo=f"give at most {MOST_VIEWS:,}")
         if self.group_size is not None and self.group_size > 1024:
             raise ConfigError(f"--group-size {self.group_size}", todo="give at most 1024")
-        if self.views_only and (self.base or self.name or self.base_weights):
-            raise ConfigError("--views-only makes no targets", todo="leave out --base, --base-weights and --name")
         parse_rows(self.k)
+        require_used(self, _changed(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +149,12 @@ class TrainConfig:
     target: str | None = setting(None, "Target set to learn from.  [default: the only one]")
     online: str | None = setting(None, "Base model in the loop on the stored crops: the yardstick of caching.")
     base_weights: str | None = setting(None, "Weight file of the base, for --online and --init base.")
+    mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the base in the loop.  [default: its own]")
+    std: tuple[float, float, float] | None = setting(None, "Pixel deviation of it.  [default: its own]")
+    base_args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Say what the base's weights cannot: NAME=VALUE (num_heads, act_layer, ...)."},
+    )
     pixels: bool = setting(False, "Learn from patch-normalized pixels: a masked autoencoder, needs no base.")
     student: str = setting("vit_base_patch16_224", "Plain vision transformer of timm.")
     student_args: dict[str, Any] = field(
@@ -163,6 +202,7 @@ class TrainConfig:
     save_every: float = setting(1.0, "Epochs between two checkpoints.")
 
     def __post_init__(self) -> None:
+        _expand_paths(self)
         _check_choice("adapters", self.adapters, ("both", "input", "encoder", "none"))
         _check_choice("init", self.init, ("random", "base"))
         _check_choice("on_error", self.on_error, ("stop", "skip"))
@@ -185,21 +225,18 @@ class TrainConfig:
                 "several kinds of targets were asked for",
                 todo="give one of --target NAME, --online BASE, --pixels",
             )
-        if self.pixels and self.k not in (None, "none"):
-            raise ConfigError("pixels have no attention rows", todo="leave out --k")
         if self.init == "base" and self.pixels:
             raise ConfigError("--init base needs a base", todo="leave out --pixels or --init")
         for name, path in (("stage", self.stage), ("out", self.out)):
             if path is not None and is_url(path):
                 raise ConfigError(f"--{name} is no local folder", where=path, todo=f"give --{name} a folder of a disk")
-        if self.stage_bytes is not None and self.stage is None:
-            raise ConfigError("--stage-bytes without --stage", todo="name a local folder: --stage DIR")
         parse_bytes(self.stage_bytes)
         if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(
                 f"a warm-up of {self.warmup_epochs} epochs in {self.epochs}", todo="give less --warmup-epochs"
             )
         parse_rows(self.k)
+        require_used(self, _changed(self))
 
     @property
     def resolved_warmup(self) -> float:
@@ -217,6 +254,11 @@ class ProbeConfig:
     train: str = setting("", "Labelled photos (as for extract), or a cache folder: its stored crops.")
     test: str = setting("", "Labelled photos to be judged on, or a cache folder.")
     weights: str | None = setting(None, "Weight file of the model.")
+    mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the model.  [default: its release's]")
+    std: tuple[float, float, float] | None = setting(None, "Pixel deviation of the model.  [default: its release's]")
+    base_args: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Say what the model's weights cannot: NAME=VALUE (num_heads, ...)."}
+    )
     grid: int | None = setting(None, "Patches per side.  [default: the model's own]")
     pool: str = setting("patches", "patches (their mean) or class (the class token).")
     neighbours: int = setting(20, "k of the nearest-neighbour vote.")
@@ -229,6 +271,7 @@ class ProbeConfig:
     on_error: str = setting("stop", "What a broken photo does: stop or skip.")
 
     def __post_init__(self) -> None:
+        _expand_paths(self)
         _check_choice("pool", self.pool, ("patches", "class"))
         _check_choice("on_error", self.on_error, ("stop", "skip"))
         _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
@@ -236,6 +279,7 @@ class ProbeConfig:
         for name in ("model", "train", "test"):
             if not getattr(self, name):
                 raise ConfigError(f"no {name} was named", todo="tec-cache probe MODEL --train SHARDS --test SHARDS")
+        require_used(self, _changed(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +295,8 @@ class PlanConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "images")
         _check_range(self, 0, "seconds", open_end=True)
+        # that a training is planned cannot be told from its default settings
+        require_used(self, [name for name in _changed(self) if name != "train"])
 
 
 def parse_part(text: str | None) -> tuple[int, int]:
@@ -292,7 +338,7 @@ def parse_rows(text: str | int | None) -> Any:
 def read_toml(path: str | Path, config: type) -> dict[str, Any]:
     """Read settings of one stage from a TOML file; unknown keys fail and name the nearest one."""
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values = tomllib.loads(Path(path).read_bytes().decode())
     except (OSError, ValueError) as error:  # ValueError: not TOML, or not UTF-8
         raise ConfigError(f"cannot read the settings: {error}", where=str(path)) from error
     fields = {f.name: f for f in dataclasses.fields(config)}
@@ -301,6 +347,8 @@ def read_toml(path: str | Path, config: type) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in fields:
             raise ConfigError(f"unknown setting {key!r}{nearest(name, fields)}", where=str(path))
+        if name in result:
+            raise ConfigError(f"the setting {name} was given twice, with '-' and with '_'", where=str(path))
         result[name] = _typed(key, value, str(fields[name].type), str(path))
     return result
 
@@ -314,7 +362,7 @@ def _typed(key: str, value: Any, kind: str, where: str) -> Any:
     if (
         wanted == "tuple"
         and isinstance(value, list)
-        and len(value) == 2
+        and len(value) == kind.count("float")
         and not {type(v) for v in value} - {int, float}
     ):
         return tuple(value)
@@ -323,5 +371,5 @@ def _typed(key: str, value: Any, kind: str, where: str) -> Any:
     if type(value) is {"int": int, "str": str, "bool": bool, "dict": dict}.get(wanted):
         return value
     names = {"int": "a whole number", "float": "a number", "str": "a string", "bool": "true or false"}
-    what = names.get(wanted, "a list of two numbers" if wanted == "tuple" else "a table")
+    what = names.get(wanted, f"a list of {kind.count('float')} numbers" if wanted == "tuple" else "a table")
     raise ConfigError(f"{key} = {value!r} is not {what}", where=where)

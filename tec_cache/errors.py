@@ -9,26 +9,35 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from tec_cache.printable import block
 from tec_cache.urls import scrubbed, without_secrets
 
 
 class TecCacheError(Exception):
     """What went wrong (`what`), where (`where`: a file, a unit, an option) and the remedy (`todo`).
 
-    Credentials of URLs are left out of all three: messages end up in logs.
+    details: lines below `what`, a list of fields for one. command: what to type, a line of its own below `todo`.
+    Each part is one line however it came about: a line break in a name is escaped, so write none into a part.
+    Credentials of URLs are left out of all of them: messages end up in logs.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str = "", todo: str = "") -> None:
+    def __init__(
+        self, what: str, *, where: str = "", todo: str = "", details: Iterable[str] = (), command: str = ""
+    ) -> None:
         what, where, todo = scrubbed(what), without_secrets(where), scrubbed(todo)
+        details = [scrubbed(line) for line in details]
         self.what, self.where, self.todo = what, where, todo
-        lines = [what]
+        self.details, self.command = tuple(details), command
+        lines = [what, *(f"    {line}" for line in self.details)]
         if where:
             lines.append(f"  where: {where}")
         if todo:
             lines.append(f"  to do: {todo}")
-        super().__init__("\n".join(lines))
+        if command:
+            lines.append(f"    {command}")
+        super().__init__(block(lines))
 
 
 class ConfigError(TecCacheError, ValueError):
@@ -43,6 +52,10 @@ class WeightsError(TecCacheError):
 
 class SourceError(TecCacheError):
     """Photos that cannot be read: a broken image, a damaged shard."""
+
+
+class LayoutError(TecCacheError):
+    """Photos that lie so that they, or their labels, would be read wrongly: never left out as damage is."""
 
 
 class IdentityError(ConfigError):

@@ -8,6 +8,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from tec_cache.printable import printable
+
 LINE_SECONDS = 15.0
 """Between two plain lines."""
 
@@ -31,18 +33,18 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._start = self._last_line = time.monotonic()
-        if not self.quiet and sys.stderr.isatty():
+        if not self.quiet and sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
             columns = [
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
             ]
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self.title, total=self.total, text="")
+            self._task = self._bar.add_task(printable(self.title), total=self.total, text="")
             self._bar.start()
         return self
 
@@ -72,7 +74,7 @@ class Progress:
             if self.quiet:
                 return
             if self._bar is not None:
-                self._bar.update(self._task, completed=self.done, total=self.total, text=self._text())
+                self._bar.update(self._task, completed=self.done, total=self.total, text=printable(self._text()))
             elif time.monotonic() - self._last_line >= LINE_SECONDS:
                 self._print()
 
@@ -101,7 +103,7 @@ class Progress:
 
     def _print(self, final: bool = False) -> None:
         self._last_line = time.monotonic()
-        print(f"{self.title}: {self._text(final)}", file=sys.stderr, flush=True)
+        print(printable(f"{self.title}: {self._text(final)}"), file=sys.stderr, flush=True)
 
 
 def human_bytes(count: float) -> str:

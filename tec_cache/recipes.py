@@ -25,6 +25,8 @@ class BaseRecipe:
     """Whether timm's hub has the weights."""
     official_file: str
     """Where the authors publish them."""
+    release: str = ""
+    """Whose weights these are, of `weights.releases`."""
     k: int = 15
     tau: float = 1.0
     source: str = "not in the paper: k of MAE, tau 1"
@@ -44,6 +46,7 @@ def _dinov2(size: str, short: str) -> dict[str, BaseRecipe]:
         timm_name=f"vit_{size}_patch14_dinov2.lvd142m",
         hub=True,
         official_file=_DINOV2.format(short, "pretrain"),
+        release="dinov2",
         k=9,
         source=source,
     )
@@ -51,6 +54,7 @@ def _dinov2(size: str, short: str) -> dict[str, BaseRecipe]:
         timm_name=f"vit_{size}_patch14_reg4_dinov2.lvd142m",
         hub=True,
         official_file=_DINOV2.format(short, "reg4_pretrain"),
+        release="dinov2",
         k=9,
         source=source,
     )
@@ -62,6 +66,7 @@ BASES: dict[str, BaseRecipe] = {
         timm_name="vit_base_patch16_224.mae",
         hub=True,
         official_file=_MAE.format("base"),
+        release="mae",
         k=15,
         tau=1.8,
         source="paper, MAE-B",
@@ -70,6 +75,7 @@ BASES: dict[str, BaseRecipe] = {
         timm_name="vit_large_patch16_224.mae",
         hub=True,
         official_file=_MAE.format("large"),
+        release="mae",
         k=15,
         tau=1.4,
         source="paper, MAE-L",
@@ -78,6 +84,7 @@ BASES: dict[str, BaseRecipe] = {
         timm_name="vit_huge_patch14_224.mae",
         hub=True,
         official_file=_MAE.format("huge"),
+        release="mae",
         k=15,
         tau=1.4,
         source="not in the paper: k and tau of MAE-L",
@@ -86,6 +93,7 @@ BASES: dict[str, BaseRecipe] = {
         timm_name="vit_base_patch16_224.dino",
         hub=True,
         official_file=_DINO.format("vitbase16"),
+        release="dino",
         k=9,
         source="not in the paper: k and tau of iBOT, the nearest kin",
     ),
@@ -93,6 +101,7 @@ BASES: dict[str, BaseRecipe] = {
         timm_name="vit_small_patch16_224.dino",
         hub=True,
         official_file=_DINO.format("deitsmall16"),
+        release="dino",
         k=9,
         source="not in the paper: k and tau of iBOT, the nearest kin",
     ),
@@ -104,6 +113,7 @@ BASES: dict[str, BaseRecipe] = {
         timm_name="vit_base_patch16_224",
         hub=False,
         official_file=_IBOT.format("vitb_16"),
+        release="ibot",
         k=9,
         tau=1.0,
         source="paper, iBOT-B",
@@ -112,11 +122,12 @@ BASES: dict[str, BaseRecipe] = {
         timm_name="vit_large_patch16_224",
         hub=False,
         official_file=_IBOT.format("vitl_16"),
+        release="ibot",
         k=9,
         tau=1.0,
         source="not in the paper: k and tau of iBOT-B",
     ),
-    "mocov3": BaseRecipe(timm_name="vit_base_patch16_224", hub=False, official_file=_MOCO),
+    "mocov3": BaseRecipe(timm_name="vit_base_patch16_224", hub=False, official_file=_MOCO, release="mocov3"),
 }
 
 DEFAULT_RECIPE = BaseRecipe(timm_name="", hub=False, official_file="")
@@ -132,7 +143,7 @@ def unknown_base(base: str) -> ConfigError:
     """Return the error for a name that is neither known, nor timm:NAME, nor an existing path."""
     return ConfigError(
         f"unknown base {base!r}{nearest(base, BASES)}",
-        todo=f"one of {', '.join(BASES)}; or timm:NAME; or a weight file or a folder made by tec-cache export",
+        todo=f"one of {', '.join(BASES)}; or timm:NAME; or a weight file or folder (an export, timm's, transformers')",
     )
 
 

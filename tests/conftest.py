@@ -19,6 +19,8 @@ from pipelines.extract import extract
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.config import ExtractConfig, TrainConfig
+from tec_cache.run.checkpoint import checkpoints, load_checkpoint
+from tec_cache.run.settings import load_settings, run_identity
 
 GOLDEN = Path(__file__).parent / "data" / "golden_mae_like.npz"
 
@@ -110,10 +112,10 @@ def tiny_config(shards: Path | None, cache: Path, base: Path | None, **changes: 
         "input": None if shards is None else str(shards),
         "cache": str(cache),
         "base": None if base is None else str(base),
-        "device": "cpu",
-        "threads": 1,
         "workers": 2,
     }
+    if not changes.get("views_only"):
+        values |= {"device": "cpu", "threads": 1}
     if shards is not None:
         values |= {"views": 2, "size": 32, "grid": 4, "group_size": 16}
     if base is not None:
@@ -155,6 +157,11 @@ def tiny_training(cache: Path, run: Path, **changes: object) -> TrainConfig:
         "log_every": 1,
     }
     return TrainConfig(**(values | changes))
+
+
+def last_checkpoint(run: Path) -> dict[str, Any]:
+    """What the last checkpoint of a run holds."""
+    return load_checkpoint(checkpoints(run)[-1], run_identity(load_settings(run)))
 
 
 def payload_of(cache: Cache, unit: Unit, target: str | None = None) -> Path:

@@ -53,7 +53,7 @@ def kind_of(name: str) -> str:
     """Say what a file of a cache is."""
     folder, file = name.split("/")[0], name.rpartition("/")[2]
     if folder == "records":
-        return {"source": "source record", "views": "views record"}.get(name.split("/")[1], "targets record")
+        return f"{name.split('/')[1].removesuffix('.json')} record"
     if file.startswith("codec"):
         return "codec record" if file.endswith(".json") else "codec payload"
     return file if file.endswith(".json") else f"{folder} payload"

@@ -110,11 +110,12 @@ HARMS = {
     "foreign target record": "another target set",
     "targets of other keys": "other crops",
     "targets of other crops": "other crops",
+    "views of other photos": "other photos",
     "broken record": "damaged record",
     "record with another field": "missing or unknown",
     "broken manifest": "damaged manifest",
     "edited manifest": "damaged manifest",
-    "other version": "format version 2, this program reads 1",
+    "other version": "format version 3, this program reads 1 and 2",
 }
 
 
@@ -150,6 +151,8 @@ def test_harm_is_noticed(cache_copy: Path, harm: str) -> None:
         reseal(target_record, keys_sha256="0" * 64)
     elif harm == "targets of other crops":
         reseal(target_record, views_sha256="0" * 64)
+    elif harm == "views of other photos":
+        reseal(record, photos_sha256="0f" * 32)
     elif harm == "broken record":
         record.write_text('{"keys": [')
     elif harm == "record with another field":
@@ -160,7 +163,7 @@ def test_harm_is_noticed(cache_copy: Path, harm: str) -> None:
         manifest.write_text(manifest.read_text().replace('"quality": 90', '"quality": 91'))
     elif harm == "other version":
         body = unseal(manifest.read_bytes(), indent=1)
-        manifest.write_bytes(seal(body | {"format": 2}, indent=1))
+        manifest.write_bytes(seal(body | {"format": 3}, indent=1))
     with pytest.raises(CacheError, match=HARMS[harm]) as error:
         read_everything(cache_copy)
     assert error.value.where.startswith(str(cache_copy))

@@ -25,8 +25,8 @@ from tests import forked
 from tests.conftest import files_below, tiny_config, write_shards
 from tests.faults import Step, Watch, refused
 
-KINDS = {"cache.json", "views payload", "views record", "source record", "target.json", "codec record",
-         "targets payload", "targets record"}  # fmt: skip
+KINDS = {"cache.json", "asked record", "views payload", "views record", "source record", "content record",
+         "target.json", "codec record", "targets payload", "targets record"}  # fmt: skip
 CRASHED = 77
 
 MOST_ALIKE = 3

@@ -50,11 +50,11 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(
     def mortal(module: Any, name: str) -> Any:
         inner = getattr(module, name)
 
-        def commit(*args: Any) -> Any:
+        def commit(*args: Any, **options: Any) -> Any:
             commits[name] += 1
             if commits[name] % 3 == 0:
                 raise KeyboardInterrupt
-            return inner(*args)
+            return inner(*args, **options)
 
         return commit
 

@@ -6,13 +6,15 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from tec_cache.cache.pixels import JpegSettings, decode_crop, encode_crop, resize
-from tec_cache.data.images import MAX_PIXELS, decode_photo
+from tec_cache.data.images import decode_photo
+from tec_cache.data.stored import MAX_PIXELS
 from tec_cache.errors import ConfigError, SourceError
 from tests.conftest import encoded, photo
 
@@ -95,10 +97,29 @@ def test_a_dark_sixteen_bit_photo_stays_dark(kind: str) -> None:
     assert decoded(Image.fromarray(np.full((4, 6), 200, np.uint16)), kind).max() == 1
 
 
-def test_eight_bit_values_in_a_wide_tiff_are_kept() -> None:
-    values = np.arange(24).reshape(4, 6) * 10
-    np.testing.assert_array_equal(decoded(Image.fromarray(values.astype(np.int32)), "TIFF")[..., 0], values)
-    np.testing.assert_array_equal(decoded(Image.fromarray(values.astype(np.float32)), "TIFF")[..., 1], values)
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+@pytest.mark.parametrize("factor", [1 / 255, 1, 257])
+def test_samples_without_a_defined_range_are_refused_by_name(dtype: str, factor: float) -> None:
+    """A TIFF of them may mean 0 to 1, 0 to 255 or anything: no guess from the values, which would differ by photo."""
+    values = (np.arange(24).reshape(4, 6) * 10 * factor).astype(dtype)
+    name = {"int32": "32-bit signed", "float32": "32-bit floating-point"}[dtype]
+    with pytest.raises(SourceError, match=f"{name} samples, whose black and white"):
+        decode_photo(encoded(Image.fromarray(values), "TIFF"))
+
+
+def test_floating_point_is_refused_in_a_portable_map() -> None:
+    with pytest.raises(SourceError, match="floating-point"):
+        decode_photo(b"Pf\n2 2\n-1.0\n" + np.array([0.1, 0.2, 0.3, 1.0], "<f4").tobytes())
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_whose_white_is_zero(bits: int) -> None:
+    values = (np.arange(48).reshape(6, 8) * (5 if bits == 8 else 1285)).astype(f"uint{bits}")
+    data = bytearray(encoded(Image.fromarray(values), "TIFF"))
+    data[data.index(struct.pack("<HHI", 262, 3, 1)) + 8] = 0
+    np.testing.assert_array_equal(
+        np.asarray(decode_photo(bytes(data)).image)[..., 0], 255 - np.arange(48).reshape(6, 8) * 5
+    )
 
 
 def test_one_pixel() -> None:
@@ -109,6 +130,15 @@ def test_one_pixel() -> None:
 def test_the_first_frame_of_an_animation_counts() -> None:
     data = encoded(photo(7), "WEBP", save_all=True, append_images=[photo(8)], lossless=True)
     np.testing.assert_array_equal(np.asarray(decode_photo(data).image), np.asarray(photo(7)))
+
+
+def test_avif_where_pillow_was_built_without_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "check", lambda name: False)
+    for brands in (b"avif\0\0\0\0mif1", b"mif1\0\0\0\0avif"):
+        with pytest.raises(SourceError, match="built without AVIF"):
+            decode_photo(b"\0\0\0\x14ftyp" + brands)
+    with pytest.raises(SourceError, match="not an image of a known format"):
+        decode_photo(b"\0\0\0\x14ftypheic\0\0\0\0mif1")
 
 
 # ---- orientation ---------------------------------------------------------------------------------------------
@@ -219,14 +249,15 @@ def test_decoding_leaves_the_warning_filters_alone(monkeypatch: pytest.MonkeyPat
     seen: list[object] = []
     real = Image.open
 
-    def spy(stream: io.BytesIO, formats: tuple[str, ...]) -> Image.Image:
+    def spy(stream: io.BytesIO, formats: Sequence[str]) -> Image.Image:
         seen.append(list(warnings.filters))
         return real(stream, formats=formats)
 
     monkeypatch.setattr(Image, "open", spy)
     before = list(warnings.filters)
-    decode_photo(encoded(photo(1)))
-    assert seen == [before]
+    for kind in ("WEBP", "TIFF", "PNG"):
+        decode_photo(encoded(photo(1), kind))
+    assert seen == [before] * 3
 
 
 def test_formats_that_start_other_programs_are_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:

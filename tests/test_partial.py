@@ -11,7 +11,7 @@ import torch
 
 from pipelines.extract import extract
 from pipelines.info import info
-from pipelines.texts import errors_text, info_text
+from pipelines.texts import errors_text, extract_text, info_text
 from pipelines.train import train
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import open_cache
@@ -123,6 +123,17 @@ def test_info_of_a_cache_whose_codec_is_not_fitted_yet(shards: Path, tiny_base: 
 
 def test_errors_beyond_what_was_asked_are_pointed_out() -> None:
     asked = {"mse": 0.04, "kl": 0.03}
-    assert "MORE THAN ASKED" not in errors_text({"mse": 0.041, "kl": 0.03}, asked)
-    assert "MORE THAN ASKED (0.04 and 0.03)" in errors_text({"mse": 0.041, "kl": 0.06}, asked)
-    assert errors_text({}, asked) == ""
+    assert "MORE THAN ASKED" not in errors_text({"mse": 0.041, "kl": 0.03}, asked, 64)
+    assert "MORE THAN ASKED (0.04 and 0.03)" in errors_text({"mse": 0.041, "kl": 0.06}, asked, 64)
+    assert errors_text({}, asked, 0) == ""
+
+
+def test_how_many_views_an_error_was_measured_on_is_said(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """Twelve photos leave two views or so to measure on: an error that hardly says anything."""
+    assert "measured on 1 view that" in errors_text({"mse": 0.04}, {}, 1)
+    config = tiny_config(shards, tmp_path / "c", tiny_base, limit=12, views=1, quality="default", fit_views=8)
+    summary = extract(config)
+    assert summary.checked_views == open_cache(tmp_path / "c")[str(summary.target)].codec_record.checked_views
+    text = f"measured on {summary.checked_views} views"
+    assert text in extract_text(summary, False, config, True)
+    assert text in info_text(info(str(tmp_path / "c")))

@@ -121,10 +121,10 @@ def test_a_block_is_one_request_for_each_file_and_records_need_no_others(s3: S3S
     with s3.requests() as opening:
         cache = open_cache(s3_cache)
         cache.require_complete(2, "tiny")
-    # a handful of requests and one for each source shard, whatever the number of units
+    # a handful of requests, one for each source shard and one for all of them, whatever the number of units
     assert not [r for r in opening if r.method == "HEAD" and "/records/" in r.path]
     assert len([r for r in opening if "/records/" not in r.path.partition("?")[0]]) <= 12
-    assert sum("/records/" in r.path.partition("?")[0] for r in opening) == len(cache.shards)
+    assert sum("/records/" in r.path.partition("?")[0] for r in opening) == len(cache.shards) + 1
     unit = Unit(0, 0, 1)
     with s3.requests() as records:
         views = cache.views_records(cache.view_units)
@@ -175,12 +175,12 @@ def test_of_two_jobs_that_make_one_unit_one_wins_and_the_other_cleans_up(
     def put(self: Store, draft: Path, name: str) -> None:
         original(self, draft, name)
         monkeypatch.setattr(type(store), "put", original)
-        commit_views(store, unit, _crops(second), [], "cache")
+        commit_views(store, unit, _crops(second), [], "ca" * 32, photos_sha256="fe" * 32)
 
     for number, second in enumerate(("other", "same")):
         unit = Unit(number, 0, 0)
         monkeypatch.setattr(type(store), "put", put)
-        there = commit_views(store, unit, _crops("same"), [], "cache")
+        there = commit_views(store, unit, _crops("same"), [], "ca" * 32, photos_sha256="fe" * 32)
         assert there == ViewsRecord.read(store, layout.views_record(unit))
         assert there.payload is not None
         assert [n for n in store.names(layout.VIEWS) if layout.unit_of(n) == unit] == [there.payload.name]
@@ -191,7 +191,9 @@ def _many_units(url: str, text: str, start: Any) -> None:
     store = open_store(url)
     start.wait()
     for shard in range(15):
-        commit_views(store, Unit(shard, 0, 0), _crops(text if shard % 3 else "same"), [], "cache")
+        commit_views(
+            store, Unit(shard, 0, 0), _crops(text if shard % 3 else "same"), [], "ca" * 32, photos_sha256="fe" * 32
+        )
 
 
 def test_two_processes_that_make_the_same_units_leave_one_payload_for_each_record(s3: S3Server) -> None:
@@ -216,7 +218,7 @@ def test_a_record_whose_answer_was_lost_still_counts(monkeypatch: pytest.MonkeyP
         raise FileExistsError(path)
 
     monkeypatch.setattr(store.fs, "pipe_file", pipe_file)
-    record = commit_views(store, unit, _crops("x"), [], "cache")
+    record = commit_views(store, unit, _crops("x"), [], "ca" * 32, photos_sha256="fe" * 32)
     assert record.payload is not None
     assert store.names("") == [layout.views_record(unit), record.payload.name]
 
@@ -298,14 +300,14 @@ def test_drafts_of_killed_jobs_are_cleared_and_those_of_living_ones_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drafts_module.tempfile, "gettempdir", lambda: str(tmp_path))
-    dead, foreign = tmp_path / f"{PREFIX}dead", tmp_path / "other"
+    dead, foreign = tmp_path / f"{PREFIX}{'0' * 32}", tmp_path / f"{PREFIX}notes.txt"
     for path in (dead, foreign):
         path.write_bytes(b"x")
         os.utime(path, (1, 1))
     with temporary_file() as living:
         living.write_bytes(b"opened and closed by another writer")
         os.utime(living, (1, 1))
-        clear_abandoned(tmp_path, PREFIX)
+        clear_abandoned(tmp_path)
         assert sorted(tmp_path.iterdir()) == sorted([living, foreign])
     assert list(tmp_path.iterdir()) == [foreign]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,10 @@ import pytest
 
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.manifest import manifest_bytes, read_manifest
+from tec_cache.cache.manifest import ensure_manifest, read_manifest
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import Payload, TargetRecord
-from tec_cache.cache.sealed import seal, unseal
+from tec_cache.cache.sealed import HEAD, MIDDLE, TAIL, seal, unseal
 from tec_cache.errors import CacheError
 from tec_cache.store import open_store
 
@@ -25,9 +26,11 @@ RECORD = TargetRecord(
     count=33,
     keys_sha256="cd" * 32,
     views_sha256="ef" * 32,
-    payload=Payload("targets/t/000000.000-v00.0123456789abcdef.zip", 40_000, "01" * 32),
+    payload=Payload("targets/t/000000.000-v00.0101010101010101.zip", 40_000, "01" * 32),
     blocks={"features": [[1000, 30_000, 4_000_000_000], [31_000, 900, 7]]},
 )
+
+NAME = layout.target_record("t", Unit(0, 0, 0))
 
 
 def changed(data: bytes) -> list[bytes]:
@@ -42,19 +45,20 @@ def changed(data: bytes) -> list[bytes]:
 
 def test_every_changed_byte_of_a_record_is_noticed() -> None:
     data = RECORD.to_bytes()
-    assert TargetRecord.from_bytes(data) == RECORD
+    assert TargetRecord.from_bytes(data, NAME) == RECORD
     assert data.endswith(b"}\n")
     for other in changed(data):
-        with pytest.raises((ValueError, TypeError)):  # which `read` turns into CacheError
-            TargetRecord.from_bytes(other)
+        with pytest.raises(ValueError):  # noqa: PT011  (which `read` turns into CacheError)
+            TargetRecord.from_bytes(other, NAME)
 
 
-def test_every_changed_byte_of_a_manifest_is_noticed(tmp_path: Path) -> None:
+def test_every_changed_byte_of_a_manifest_is_noticed(made_cache: Path, tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    data = manifest_bytes({"views": {"seed": 0, "scale": [0.2, 1.0]}, "name": "ü"}, {"made by": "a test"})
+    identity = open_cache(made_cache).identity | {"source": {"limit": None, "shards": [{"name": "ü"}]}}
+    ensure_manifest(store, layout.MANIFEST, identity, {"made by": "a test"}, what="", todo="")
     path = tmp_path / layout.MANIFEST
-    path.write_bytes(data)
-    assert read_manifest(store, layout.MANIFEST)["identity"]["name"] == "ü"
+    data = path.read_bytes()
+    assert read_manifest(store, layout.MANIFEST)["identity"]["source"]["shards"] == [{"name": "ü"}]
     assert data.count(b"\n") > 10, "people read manifests too"
     for other in changed(data):
         path.write_bytes(other)
@@ -103,17 +107,43 @@ def test_a_changed_byte_is_an_error_that_names_the_file(made_cache: Path, tmp_pa
 )  # fmt: skip
 def test_what_is_not_sealed_is_refused(document: Any) -> None:
     with pytest.raises(ValueError, match=r"not a sealed document|does not fit"):
-        unseal(json.dumps(document).encode())
+        unseal(json.dumps(document, separators=(",", ":")).encode() + b"\n")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[]", b"1", b'{"a": 1}', b'{"b":1,"a":2}', b'{"a":1,"a":2}', b'{"a":NaN}', b'{"a":1e999}', b'{"a":1E2}',
+     b'{"a":"\\ud800"}', b'{"a":"\\u0041"}', b'{"a":"\xff"}', b'{"a":1}{"a":1}', b"[" * 100_000,
+     b'{"a":' * 100_000, b'{"a":' + b"9" * 5000 + b"}", b"", b"\xef\xbb\xbf{}"],
+    ids=lambda body: str(body[:16]),
+)  # fmt: skip
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_body_that_seal_would_not_write_is_refused_though_its_hash_fits(body: bytes, indent: int | None) -> None:
+    sealed = HEAD + body + MIDDLE + hashlib.sha256(body).hexdigest().encode() + TAIL
+    with pytest.raises(ValueError):  # noqa: PT011  (json has many words for it)
+        unseal(sealed, indent=indent)
 
 
 def test_the_same_content_written_in_another_way_is_refused() -> None:
     """One content, one file: so that a file can be compared, and no padding is outside the checksum."""
-    data = seal({"a": 1, "b": [1, 2]})
+    body = {"a": 1, "b": [1, 2]}
+    data = seal(body)
     for other in (
         json.dumps(json.loads(data)).encode(),
         data.rstrip(),
         json.dumps(json.loads(data), indent=1).encode(),
     ):
-        with pytest.raises(ValueError, match="changed after it was written"):
+        with pytest.raises(ValueError, match="not a sealed document"):
             unseal(other)
-    assert unseal(data) == {"a": 1, "b": [1, 2]}
+    with pytest.raises(ValueError, match="not written as it has to be"):
+        unseal(seal(body, indent=1))
+    assert unseal(data) == unseal(seal(body, indent=1), indent=1) == body
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_the_hash_is_that_of_the_bodys_bytes(indent: int | None) -> None:
+    """Nobody has to write numbers again to check a document: 8 bytes before the body, 78 behind it."""
+    data = seal({"x": 1e-7, "y": "ü", "z": [1.0, 2]}, indent=indent)
+    body = data[8:-78]
+    assert json.loads(body) == json.loads(data)["body"]
+    assert json.loads(data)["sha256"] == hashlib.sha256(body).hexdigest()

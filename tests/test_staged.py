@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -43,8 +43,11 @@ class Counted(LocalStore):
         return data
 
     def read_ranges(self, name: str, ranges: Any) -> list[bytes]:
-        self.asked["ranges " + name] += 1
-        return super().read_ranges(name, ranges)
+        whole = list(ranges) == [(0, self.size(name))]
+        self.asked[("read " if whole else "ranges ") + name] += 1
+        data = super().read_ranges(name, ranges)
+        self.after_read(name)
+        return data
 
 
 def staged(made_cache: Path, stage: Path, most: int | None = None) -> tuple[Cache, Counted]:
@@ -130,16 +133,17 @@ def test_copies_of_earlier_runs_make_room_the_longest_unused_first(tmp_path: Pat
         (tmp_path / name).write_bytes(b"x" * 10)
         os.utime(tmp_path / name, (1000 - number, 1000 - number))
     (tmp_path / "theirs.txt").write_bytes(b"y" * 1000)
+    (tmp_path / ".tec-cache-stage").touch()
     folder = StageFolder(tmp_path, 35)
     assert folder.open() == 30
     folder.touch(names[1])
-    assert folder.add(names[3], 10, lambda: b"z" * 10)
+    assert folder.add(names[3], 10, lambda stream: stream.write(b"z" * 10))
     assert sorted(p.name for p in tmp_path.glob("*.tar")) == [names[0], names[1], names[3]]
-    assert not folder.add(names[4], 30, lambda: b"w" * 30)
+    assert not folder.add(names[4], 30, lambda stream: stream.write(b"w" * 30))
     assert len(list(tmp_path.glob("*.tar"))) == 3, "nothing is removed in vain"
-    assert folder.add(names[4], 10, lambda: b"w" * 10)
+    assert folder.add(names[4], 10, lambda stream: stream.write(b"w" * 10))
     assert sorted(p.name for p in tmp_path.glob("*.tar")) == [names[1], names[3], names[4]]
-    assert not folder.add(names[0], 10, lambda: b"v" * 10), "all that is left was used by this run"
+    assert not folder.add(names[0], 10, lambda stream: stream.write(b"v" * 10)), "all that is left was used by this run"
     assert (tmp_path / "theirs.txt").exists()
 
 
@@ -207,16 +211,17 @@ def test_a_copy_that_vanishes_is_fetched_again(made_cache: Path, tmp_path: Path)
 
 def test_what_a_killed_process_left_unfinished_is_cleared_and_a_living_one_is_waited_for(tmp_path: Path) -> None:
     name = f"000000.000-v00.{'0' * 16}.tar"
-    (tmp_path / f".{name}.part").write_bytes(b"x" * 90)
     folder = StageFolder(tmp_path, 100)
     folder.open()
+    (tmp_path / f".{name}.part").write_bytes(b"x" * 90)
+    (tmp_path / ".theirs.part").write_bytes(b"half a download of another program")
     begun, calls = threading.Event(), []
 
-    def content() -> bytes:
+    def content(stream: IO[bytes]) -> int:
         calls.append(1)
         begun.set()
         time.sleep(0.3)
-        return b"y" * 80
+        return stream.write(b"y" * 80)
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(folder.add, name, 80, content)
@@ -226,7 +231,7 @@ def test_what_a_killed_process_left_unfinished_is_cleared_and_a_living_one_is_wa
         assert second.result()
     assert len(calls) == 1
     assert (tmp_path / name).read_bytes() == b"y" * 80
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", ".tec-cache-stage", ".theirs.part", name]
 
 
 def _stage_all(made_cache: Path, stage: Path, most: int, begin: Any, out: Path) -> None:
@@ -294,5 +299,5 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_a_bound_without_a_folder_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--stage-bytes without --stage"):
+    with pytest.raises(ConfigError, match="not used: --stage-bytes"):
         TrainConfig(cache="c", out="o", stage_bytes="5GB")

@@ -21,13 +21,12 @@ from tec_cache.device import Compute, default_workers
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, TecCacheError
 from tec_cache.loader import Loader, on_device
-from tec_cache.run.checkpoint import checkpoints, load_checkpoint
 from tec_cache.run.compiling import explained_compiling
 from tec_cache.run.metrics import read_metrics
 from tec_cache.student.masking import mask_noise
 from tec_cache.student.model import create_student
 from tec_cache.types import Targets, TargetSpec
-from tests.conftest import tiny_training
+from tests.conftest import last_checkpoint, tiny_training
 
 SPEC = TargetSpec(grid=4, channels=12, num_heads=3, k=3, normalization="patch")
 TINY = {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
@@ -132,7 +131,7 @@ def test_checkpointing_and_compiling_are_free_to_change_in_a_run(made_cache: Pat
         train(tiny_training(made_cache, tmp_path / name, epochs=17, steps=3, checkpointing=True))
     plain, compiled = ([line["loss"] for line in read_metrics(tmp_path / n)] for n in ("plain", "compiled"))
     np.testing.assert_allclose(compiled, plain, rtol=1e-5)
-    states = [load_checkpoint(checkpoints(tmp_path / n)[-1])["student"] for n in ("plain", "compiled")]
+    states = [last_checkpoint(tmp_path / n)["student"] for n in ("plain", "compiled")]
     assert set(states[0]) == set(states[1])
 
 

@@ -33,10 +33,10 @@ from tec_cache.distributed import Ranks, process_group
 from tec_cache.errors import TecCacheError
 from tec_cache.loader import Loader
 from tec_cache.rendezvous import fresh_store
-from tec_cache.run.checkpoint import checkpoints, load_checkpoint
+from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.stopping import stop_requested
-from tests.conftest import files_below, payload_of, tiny_config, tiny_training, write_shards
+from tests.conftest import files_below, last_checkpoint, payload_of, tiny_config, tiny_training, write_shards
 from tests.launch import LAUNCH, Job, environment, options, torchrun
 
 STEPS = 150
@@ -67,7 +67,7 @@ def losses(run: Path) -> np.ndarray:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = load_checkpoint(checkpoints(run)[-1])["student"]
+    state: dict[str, torch.Tensor] = last_checkpoint(run)["student"]
     return state
 
 

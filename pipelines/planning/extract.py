@@ -22,13 +22,13 @@ from pipelines.prepare import TargetJob
 from tec_cache.background import Stages
 from tec_cache.cache import layout
 from tec_cache.cache.blocks import write_zip
-from tec_cache.cache.identity import FORMAT_VERSION, fingerprint
+from tec_cache.cache.identity import fingerprint
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
-from tec_cache.cache.manifest import ensure_manifest
-from tec_cache.cache.pixels import decode_crop, resize
+from tec_cache.cache.manifest import ensure_manifest, manifest_body
+from tec_cache.cache.pixels import RESIZER, decode_crop, resize
 from tec_cache.cache.reader import Cache
-from tec_cache.cache.record import SourceRecord, ViewsRecord
-from tec_cache.cache.writer import Crop, TargetArrays, commit_targets, commit_views
+from tec_cache.cache.record import SourceRecord, ViewsRecord, hash_photos
+from tec_cache.cache.writer import Crop, TargetArrays, commit_asked, commit_content, commit_targets, commit_views
 from tec_cache.codec import Codec
 from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.fp16 import Float16Codec
@@ -38,6 +38,9 @@ from tec_cache.store.local import DRAFTS
 from tec_cache.types import Targets
 
 T = TypeVar("T")
+
+NO_PHOTOS = hash_photos([])
+"""Stands for the photos of the sample, which come from many shards."""
 
 MOST_ROWS = 512
 """Views of which targets are made, at most."""
@@ -138,21 +141,22 @@ def scratch(store: Store) -> Iterator[str]:
 def sample_cache(cache: Cache, place: str) -> Cache:
     """Return a cache of the same settings in a scratch folder, over one shard that stands for the sample."""
     identity = cache.identity | {"source": {"limit": None, "shards": [{"name": "sample"}]}}
-    manifest = {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity}
-    return Cache(open_store(place), manifest)
+    return Cache(open_store(place), manifest_body(identity, {}))
 
 
 def measure_crops(cache: Cache, cut: Cut, unit_rows: int, *, quiet: bool) -> Written:
     """Commit the crops of the sample in units of the real size; what does not fill one is left out."""
     first = Unit(0, 0, len(cut.crops))
-    commit_views(cache.store, first, cut.crops[0][:1], [], cache.fingerprint)  # makes folders, loads code
+    commit_views(
+        cache.store, first, cut.crops[0][:1], [], cache.fingerprint, photos_sha256=NO_PHOTOS
+    )  # makes folders, loads code
     size, count = min(unit_rows, len(cut.crops[0])), len(cut.crops[0])
     names = []
     with Progress("plan: crops to disk", quiet=quiet) as progress:
         for view, crops in enumerate(cut.crops):
             for group in range(count // size):
                 unit, part = Unit(0, group, view), crops[group * size : (group + 1) * size]
-                record = commit_views(cache.store, unit, part, [], cache.fingerprint)
+                record = commit_views(cache.store, unit, part, [], cache.fingerprint, photos_sha256=NO_PHOTOS)
                 names.append(layout.views_record(unit))
                 progress.advance(size, record.payload.size if record.payload else 0)
         return _written(cache.store, names, progress.done, progress.bytes, progress.seconds)
@@ -173,10 +177,20 @@ def measure_targets(
     with Progress("plan: targets", quiet=quiet) as progress:
         fewest = BLOCK_ROWS if codec is not None or job.quality.exact else FEWEST_FITTED
         crops = crops[: _rows_in(seconds, job, crops, pool, fewest)]
-        views = commit_views(store, unit, crops, [], cache.fingerprint)
-        SourceRecord(shard="sample", size=0, ends_sha256="", photos=len(crops), groups=1, damage="").create(
-            store, layout.source_record(0)
+        commit_asked(store, 1, cache.fingerprint)
+        views = commit_views(store, unit, crops, [], cache.fingerprint, photos_sha256=NO_PHOTOS)
+        source = SourceRecord(
+            shard="sample",
+            size=0,
+            ends_sha256="",
+            photos=len(crops),
+            groups=1,
+            damage="",
+            passed_over={},
+            group_sha256=[NO_PHOTOS],
         )
+        source.create(store, layout.source_record(0))
+        commit_content(cache)
         found, seconds_of_base = _through_base(cache, job, unit, pool, progress)
     made, fit = (codec, 0.0) if codec is not None else timed(lambda: _new_codec(job, found))
     coder: Codec = made
@@ -315,9 +329,15 @@ def begin_target_set(cache: Cache, job: TargetJob) -> TargetJob:
     """Write the manifest of a target set into a scratch cache; return the job as one of that cache."""
     identity = {
         "base": job.base.identity,
+        "input_size": job.base.input_size,
+        "resizer": RESIZER,
         "last_layers": job.base.last_layers,
         "spec": job.spec.to_json(),
         "codec": job.quality.to_json(job.fit_views),
+        "device": job.compute.device.type,
+        "precision": job.compute.precision,
+        "batch_size": job.batch_size,
+        "threads": None,
         "cache": cache.fingerprint,
     }
     ensure_manifest(cache.store, layout.target_manifest(job.name), identity, {"base": job.base.name}, what="", todo="")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.planning.amount import Amount
@@ -38,6 +38,8 @@ class Plan:
     start: float
     """Seconds to load the base and look at the cache."""
     measured_seconds: float
+    facts: list[list[str]] = field(default_factory=list)
+    """What the base assumes that no shape shows: [name, value, who says so]."""
     sampled_share: float = 0.0
     """Share of the source's shards from which the views of the fit are drawn: they are read once more."""
 
@@ -171,6 +173,7 @@ class Plan:
             "cache": self.cache,
             "target": self.target,
             "quality": self.quality,
+            "facts": self.facts,
             "photos": self.amount.photos,
             "photos_estimated": self.amount.estimated,
             "num_views": self.amount.num_views,

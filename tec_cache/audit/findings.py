@@ -10,11 +10,14 @@ from tec_cache.errors import CacheError
 DROP = "the same tec-cache verify with --repair drops it, then the same tec-cache extract makes it again"
 
 AGAIN = "run the same tec-cache extract again, it goes on where it stopped"
+RESTORE = "restore it from a copy; nothing else is wrong with the records"
 REMAKE = "restore it from a copy; or remove it and run the very extract that made it: same settings, same file"
 REFIT = (
     "restore it from a copy; without one the targets of this set are lost: the same extract with --overwrite makes "
     "them again, tec-cache rm removes them"
 )
+
+ALONE = "nothing reads it and nothing removes it; take it away if nobody needs it"
 
 MISSING = ("missing",)
 NOTES = ("leftover", "unknown")
@@ -24,7 +27,7 @@ NOTES = ("leftover", "unknown")
 class Finding:
     """Something wrong, missing or left over.
 
-    kind: manifest, codec, record, payload, foreign (a file among the records that is none), unreadable (the disk or
+    kind: manifest, codec, record, payload, foreign (a unit that the source does not have), unreadable (the disk or
     the network, not the content), base and targets (what the base says of a sample); missing (not made yet);
     leftover and unknown, which are notes.
     """

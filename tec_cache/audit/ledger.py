@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from tec_cache.audit.findings import DROP, Finding
+from tec_cache.audit.findings import DROP, RESTORE, Finding
 from tec_cache.audit.units import Checked, Facts
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import RECORD_THREADS
@@ -98,18 +98,18 @@ class Ledger:
         where: str,
         record_of: Callable[[Unit], str],
         whole: str,
-    ) -> None:
+    ) -> bool:
         """Find units that are not of this cache, set or codec; where all are of one other, that file is the wrong one.
 
-        Otherwise a cache.json that was swapped by mistake would make --repair drop a whole cache.
+        Says whether it is. Otherwise a cache.json that was swapped by mistake would make --repair drop a whole cache.
         """
         values = Counter(getattr(fact, what) for fact in facts.values())
         if len(values) == 1 and wanted not in values and len(facts) > 1:
             kind = "codec" if whole == "codec" else "manifest"
-            todo = "restore the right one from a copy; nothing else is wrong with the records"
-            self.find(kind, where, f"all {len(facts)} units were made with another {whole}", todo)
-            return
+            self.find(kind, where, f"all {len(facts)} units were made with another {whole}", RESTORE)
+            return True
         for unit, fact in facts.items():
             if getattr(fact, what) != wanted:
                 name = record_of(unit)
                 self.find("record", name, f"a unit made with another {whole}", DROP, unit, (name,))
+        return False

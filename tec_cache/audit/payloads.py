@@ -18,6 +18,14 @@ from tec_cache.cache.layout import Unit, crop_name
 from tec_cache.cache.record import Payload, TargetRecord, ViewsRecord
 from tec_cache.codec import ArraySpec
 from tec_cache.store import Store
+from tec_cache.tar_headers import StrictHeader
+
+MOST_LABEL_BYTES = 64
+"""Of a label in a tar of crops: a number."""
+MOST_ENTRY_BYTES = 256
+"""Of a file's entry in the list of a zip: 46, and its name."""
+MOST_METADATA_BYTES = 1 << 20
+"""Of an array's zarr.json."""
 
 PIECE = 8 << 20
 """Bytes read from a store at once; a payload is never held in memory whole."""
@@ -68,11 +76,32 @@ def _opened(store: Store, payload: Payload) -> Iterator[tuple[IO[bytes], str]]:
         yield copy, digest.hexdigest()
 
 
+def _crc32(stream: IO[bytes], offset: int, size: int) -> int:
+    """Return the CRC-32 of some bytes, which may be many."""
+    stream.seek(offset)
+    crc = 0
+    while size > 0 and (data := stream.read(min(PIECE, size))):
+        crc, size = zlib.crc32(data, crc), size - len(data)
+    return crc
+
+
+def _directory_bytes(stream: IO[bytes]) -> int:
+    """Return the bytes of a zip's list of files, which zipfile reads whole; it ends as ours do, without a comment."""
+    end = stream.seek(0, 2)
+    stream.seek(max(0, end - 98))
+    tail = stream.read(98)  # 56 bytes and 20 more for many files or long ones, and 22 for all
+    if tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
+        raise zipfile.BadZipFile("it does not end as a zip")
+    if tail[-42:-38] == b"PK\6\7":
+        return int.from_bytes(tail[-58:-50], "little") if tail[-98:-94] == b"PK\6\6" else end
+    return int.from_bytes(tail[-10:-6], "little")
+
+
 def sensible(check: Callable[[], str]) -> str:
     """Run a check; content of the wrong kind altogether is a problem too, not a crash of ours."""
     try:
         return check()
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, struct.error) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, struct.error) as error:
         return f"makes no sense: {type(error).__name__}: {error}"
     except (tarfile.TarError, zipfile.BadZipFile) as error:
         return f"cannot be opened: {error}"
@@ -81,13 +110,19 @@ def sensible(check: Callable[[], str]) -> str:
 def tar_problem(stream: IO[bytes], record: ViewsRecord, unit: Unit) -> str:
     """Compare the members of a tar with the record: names and order, positions, sizes, CRC-32, labels."""
     names = [crop_name(key, unit.view) for key in record.keys]
-    found, labels = [], {}
+    found: list[tuple[str, int, int]] = []
+    labels: dict[tuple[str, str], bytes] = {}
     stream.seek(0)
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
-        for info in tar:
+    with tarfile.open(fileobj=stream, mode="r:", tarinfo=StrictHeader) as tar:
+        while (info := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header
             name, _, kind = info.name.rpartition(".")
+            if info.type != tarfile.REGTYPE or len(found) + len(labels) > 2 * len(names):
+                return "holds other files than crops and their labels"
             if kind == "jpg":
                 found.append((name, info.offset_data, info.size))
+            elif info.size > MOST_LABEL_BYTES:
+                return f"holds a label of {info.size:,} bytes"
             else:
                 stream.seek(info.offset_data)
                 labels[name, kind] = stream.read(info.size)
@@ -97,18 +132,23 @@ def tar_problem(stream: IO[bytes], record: ViewsRecord, unit: Unit) -> str:
     if labels != wanted:
         return "holds other labels than the record says"
     for key, offset, size, crc in zip(record.keys, record.offsets, record.sizes, record.crc32, strict=True):
-        stream.seek(offset)
-        if zlib.crc32(stream.read(size)) != crc:
+        if _crc32(stream, offset, size) != crc:
             return f"crop {key!r} does not fit the record's CRC-32"
     return ""
 
 
 def zip_problem(stream: IO[bytes], record: TargetRecord, arrays: Mapping[str, ArraySpec] | None) -> str:
     """Compare the arrays of a zip with the record: rows, blocks, positions, sizes, CRC-32."""
+    chunks_named = sum(len(blocks) for blocks in record.blocks.values())
+    if _directory_bytes(stream) > (chunks_named + len(record.blocks) + 1) * MOST_ENTRY_BYTES:
+        return "lists more files than the record's blocks"
     with zipfile.ZipFile(stream) as archive:
         chunks = {info.filename: info for info in archive.infolist() if "/c/" in info.filename}
         for array, blocks in record.blocks.items():
-            metadata: dict[str, Any] = json.loads(archive.read(f"{array}/zarr.json"))
+            about = archive.getinfo(f"{array}/zarr.json")
+            if about.compress_type != zipfile.ZIP_STORED or about.file_size > MOST_METADATA_BYTES:
+                return f"the metadata of {array} is packed, or has {about.file_size:,} bytes"
+            metadata: dict[str, Any] = json.loads(archive.read(about))
             row = list(arrays[array].shape) if arrays is not None else metadata["shape"][1:]
             if metadata["shape"] != [record.count, *row]:
                 return f"{array} has the shape {metadata['shape']}, not {[record.count, *row]}"
@@ -116,7 +156,6 @@ def zip_problem(stream: IO[bytes], record: TargetRecord, arrays: Mapping[str, Ar
                 info = chunks.pop(f"{array}/c/{number}{'/0' * len(row)}")
                 stream.seek(info.header_offset + 26)
                 start = info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4)))
-                stream.seek(position)
-                if (start, info.file_size, zlib.crc32(stream.read(size))) != (position, size, crc):
+                if (start, info.file_size, _crc32(stream, position, size)) != (position, size, crc):
                     return f"block {number} of {array} is not what the record says"
     return f"{len(chunks)} blocks are in the zip and not in the record" if chunks else ""

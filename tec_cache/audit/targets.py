@@ -12,7 +12,7 @@ from tec_cache.audit.units import Facts, check_targets
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.manifest import read_manifest
-from tec_cache.cache.reader import Cache, TargetSet
+from tec_cache.cache.reader import Cache, TargetSet, target_manifest_problem
 from tec_cache.cache.record import CodecRecord
 from tec_cache.codec import ArraySpec
 from tec_cache.errors import CacheError
@@ -28,8 +28,12 @@ class TargetSetAudit:
     units: Collection[Unit]
     """Units that have a record."""
 
-    def run(self, views: Mapping[Unit, Facts], wanted: Collection[Unit]) -> None:
-        """Check everything; views: what the sound records of views say; wanted: units that should be there."""
+    def run(self, views: Mapping[Unit, Facts], wanted: Collection[Unit], foreign: Collection[Unit]) -> None:
+        """Check everything.
+
+        views: what the sound records of views say; wanted: units that should be there; foreign: units whose views
+        are of other photos than this cache's.
+        """
         ledger, store = self.ledger, self.ledger.store
         target = self._manifest()
         codec = self._codec(target)
@@ -44,7 +48,7 @@ class TargetSetAudit:
         if codec is not None:
             sha256 = codec.payload.sha256 if codec.payload else ""
             ledger.strangers(facts, "codec_sha256", sha256, layout.codec_record(self.name), self._record, "codec")
-        self._against_views(facts, views)
+        self._against_views(facts, views, foreign)
         there = set(self.units)
         for unit in wanted:
             if target is not None and unit not in there:
@@ -67,14 +71,13 @@ class TargetSetAudit:
         self.ledger.report.files += 1
         try:
             target = TargetSet(self.cache, self.name, read_manifest(store, where))
-            _, of = target.spec, target.identity["cache"]
-        except (CacheError, KeyError, TypeError, ValueError) as error:
-            find("manifest", where, getattr(error, "what", f"makes no sense: {error}"), REMAKE)
+        except CacheError as error:
+            find("manifest", where, error.what, REMAKE)
             return None
-        if of != self.cache.fingerprint:
-            find("manifest", where, "a target set of another cache", REMAKE)
-            return None
-        return target
+        problem = target_manifest_problem(target.manifest, self.cache.manifest)
+        if problem:
+            find("manifest", where, problem, REMAKE)
+        return None if problem else target
 
     def _codec(self, target: TargetSet | None) -> CodecRecord | None:
         """Check codec.json and the parameters; return the record where it is sound."""
@@ -99,8 +102,6 @@ class TargetSetAudit:
         if target is not None and codec.identity != target.fingerprint:
             ledger.find("codec", where, "the codec of another target set", REFIT)
         if codec.payload is not None:
-            if codec.payload.name != layout.codec_payload(self.name, codec.payload.sha256):
-                ledger.find("codec", where, f"it names {codec.payload.name}, which is not this set's", REFIT)
             ledger.count(codec.payload)
             # small, and nothing can be decoded without it: hashed by a quick audit too
             for found in check_payload(ledger.store, codec.payload, where, "", lambda stream: ""):
@@ -115,13 +116,16 @@ class TargetSetAudit:
         except (CacheError, KeyError, TypeError, ValueError):
             return None  # the parameters' own finding says why
 
-    def _against_views(self, facts: Mapping[Unit, Facts], views: Mapping[Unit, Facts]) -> None:
+    def _against_views(
+        self, facts: Mapping[Unit, Facts], views: Mapping[Unit, Facts], foreign: Collection[Unit]
+    ) -> None:
         """Targets must be those of the very crops beside them."""
         for unit, fact in facts.items():
             crops = views.get(unit)
             if crops is None:
                 continue  # a finding of the views
             tar = crops.payload.sha256 if crops.payload else ""
-            if (fact.rows, fact.keys_sha256, fact.views_sha256) != (crops.rows, crops.keys_sha256, tar):
+            of_these = (fact.rows, fact.keys_sha256, fact.views_sha256) == (crops.rows, crops.keys_sha256, tar)
+            if unit in foreign or not of_these:
                 name = self._record(unit)
                 self.ledger.find("record", name, "these targets were made from other crops", DROP, unit, (name,))

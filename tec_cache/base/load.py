@@ -1,31 +1,24 @@
-"""Find a base model by name, fill it with weights that were really read, and freeze it."""
+"""Load a base model: its architecture, weights that were really read, and nothing left to a guess; and freeze it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from tec_cache.base.facts import Fact, Settled, merged_args, settle
+from tec_cache.base.folders import check_model_hash
 from tec_cache.base.model import FrozenBase, check_supported
-from tec_cache.errors import ConfigError, WeightsError, nearest
-from tec_cache.recipes import BASES, IMAGENET_MEAN, IMAGENET_STD, recipe_of, unknown_base
+from tec_cache.base.source import Given, Source, find_source
+from tec_cache.errors import ConfigError, WeightsError
+from tec_cache.recipes import BASES, recipe_of
 from tec_cache.types import Rows
 from tec_cache.weights.files import read_weights, sha256_of_state
-from tec_cache.weights.load import load_strict
-
-
-class Source(NamedTuple):
-    """Where a base comes from, before anything is loaded."""
-
-    timm_name: str
-    model_args: dict[str, Any]
-    weights: Path | None
-    """A local file; None where timm's hub has the weights."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+from tec_cache.weights.hub import hub_state
+from tec_cache.weights.load import fitted, load_strict
 
 
 def load_base(
@@ -35,227 +28,176 @@ def load_base(
     grid: int = 14,
     last_layers: int = 2,
     k: Rows | str | None = "recipe",
+    given: Given | None = None,
 ) -> FrozenBase:
     """Load a base model and freeze it.
 
-    name: a name of `recipes.BASES`, `timm:NAME`, a weight file, or a folder made by `tec-cache export`.
+    name: a name of `recipes.BASES`, `timm:NAME`, a weight file, or a folder (an export, timm's, transformers').
     weights: a weight file in any format that `weights.files` reads; needed where timm's hub has none.
     grid: patches per side; the input is grid * patch pixels, position embeddings are resampled to it.
     k: rows of attention beside the class token's; "recipe" takes the base's own, None leaves attention out.
-    Raises ConfigError for an unknown or unsupported base, WeightsError for weights that are missing or unfit.
+    given: pixel statistics and arguments that no file says.
+    Raises ConfigError for an unknown or unsupported base, or settings that contradict it; WeightsError for weights
+    that are missing or unfit, or of another release than was named.
     """
-    source = find_source(name, weights)
-    model, sha256 = build(source, name, grid)
+    given, source = given or Given(), find_source(name, weights)
+    loaded = build(source, name, grid, given)
     wanted: Rows = recipe_of(name).k if k == "recipe" else k  # type: ignore[assignment]
-    architecture = source.timm_name.split(".")[0]
+    settled = loaded.settled
     identity = {
-        "architecture": architecture,
-        "model_args": source.model_args,
-        "weights_sha256": sha256,
-        "mean": list(source.mean),
-        "std": list(source.std),
+        "architecture": source.architecture,
+        "model_args": settled.model_args,
+        "weights_sha256": loaded.sha256,
+        "mean": list(settled.mean),
+        "std": list(settled.std),
     }
     return FrozenBase(
-        model,
+        loaded.model,
         name=name,
         identity=identity,
-        mean=source.mean,
-        std=source.std,
+        mean=settled.mean,
+        std=settled.std,
         last_layers=last_layers,
         k=wanted,
+        facts=(_pixels(loaded.model), *settled.facts),
+        given=given,
     )
 
 
-def random_model(name: str, *, grid: int, seed: int = 0) -> FrozenBase:
+def random_model(name: str, *, grid: int, seed: int = 0, given: Given | None = None) -> FrozenBase:
     """Return an untrained model of the architecture of a base: the floor that a probe is compared with."""
-    source = find_source(name, None)
+    given, source = given or Given(), find_source(name, None)
+    args = merged_args(source, given)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _create(source, grid, f"random:{name}")
+        model = create(source.architecture, args, grid, f"random:{name}")
     identity = {
         "architecture": source.timm_name,
-        "model_args": source.model_args,
+        "model_args": args,
         "weights_sha256": f"random, seed {seed}",
     }
+    mean, std = given.mean or source.mean, given.std or source.std
     return FrozenBase(
-        model,
-        name=f"random:{name}",
-        identity=identity,
-        mean=source.mean,
-        std=source.std,
-        last_layers=1,
-        k=None,
+        model, name=f"random:{name}", identity=identity, mean=mean, std=std, last_layers=1, k=None, given=given
     )
 
 
-def native_grid(name: str, weights: str | Path | None = None) -> int:
-    """Return the patches per side that an architecture is made for, or an export was trained with."""
+def native_grid(name: str, weights: str | Path | None = None, given: Given | None = None) -> int:
+    """Return the patches per side that an architecture is made for, or a folder's model was trained with."""
     source = find_source(name, weights)
-    import timm
-
-    args = source.model_args
-    config_file = Path(name) / "config.json"
-    if name not in BASES and config_file.is_file():
-        args = args | {"img_size": json.loads(config_file.read_text())["model_args"]["img_size"]}
-    model = timm.create_model(source.timm_name.split(".")[0], num_classes=0, **args)
-    check_supported(model)
-    return int(model.patch_embed.grid_size[0])  # type: ignore[union-attr, index]
+    outline_of = outline(source.architecture, merged_args(source, given or Given()), name)
+    patch = int(outline_of.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
+    if source.native_pixels is not None and source.native_pixels >= patch:
+        return source.native_pixels // patch
+    return int(outline_of.patch_embed.grid_size[0])  # type: ignore[union-attr, index]
 
 
-def find_source(name: str, weights: str | Path | None) -> Source:
-    """Resolve a base's name to an architecture, pixel statistics and a place of weights."""
-    file = Path(weights) if weights is not None else None
-    if name in BASES:
-        recipe = BASES[name]
-        mean, std = pixel_statistics(recipe.timm_name) if recipe.hub else (IMAGENET_MEAN, IMAGENET_STD)
-        return Source(recipe.timm_name, {}, file, mean, std)
-    if name.startswith("timm:"):
-        timm_name = name.removeprefix("timm:")
-        mean, std = pixel_statistics(timm_name)
-        return Source(timm_name, {}, file, mean, std)
-    path = Path(name)
-    if path.is_dir():
-        return _exported(path, file)
-    if path.is_file():
-        return _bare_file(path, file)
-    raise unknown_base(name)
+class _Loaded(NamedTuple):
+    """A filled model, what was settled of it, and the hash of its weights."""
+
+    model: nn.Module
+    settled: Settled
+    sha256: str
 
 
-def pixel_statistics(timm_name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return the pixel mean and deviation that timm's configuration states for a model."""
-    import timm
+def build(source: Source, name: str, grid: int, given: Given) -> _Loaded:
+    """Create the model and load its weights strictly.
 
-    try:
-        config = timm.models.get_pretrained_cfg(timm_name)
-    except RuntimeError:
-        config = None
-    if config is None:
-        known = timm.list_models() + timm.list_models(pretrained=True)
-        raise ConfigError(
-            f"timm {timm.__version__} knows no model {timm_name!r}{nearest(timm_name, known)}",
-            todo="see timm.list_models('vit*')",
-        )
-    return _three(config.mean), _three(config.std)
-
-
-def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)
-
-
-def _exported(folder: Path, weights: Path | None) -> Source:
-    """Read config.json of an export (timm's local-dir layout)."""
-    config_file = folder / "config.json"
-    try:
-        config = json.loads(config_file.read_text())
-        architecture, args = config["architecture"], config["model_args"]
-        cfg = config["pretrained_cfg"]
-        mean, std = _three(cfg["mean"]), _three(cfg["std"])
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"not a folder made by tec-cache export: {error}",
-            where=str(config_file),
-            todo="give the OUT folder of tec-cache export RUN OUT",
-        ) from error
-    args = {key: value for key, value in args.items() if key not in ("img_size", "num_classes")}
-    return Source(architecture, args, weights or folder / "model.safetensors", mean, std)
-
-
-# A weight file alone does not say how many heads it has; these are the widths of the field's plain ViTs.
-_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
-
-
-def _bare_file(path: Path, weights: Path | None) -> Source:
-    """Guess the architecture of a bare weight file from its shapes, or refuse."""
-    if weights is not None:
-        raise ConfigError(
-            "a base that is itself a file takes no --base-weights",
-            where=str(path),
-            todo="name the architecture: --base timm:NAME --base-weights FILE",
-        )
-    read = read_weights(path)
-    state = read.state
-    patch = state.get("patch_embed.proj.weight")
-    size = _SIZES.get(int(patch.shape[0])) if patch is not None and patch.ndim == 4 else None
-    # MoCo v3's ViT-S has 12 heads, everybody else's 6: its shapes fit and its attention would be wrong
-    other_heads = read.format == "mocov3" and size == "small"
-    if patch is None or size is None or "cls_token" not in state or other_heads:
-        raise WeightsError(
-            "the architecture cannot be told from this file alone",
-            where=str(path),
-            todo="name it: --base timm:NAME --base-weights FILE",
-        )
-    edge = int(patch.shape[-1])
-    if "blocks.0.ls1.gamma" in state:
-        registers = "reg4_" if "reg_token" in state else ""
-        timm_name = f"vit_{size}_patch14_{registers}dinov2"
-    else:
-        timm_name = f"vit_{size}_patch{edge}_224"
-    import timm
-
-    if not timm.is_model(timm_name):
-        raise WeightsError(
-            f"no plain vision transformer of width {patch.shape[0]} and patch {edge} is known",
-            where=str(path),
-            todo="name it: --base timm:NAME --base-weights FILE",
-        )
-    return Source(timm_name, {}, path, IMAGENET_MEAN, IMAGENET_STD)
-
-
-def build(source: Source, name: str, grid: int) -> tuple[nn.Module, str]:
-    """Create the model, load its weights strictly, and return it with the weights' SHA-256.
-
-    The hash is taken of the weights as released, before position embeddings are resampled, so one file gives
-    one identity on every machine and grid, whether it came through the hub or by hand.
+    The hash is taken of the weights as released, before position embeddings are resampled, so one network gives
+    one identity on every machine and grid, whether it came through the hub or by hand, and however it was wrapped.
+    The class is looked at before anything is downloaded, and the weights' shapes before anything is allocated.
     """
-    model = _create(source, grid, name)  # first, so that nothing is downloaded for a class that is refused
-    state = read_state(source, name)
-    load_strict(model, state, what=f"{name} ({source.timm_name})")
-    return model, sha256_of_state(state)
+    made = outline(source.architecture, merged_args(source, given), name)
+    read = _read(source, name)
+    settled = settle(source, read.release, read.num_heads, given, made)
+    what = f"{name} ({source.timm_name})"
+    state = read.state | {n: value for n, value in read.zeros.items() if n in made.state_dict()}
+    fitted(outline(source.architecture, settled.model_args, name, grid), state, what=what)
+    model = create(source.architecture, settled.model_args, grid, name)
+    load_strict(model, state, what=what)
+    return _Loaded(model, settled, sha256_of_state(read.state))
 
 
-def read_state(source: Source, name: str) -> dict[str, torch.Tensor]:
+def read_state(source: Source, name: str) -> dict[str, Tensor]:
     """Read the weights of a base under timm's names, from its file or through timm's hub."""
+    return _read(source, name).state
+
+
+class _Read(NamedTuple):
+    """Weights under timm's names and what they tell of themselves: see `weights.files.Weights`."""
+
+    state: dict[str, Tensor]
+    release: str | None
+    num_heads: int | None
+    zeros: dict[str, Tensor]
+
+
+def _read(source: Source, name: str) -> _Read:
     if source.weights is not None:
-        return read_weights(source.weights).state
+        check_model_hash(source.weights, source.model_sha256)
+        read = source.read or read_weights(source.weights)
+        return _Read(read.state, read.release, read.num_heads, read.zeros)
+    official = recipe_of(name).official_file
     if name in BASES and not BASES[name].hub:
         raise WeightsError(
             f"timm's hub has no weights for {name}",
-            todo=f"download {BASES[name].official_file} and give it with --base-weights FILE",
+            todo=f"download {official} and give it with --base-weights FILE",
         )
-    return _hub_state(source.timm_name, name)
+    file = official or f"the weights of {source.timm_name}"
+    todo = f"download {file} on a connected machine and give it with --base-weights FILE"
+    return _Read(hub_state(source.timm_name, todo=todo), None, None, {})
 
 
-def _create(source: Source, grid: int, name: str) -> nn.Module:
-    """Create the architecture with an input of grid x grid patches."""
-    import timm
+class _LinspaceOnCpu(TorchFunctionMode):
+    """timm reads numbers out of a torch.linspace while a model is made, which the meta device cannot give."""
 
-    architecture = source.timm_name.split(".")[0]
-    try:
-        probe = timm.create_model(architecture, num_classes=0, **source.model_args)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ConfigError(f"timm cannot create {architecture!r}: {error}", where=name) from error
-    check_supported(probe)
-    patch = int(probe.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
-    args = source.model_args | {"img_size": grid * patch}
-    model = timm.create_model(architecture, num_classes=0, **args)
-    check_supported(model)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.linspace:
+            kwargs = {**(kwargs or {}), "device": "cpu"}
+        return func(*args, **(kwargs or {}))
+
+
+def outline(architecture: str, args: dict[str, Any], name: str, grid: int | None = None) -> nn.Module:
+    """Create an architecture without memory for its weights (on the "meta" device), of a class that is supported.
+
+    grid: patches per side; the architecture's own where None. Raises ConfigError.
+    """
+    with torch.device("meta"), _LinspaceOnCpu():
+        model = _timm_model(architecture, args, name)
+        if grid is not None:
+            patch = int(model.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
+            model = _timm_model(architecture, args | {"img_size": grid * patch}, name)
     return model
 
 
-def _hub_state(timm_name: str, name: str) -> dict[str, torch.Tensor]:
-    """Download the weights through timm's hub; offline, say which file to give instead."""
+def create(architecture: str, args: dict[str, Any], grid: int, name: str) -> nn.Module:
+    """Create an architecture with an input of grid x grid patches, with random weights."""
+    patch = int(outline(architecture, args, name).patch_embed.patch_size[0])  # type: ignore[union-attr, index]
+    return _timm_model(architecture, args | {"img_size": grid * patch}, name)
+
+
+def _timm_model(architecture: str, args: dict[str, Any], name: str) -> nn.Module:
     import timm
 
+    passed = {key: value for key, value in args.items() if key != "norm_eps"}
     try:
-        model = timm.create_model(timm_name, pretrained=True, num_classes=0)
-    except Exception as error:
-        # huggingface_hub and urllib raise a dozen kinds of error for one fact: the weights are not here
-        official = recipe_of(name).official_file
-        file = official or f"the weights of {timm_name}"
-        raise WeightsError(
-            f"the weights of {name} could not be had from timm's hub ({type(error).__name__})",
-            where=timm_name,
-            todo=f"download {file} on a connected machine and give it with --base-weights FILE",
-        ) from error
-    return {key: value for key, value in model.state_dict().items() if not key.startswith("head.")}
+        model = timm.create_model(architecture, num_classes=0, **passed)
+    except (RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        todo = "check --base-arg, or the arguments in config.json" if args else ""
+        raise ConfigError(f"timm cannot create {architecture!r}: {error}", where=name, todo=todo) from error
+    check_supported(model)
+    if "norm_eps" in args:
+        for module in model.modules():
+            if hasattr(module, "eps"):
+                module.eps = args["norm_eps"]  # type: ignore[assignment]
+    return model
+
+
+def _pixels(model: nn.Module) -> Fact:
+    parts: Any = model
+    edge, grid, patch = parts.patch_embed.img_size[0], parts.patch_embed.grid_size[0], parts.patch_embed.patch_size[0]
+    tokens = ["class token"] if parts.cls_token is not None else []
+    others = int(parts.num_prefix_tokens) - len(tokens)
+    tokens += [f"{others} registers"] if others else []
+    beside = f", {' and '.join(tokens)}" if tokens else ", no class token"
+    return Fact("pixels", f"{edge} x {edge}: {grid} x {grid} patches of {patch}{beside}", "--grid and the patch")

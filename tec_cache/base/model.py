@@ -8,7 +8,7 @@ fused; only the few rows that are targets are computed a second time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from tec_cache.base.source import Given
 from tec_cache.errors import ConfigError
 from tec_cache.targets import attention_rows
 from tec_cache.types import Rows, Targets, TargetSpec
@@ -56,6 +57,8 @@ class FrozenBase(nn.Module):
         std: tuple[float, float, float],
         last_layers: int = 2,
         k: Rows = 15,
+        facts: Sequence[tuple[str, str, str]] = (),
+        given: Given | None = None,
     ) -> None:
         super().__init__()
         check_supported(model)
@@ -70,6 +73,9 @@ class FrozenBase(nn.Module):
         self.name, self.identity = name, dict(identity)
         self.mean, self.std = mean, std
         self.last_layers, self.k = last_layers, k
+        self.facts = tuple(facts)
+        """(name, value, who says so) of all that no shape shows: see `facts.settle`."""
+        self.given = given or Given()
         self.num_prefix = int(parts.num_prefix_tokens)
         self.has_class_token = parts.cls_token is not None
         self.grid = int(parts.patch_embed.grid_size[0])

@@ -6,6 +6,7 @@ neither: the unit's record says where each block lies, and a block is one range,
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tec_cache.cache.frames import most_frame_bytes, unpacked
 from tec_cache.cache.layout import BLOCK_ROWS
 from tec_cache.codec import ArraySpec
 
@@ -51,13 +53,24 @@ def write_zip(
 
 
 def read_block(data: bytes, spec: ArraySpec) -> npt.NDArray[np.generic]:
-    """Decode one chunk as `write_zip` stored it, to (BLOCK_ROWS, *shape); its CRC has been checked."""
-    from numcodecs import blosc
+    """Decode one chunk as `write_zip` stored it, to (BLOCK_ROWS, *shape); its CRC has been checked.
 
+    Raises ValueError for a chunk of any other size, before memory is allocated for it.
+    """
     shape = (BLOCK_ROWS, *spec.shape)
     order = spec.order or tuple(range(len(shape)))
-    flat = np.frombuffer(blosc.decompress(data[:-CRC_BYTES]), np.dtype(spec.dtype).newbyteorder("<"))
+    flat = np.frombuffer(unpacked(data[:-CRC_BYTES], block_bytes(spec)), np.dtype(spec.dtype).newbyteorder("<"))
     return flat.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def block_bytes(spec: ArraySpec) -> int:
+    """Return the bytes of a block of rows before compression."""
+    return BLOCK_ROWS * math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+
+
+def most_chunk_bytes(spec: ArraySpec) -> int:
+    """Return how many bytes a chunk can have as it is stored."""
+    return most_frame_bytes(block_bytes(spec)) + CRC_BYTES
 
 
 def open_zip(path: str | Path) -> Any:

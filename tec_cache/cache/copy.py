@@ -17,13 +17,23 @@ PIECE = 16 * 2**20
 """Bytes that are copied at a time."""
 
 
-def copy_payload(source: Store, out: Store, payload: Payload) -> None:
-    """Copy a payload. Raises CacheError, and leaves nothing, where its bytes are not those that were recorded."""
+def require_name(payload: Payload, name: str, where: str) -> None:
+    """Raise CacheError unless a payload has the name that the layout gives it; where: the record that names it."""
+    if payload.name != name:
+        raise CacheError(f"it names {payload.name[:200]!r}, and not {name}", where=where, todo=MEND)
+
+
+def copy_payload(source: Store, out: Store, payload: Payload, name: str) -> None:
+    """Copy a payload to the name that the layout gives it.
+
+    Raises CacheError, and leaves nothing, where its bytes, or its name, are not those that were recorded.
+    """
+    require_name(payload, name, f"{source.url}, record of {name}")
     with out.draft() as draft:
         with draft.open("wb") as stream:
             for piece in checked_pieces(source, payload):
                 stream.write(piece)
-        out.put(draft, payload.name)
+        out.put(draft, name)
 
 
 def checked_pieces(source: Store, payload: Payload, todo: str = MEND) -> Iterator[bytes]:
@@ -64,7 +74,7 @@ def copy_codec(source: Cache, out: Store, name: str) -> None:
     record = source[name].codec_record
     if out.size(layout.codec_record(name)) is None:
         if record.payload is not None:
-            copy_payload(source.store, out, record.payload)
+            copy_payload(source.store, out, record.payload, layout.codec_payload(name, record.payload.sha256))
         record.create(out, layout.codec_record(name))
     require_codec(type(record).read(out, layout.codec_record(name)).payload, record.payload, name, source.store.url)
 
@@ -93,8 +103,8 @@ def copy_source_record(source: Store, out: Store, shard: int) -> None:
 def require_same_source(stored: SourceRecord, asked: SourceRecord, where: str) -> None:
     """Raise IdentityError naming what differs between two readings of a source shard."""
     require_same(
-        vars(stored),
-        vars(asked),
+        vars(stored) | {"passed_over": {}},  # a file beside the photos changes none of them
+        vars(asked) | {"passed_over": {}},
         what=f"source shard {asked.shard}",
         where=where,
         todo="the shard was another one, or was damaged, on one of the machines: make that part again",

@@ -7,15 +7,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tec_cache.errors import IdentityError
+from tec_cache.errors import IdentityError, listed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MOST_LINES = 20
 
 
 def canonical_json(value: Any) -> bytes:
-    """Serialize plain values to one byte string: sorted keys, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    """Serialize plain values to one byte string: sorted keys, no spaces, UTF-8; lone surrogates as JSON's \\udce9.
+
+    Raises ValueError for NaN.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -37,6 +41,9 @@ def differences(stored: Any, asked: Any, path: str = "") -> list[str]:
             return [f"{path}: stored {len(stored)} entries, asked {len(asked)}"]
         pairs = enumerate(zip(stored, asked, strict=True))
         return [line for i, (old, new) in pairs for line in differences(old, new, f"{path}[{_place(i, old, new)}]")]
+    if _names(stored) and _names(asked) and set(stored) != set(asked):
+        sides = (("stored", set(stored) - set(asked)), ("asked", set(asked) - set(stored)))
+        return [f"{path}: only {side} are {listed(sorted(names))}" for side, names in sides if names]
     return [f"{path}: stored {_short(stored)}, asked {_short(asked)}"]
 
 
@@ -46,9 +53,7 @@ def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], *, what: s
     if len(lines) > MOST_LINES:
         lines = [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more"]
     if lines:
-        raise IdentityError(
-            f"{what} was made with other settings:\n    " + "\n    ".join(lines), where=where, todo=todo
-        )
+        raise IdentityError(f"{what} was made with other settings:", where=where, todo=todo, details=lines)
 
 
 def _place(number: int, stored: Any, asked: Any) -> str:
@@ -60,6 +65,11 @@ def _place(number: int, stored: Any, asked: Any) -> str:
 def _rows(value: Any) -> bool:
     """Say whether a value is a list of objects, to be compared one by one."""
     return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)
+
+
+def _names(value: Any) -> bool:
+    """Say whether a value is a list of names, of which those that differ are told."""
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
 def _short(value: Any) -> str:

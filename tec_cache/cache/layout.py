@@ -7,11 +7,13 @@ CACHE/
   targets/NAME/codec.json                   the codec as it was fitted, once, and its measured errors
   targets/NAME/codec.HASH.safetensors       its parameters, where it has any
   targets/NAME/000123.002-v03.HASH.zip      a unit's arrays, standard Zarr v3 in a zip; row i belongs to crop i
+  records/asked/02.json                     view 2 of every photo was asked for
   records/source/000123.json                shard 123 was read to its end: photos, groups, damage
+  records/content.json                      all shards were read to their end: the hash of each one's record
   records/views/000123.002-v03.json         commit record of a unit of views: payload, keys, offsets, checksums
   records/targets/NAME/000123.002-v03.json  commit record of a unit of targets: payload, block positions
 
-PACK/ (tec-cache pack) has the same cache.json, targets/NAME/{target.json,codec*} and records/source, and
+PACK/ (tec-cache pack) has the same cache.json, targets/NAME/{target.json,codec*}, records/source and content, and
   pack.json                                 identity of the pack: of which cache, how many views, which target sets
   000123.002-v03.HASH.tar                   a unit's crops and codes, plain WebDataset
   records/packed/000123.002-v03.json        commit record of a unit: keys, positions, checksums
@@ -26,14 +28,20 @@ import re
 from typing import NamedTuple
 from urllib.parse import quote
 
-from tec_cache.errors import ConfigError
+from tec_cache.errors import CacheError, ConfigError
+
+MOST_VIEWS = 10_000
+"""Views of a photo; a larger number comes from no extraction."""
 
 BLOCK_ROWS = 32
 """Rows of one inner chunk, which are always read together."""
 
-_UNIT = re.compile(r"(\d{6,})\.(\d{3,})-v(\d{2,})")
-_FILE = re.compile(rf"({_UNIT.pattern.replace('(', '(?:')})\.(?:[0-9a-f]{{16}}\.(?:tar|zip)|json)")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_UNIT = re.compile(r"([0-9]{6,9})\.([0-9]{3,7})-v([0-9]{2,4})")
+_NUMBERED = re.compile(r"[0-9]{2,9}\.json")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HASH = "[0-9a-f]{16}"
+_PAYLOAD = re.compile(rf"(.+)\.{_HASH}\.(tar|zip|safetensors)")
 
 
 class Unit(NamedTuple):
@@ -51,7 +59,8 @@ class Unit(NamedTuple):
         """Read a unit's name back; raises ValueError for anything else."""
         match = _UNIT.fullmatch(text)
         unit = cls(*(int(part) for part in match.groups())) if match else None
-        if unit is None or str(unit) != text:  # one unit, one name: 0000001 is not 000001 once more
+        # one unit, one name: 0000001 is not 000001 once more
+        if unit is None or unit.view >= MOST_VIEWS or str(unit) != text:
             raise ValueError(f"not the name of a unit: {text!r}")
         return unit
 
@@ -60,34 +69,47 @@ MANIFEST = "cache.json"
 PACK = "pack.json"
 VIEWS = "views"
 TARGETS = "targets"
+ASKED_RECORDS = "records/asked"
 SOURCE_RECORDS = "records/source"
+CONTENT_RECORD = "records/content.json"
 VIEW_RECORDS = "records/views"
+TARGET_RECORDS = "records/targets"
 PACK_RECORDS = "records/packed"
+
+
+def target_folder(name: str) -> str:
+    """Folder of a target set. Raises ConfigError for a name that cannot be one's, wherever it came from."""
+    return f"{TARGETS}/{check_name(name)}"
 
 
 def target_manifest(name: str) -> str:
     """target.json of a target set."""
-    return f"{TARGETS}/{name}/target.json"
+    return f"{target_folder(name)}/target.json"
 
 
 def codec_record(name: str) -> str:
     """codec.json of a target set."""
-    return f"{TARGETS}/{name}/codec.json"
+    return f"{target_folder(name)}/codec.json"
 
 
 def codec_payload(name: str, sha256: str) -> str:
     """Parameters of a target set's codec."""
-    return f"{TARGETS}/{name}/codec.{sha256[:16]}.safetensors"
+    return f"{target_folder(name)}/codec.{_digits(sha256)}.safetensors"
 
 
 def views_payload(unit: Unit, sha256: str) -> str:
     """Tar of a unit's crops."""
-    return f"{VIEWS}/{unit}.{sha256[:16]}.tar"
+    return f"{VIEWS}/{unit}.{_digits(sha256)}.tar"
 
 
 def target_payload(name: str, unit: Unit, sha256: str) -> str:
     """Zip of a unit's targets."""
-    return f"{TARGETS}/{name}/{unit}.{sha256[:16]}.zip"
+    return f"{target_folder(name)}/{unit}.{_digits(sha256)}.zip"
+
+
+def asked_record(view: int) -> str:
+    """Record that a view of every photo was asked for."""
+    return f"{ASKED_RECORDS}/{view:02d}.json"
 
 
 def source_record(shard: int) -> str:
@@ -102,7 +124,7 @@ def views_record(unit: Unit) -> str:
 
 def target_records(name: str) -> str:
     """Folder of a target set's commit records."""
-    return f"records/targets/{name}"
+    return f"{TARGET_RECORDS}/{check_name(name)}"
 
 
 def target_record(name: str, unit: Unit) -> str:
@@ -112,7 +134,7 @@ def target_record(name: str, unit: Unit) -> str:
 
 def pack_payload(unit: Unit, sha256: str) -> str:
     """Tar of a unit's crops and codes in a pack."""
-    return f"{unit}.{sha256[:16]}.tar"
+    return f"{unit}.{_digits(sha256)}.tar"
 
 
 def pack_record(unit: Unit) -> str:
@@ -120,20 +142,96 @@ def pack_record(unit: Unit) -> str:
     return f"{PACK_RECORDS}/{unit}.json"
 
 
+class File(NamedTuple):
+    """What a file is, as its name says."""
+
+    kind: str
+    """manifest, pack; asked, source, content, views, targets, packed (records); target, codec (target.json,
+    codec.json); and the payloads views tar, targets zip, packed tar, parameters."""
+    unit: Unit | None = None
+    target: str = ""
+    """Name of the target set."""
+    record: str = ""
+    """Record that names it, where it is a payload."""
+    number: int | None = None
+    """Of the source shard, or of the view asked for, of a record of one."""
+
+    @property
+    def is_record(self) -> bool:
+        """Whether it is the record of something that was made: that a view was asked for is no more than a wish."""
+        return self.kind in ("source", "content", "views", "targets", "packed")
+
+
+def file_of(name: str) -> File | None:
+    """Say what a file is by its whole name; None for every name that this format does not make.
+
+    Only what has such a name is ever removed: `records/notes.json`, `codec.json.bak` and `views/old/UNIT.HASH.tar`
+    are somebody else's, and so is another spelling of a number.
+    """
+    *folders, last = name.split("/")
+    match folders:
+        case []:
+            return {MANIFEST: File("manifest"), PACK: File("pack")}.get(last) or _payload("packed tar", last, "tar")
+        case ["views"]:
+            return _payload("views tar", last, "tar")
+        case ["targets", target] if _NAME.fullmatch(target):
+            if last in ("target.json", "codec.json"):
+                return File(last.removesuffix(".json"), target=target)
+            if re.fullmatch(rf"codec\.{_HASH}\.safetensors", last):
+                return File("parameters", target=target, record=codec_record(target))
+            return _payload("targets zip", last, "zip", target)
+        case ["records"]:
+            return File("content") if name == CONTENT_RECORD else None
+        case ["records", ("asked" | "source") as kind] if _NUMBERED.fullmatch(last):
+            number = int(last.removesuffix(".json"))
+            if kind == "asked" and number >= MOST_VIEWS:
+                return None
+            record = {"asked": asked_record, "source": source_record}[kind]
+            return File(kind, number=number) if record(number) == name else None
+        case ["records", ("views" | "packed") as kind] if last.endswith(".json"):
+            unit = _parsed(last[:-5])
+            return File(kind, unit) if unit else None
+        case ["records", "targets", target] if _NAME.fullmatch(target) and last.endswith(".json"):
+            unit = _parsed(last[:-5])
+            return File("targets", unit, target) if unit else None
+    return None
+
+
 def unit_of(name: str) -> Unit | None:
-    """Return the unit whose payload or record a name is; None for anything else."""
-    match = _FILE.fullmatch(name.rpartition("/")[2])
-    try:
-        return Unit.parse(match.group(1)) if match else None
-    except ValueError:  # another spelling of a number
+    """Return the unit whose payload or record a file is; None for anything else."""
+    file = file_of(name)
+    return file.unit if file else None
+
+
+def _payload(kind: str, last: str, suffix: str, target: str = "") -> File | None:
+    match = _PAYLOAD.fullmatch(last)
+    unit = _parsed(match[1]) if match and match[2] == suffix else None
+    if unit is None:
         return None
+    record = {"views tar": views_record, "packed tar": pack_record}.get(kind)
+    return File(kind, unit, target, record(unit) if record else target_record(target, unit))
+
+
+def _parsed(text: str) -> Unit | None:
+    try:
+        return Unit.parse(text)
+    except ValueError:  # no unit, or another spelling of one
+        return None
+
+
+def _digits(sha256: str) -> str:
+    """Return what a name holds of a hash, which may come from a record. Raises CacheError for what is none."""
+    if not _SHA256.fullmatch(sha256):
+        raise CacheError(f"{sha256[:80]!r} is no SHA-256", todo="the record that names it is damaged: remove it")
+    return sha256[:16]
 
 
 def check_name(name: str) -> str:
     """Return `name` if it can name a target set (and a folder), or raise ConfigError."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} cannot name a target set", todo="use letters, digits, '.', '_' and '-', with --name"
+            f"{name[:200]!r} cannot name a target set",
+            todo="use at most 100 letters, digits, '.', '_' and '-', with --name; the first a letter or a digit",
         )
     return name
 

@@ -71,7 +71,9 @@ def cache_lock(store: Store) -> Iterator[CacheLock]:
         yield CacheLock(None, store.url)
         return
     make_folder(store.folder)
-    with (store.folder / ".lock").open("a+b") as file:
+    # no link is followed: in a stranger's cache it could lead to any file
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(store.folder / ".lock", flags, 0o666), "r+b", buffering=0) as file:
         yield CacheLock(file, store.url)
 
 

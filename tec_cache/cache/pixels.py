@@ -20,6 +20,9 @@ from tec_cache.errors import ConfigError
 RESIZER = "pillow-bicubic"
 """Name of `resize` in the identity of a cache."""
 
+MOST_SIDE = 8192
+"""Pixels per side of a stored crop: 200 MB. A JPEG header can claim 65,535, for which 13 GB would be allocated."""
+
 SUBSAMPLINGS = ("444", "422", "420")
 
 
@@ -56,11 +59,19 @@ def encode_crop(pixels: npt.NDArray[np.uint8], settings: JpegSettings) -> bytes:
     return data
 
 
+def most_crop_bytes(size: int) -> int:
+    """Return how many bytes the JPEG of a crop can have: noise at quality 100 takes no more than twice its pixels."""
+    return 4 * 3 * size * size + 65_536
+
+
 def decode_crop(data: bytes, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
     """Decode a stored crop to (S, S, 3) uint8 RGB, into `out` where that is given.
 
-    Raises ValueError for damaged data, and for a crop of another size than `out`.
+    Raises ValueError for damaged data, for a crop of another size than `out`, and for one of more than MOST_SIDE
+    pixels per side, before memory is allocated for it.
     """
+    if out is None and max(simplejpeg.decode_jpeg_header(data)[:2]) > MOST_SIDE:
+        raise ValueError(f"a crop of more than {MOST_SIDE:,} pixels per side")
     pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", buffer=out)
     if out is not None and pixels.shape != out.shape:
         raise ValueError(f"a crop of {pixels.shape} in the place of {out.shape}")

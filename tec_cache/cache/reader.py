@@ -11,12 +11,22 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from tec_cache.cache import layout
-from tec_cache.cache.blocks import read_block
+from tec_cache.cache import layout, version1
+from tec_cache.cache.blocks import most_chunk_bytes, read_block
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
-from tec_cache.cache.manifest import read_manifest
-from tec_cache.cache.record import MEND, CodecRecord, SourceRecord, TargetRecord, ViewsRecord
-from tec_cache.codec import Codec, get_codec
+from tec_cache.cache.manifest import read_manifest, require_current
+from tec_cache.cache.pixels import most_crop_bytes
+from tec_cache.cache.ranges import read_together, require_ranges
+from tec_cache.cache.record import (
+    MEND,
+    AskedRecord,
+    CodecRecord,
+    ContentRecord,
+    SourceRecord,
+    TargetRecord,
+    ViewsRecord,
+)
+from tec_cache.codec import Codec, get_codec, most_parameter_bytes
 from tec_cache.errors import CacheError, ConfigError, listed, nearest
 from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
@@ -82,6 +92,15 @@ class Cache:
         """SHA-256 of the identity."""
         return str(self.manifest["fingerprint"])
 
+    def require_current(self) -> None:
+        """Raise ConfigError where the cache is of an older format version: it is read, and never added to."""
+        require_current(self.manifest, self.store.url)
+
+    @property
+    def bound(self) -> bool:
+        """Whether its units are bound to their photos, as they are from format version 2 on."""
+        return bool(self.manifest["format"] != version1.VERSION)
+
     @property
     def shards(self) -> list[str]:
         """Names of the source shards."""
@@ -118,14 +137,32 @@ class Cache:
 
     @functools.cached_property
     def num_views(self) -> int:
-        """Views per photo, as far as any unit goes; `require_complete` says whether they are whole."""
-        return max((unit.view + 1 for unit in self.view_units), default=0)
+        """Views per photo that were asked for, or that any unit shows; `require_complete` says whether they are whole.
+
+        Raises CacheError for a damaged record of what was asked for.
+        """
+        return max((number + 1 for number in (*self.asked_views, *(u.view for u in self.view_units))), default=0)
+
+    @functools.cached_property
+    def asked_views(self) -> list[int]:
+        """Numbers of the views that were asked for, sorted."""
+
+        def read(name: str) -> int:
+            record = AskedRecord.read(self.store, name)
+            if record.identity != self.fingerprint:
+                raise CacheError("what was asked of another cache", where=self.store.place(name), todo=MEND)
+            return record.view
+
+        # what is no record is never read; an audit names it
+        names = [name for name in self.store.names(layout.ASKED_RECORDS) if layout.file_of(name) is not None]
+        with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
+            return sorted(pool.map(read, names))
 
     @functools.cached_property
     def target_names(self) -> list[str]:
         """Names of the target sets."""
-        parts = [name.split("/") for name in self.store.names(layout.TARGETS)]
-        return sorted(part[1] for part in parts if part[2:] == ["target.json"])
+        files = map(layout.file_of, self.store.names(layout.TARGETS))
+        return sorted(file.target for file in files if file is not None and file.kind == "target")
 
     def __getitem__(self, name: str) -> TargetSet:
         if name not in self.target_names:
@@ -134,20 +171,36 @@ class Cache:
                 where=self.store.url,
                 todo=f"it has: {', '.join(self.target_names) or 'none; make one with tec-cache extract --base'}",
             )
-        return TargetSet(self, name, read_manifest(self.store, layout.target_manifest(name)))
+        where = self.store.place(layout.target_manifest(name))
+        manifest = read_manifest(self.store, layout.target_manifest(name))
+        problem = target_manifest_problem(manifest, self.manifest)
+        if problem:
+            raise CacheError(problem, where=where, todo=_RESTORE)
+        return TargetSet(self, name, manifest)
 
     def views_record(self, unit: Unit) -> ViewsRecord:
         """Read the record of a unit of views and check that it belongs to this cache."""
         name = layout.views_record(unit)
         record = ViewsRecord.read(self.store, name)
-        problem = ""
-        if record.identity != self.fingerprint:
-            problem = "a unit of another cache"
-        elif record.unit != str(unit):
-            problem = "the record of another unit"
+        problem = self.views_problem(record, unit)
         if problem:
-            raise CacheError(problem, where=self.store.place(name), todo=MEND)
+            raise CacheError(problem, where=self.store.place(name), todo=self.mend)
         return record
+
+    def views_problem(self, record: ViewsRecord, unit: Unit) -> str:
+        """Say why a unit's views do not belong to this cache or to the photos that were read; empty if they do."""
+        source = self.source_record(unit.shard)
+        if record.identity != self.fingerprint:
+            return "a unit of another cache"
+        if unit.shard >= len(self.shards) or (source is not None and unit.group >= source.groups):
+            return "the source has no such group of photos"
+        if self.bound == (record.photos_sha256 == version1.UNKNOWN):
+            return "a unit of another format version"
+        if len(record.keys) + len(record.skipped) > self.identity["group_size"]:
+            return f"more than {self.identity['group_size']} photos in a group"
+        if source is not None and record.photos_sha256 != source.group_sha256[unit.group]:
+            return "it shows other photos than the source shard had when it was read to its end"
+        return ""
 
     def views_records(self, units: Iterable[Unit]) -> list[ViewsRecord]:
         """Read many records, several at a time."""
@@ -155,6 +208,7 @@ class Cache:
 
     def of_units(self, units: Iterable[Unit], what: Callable[[Unit], T]) -> list[T]:
         """Do something for many units, several at a time: a record of 1,000 keys takes 200 KB, so keep what counts."""
+        _ = self.source_records  # once, and not by every thread
         with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
             return list(pool.map(what, units))
 
@@ -168,15 +222,35 @@ class Cache:
 
         def read(shard: int) -> SourceRecord:
             name = layout.source_record(shard)
-            record = SourceRecord.read(self.store, name)
+            record, problem = SourceRecord.read(self.store, name), ""
             if record.shard != self.shards[shard]:
-                raise CacheError("the record of another source shard", where=self.store.place(name), todo=MEND)
+                problem = "the record of another source shard"
+            elif content is not None and record.sha256 != content.source_sha256[shard]:
+                problem = "the source shard had other photos when this cache was finished"
+            if problem:
+                raise CacheError(problem, where=self.store.place(name), todo=MEND)
             return record
+
+        content = self.content_record
 
         names = set(self.store.names(layout.SOURCE_RECORDS))
         there = [shard for shard in range(len(self.shards)) if layout.source_record(shard) in names]
         with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
             return dict(zip(there, pool.map(read, there), strict=True))
+
+    @functools.cached_property
+    def content_record(self) -> ContentRecord | None:
+        """What the photos of all source shards were, once that is known."""
+        name = layout.CONTENT_RECORD
+        try:
+            record = ContentRecord.read(self.store, name)
+        except CacheError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        if record.identity != self.fingerprint or len(record.source_sha256) != len(self.shards):
+            raise CacheError("what the photos of another cache were", where=self.store.place(name), todo=MEND)
+        return record
 
     @property
     def groups(self) -> dict[int, int]:
@@ -211,6 +285,9 @@ class Cache:
                 todo += "; or train on what is finished: --partial"
             what = f"{what}: units are missing, {listed(map(str, missing))}"
             raise CacheError(what, where=self.store.url, todo=todo)
+        if self.bound and self.only is None and self.content_record is None:
+            what = "the record of what all photos were is missing"
+            raise CacheError(what, where=self.store.place(layout.CONTENT_RECORD), todo=self.go_on)
 
     def finished_groups(self, num_views: int, target: str | None = None) -> frozenset[tuple[int, int]]:
         """List the groups (shard, group) of which all views, and their targets, are committed by now."""
@@ -228,15 +305,14 @@ class Cache:
         """Read the JPEGs of some rows of a unit, each checked against its CRC-32; successive rows in one piece."""
         if not rows or record.payload is None:
             return []
-        offsets, sizes = record.offsets, record.sizes
         name = record.payload.name
+        ranges = [(record.offsets[row], record.sizes[row]) for row in rows]
+        require_ranges(ranges, record.payload, most_crop_bytes(self.size), self.store.place(name), self.mend)
         try:
             if list(rows) == list(range(rows[0], rows[-1] + 1)):
-                start = offsets[rows[0]]
-                (piece,) = self.store.read_ranges(name, [(start, offsets[rows[-1]] + sizes[rows[-1]] - start)])
-                crops = [piece[offsets[row] - start : offsets[row] - start + sizes[row]] for row in rows]
+                crops = read_together(self.store, name, ranges)
             else:
-                crops = self.store.read_ranges(name, [(offsets[row], sizes[row]) for row in rows])
+                crops = self.store.read_ranges(name, ranges)
         except OSError as error:
             raise unreadable("crops", self.store.place(name), error, self.mend) from error
         for row, crop in zip(rows, crops, strict=True):
@@ -311,9 +387,7 @@ class TargetSet:
             record = CodecRecord.read(store, name)
         except CacheError as error:  # no repair drops it: the units that are there need it
             raise CacheError(error.what, where=error.where, todo=_RESTORE) from error
-        payload = record.payload
-        other = payload is not None and payload.name != layout.codec_payload(self.name, payload.sha256)
-        if record.identity != self.fingerprint or other:
+        if record.identity != self.fingerprint:
             raise CacheError("the codec of another target set", where=store.place(name), todo=_RESTORE)
         return record
 
@@ -323,6 +397,8 @@ class TargetSet:
         payload, store = self.codec_record.payload, self.cache.store
         parameters = None
         if payload is not None:
+            where, most = store.place(payload.name), most_parameter_bytes(self.spec)
+            require_ranges([(0, payload.size)], payload, most, where, _RESTORE)
             try:
                 parameters = store.read(payload.name)
             except OSError as error:
@@ -343,11 +419,10 @@ class TargetSet:
         problem = ""
         if record.identity != self.fingerprint:
             problem = "a unit of another target set"
-        elif record.unit != str(unit):
-            problem = "the record of another unit"
         elif record.codec_sha256 != (codec.sha256 if codec else ""):
             problem = "these targets were coded with other parameters"
-        elif (record.keys_sha256, record.views_sha256) != (
+        elif (record.count, record.keys_sha256, record.views_sha256) != (
+            len(views.keys),
             views.keys_sha256,
             views.payload.sha256 if views.payload else "",
         ):
@@ -360,21 +435,29 @@ class TargetSet:
         """Read block `number` of a unit: array -> (rows, ...), rows = BLOCK_ROWS or what is left at the end."""
         if record.payload is None:
             return {}
-        store, name = self.cache.store, record.payload.name
+        store, name, specs = self.cache.store, record.payload.name, self.codec.arrays(self.spec)
+        rows = min(BLOCK_ROWS, record.count - number * BLOCK_ROWS)
+        if set(record.blocks) != set(specs):
+            what = f"its record has the arrays {sorted(record.blocks)}, the codec has {sorted(specs)}"
+            raise CacheError(what, where=store.place(name), todo=MEND)
         places = {array: blocks[number] for array, blocks in record.blocks.items()}
+        for array, (offset, size, _) in places.items():
+            require_ranges([(offset, size)], record.payload, most_chunk_bytes(specs[array]), store.place(name), MEND)
         try:
             pieces = store.read_ranges(name, [(offset, size) for offset, size, _ in places.values()])
         except OSError as error:
             raise unreadable("targets", store.place(name), error) from error
-        rows, specs = min(BLOCK_ROWS, record.count - number * BLOCK_ROWS), self.codec.arrays(self.spec)
         arrays = {}
         for (array, (_, _, crc)), data in zip(places.items(), pieces, strict=True):
+            where = f"{store.place(name)}, {array}, rows from {number * BLOCK_ROWS}"
             if zlib.crc32(data) != crc:
                 if store.drop_copy(name):
                     return self.read_block(record, number)
-                where = f"{store.place(name)}, {array}, rows from {number * BLOCK_ROWS}"
                 raise CacheError("damaged targets", where=where, todo=MEND)
-            arrays[array] = read_block(data, specs[array])[:rows]
+            try:
+                arrays[array] = read_block(data, specs[array])[:rows]
+            except ValueError as error:
+                raise CacheError(f"damaged targets: {error}", where=where, todo=MEND) from error
         return arrays
 
     def read_unit(self, record: TargetRecord) -> dict[str, npt.NDArray[np.generic]]:
@@ -389,11 +472,19 @@ class TargetSet:
         return self.codec.decode(arrays, self.spec)
 
 
+def target_manifest_problem(manifest: dict[str, Any], of: dict[str, Any]) -> str:
+    """Say why a target set does not belong to the cache with the manifest `of`; empty if it does."""
+    identity, grid = manifest["identity"], of["identity"]["grid"]
+    if identity["cache"] != of["fingerprint"]:
+        return "a target set of another cache"
+    if manifest["format"] != of["format"]:
+        return f"its format version is {manifest['format']}, that of the cache {of['format']}"
+    if TargetSpec(**identity["spec"]).grid_shape != (grid, grid):
+        return "a target set over another grid than the cache's"
+    return ""
+
+
 def units_in(store: Store, folder: str) -> list[Unit]:
     """List the units that have a record in a folder of records."""
-    names = [name.rpartition("/")[2].removesuffix(".json") for name in store.names(folder)]
-    try:
-        return sorted(Unit.parse(name) for name in names)
-    except ValueError as error:
-        todo = "remove it"
-        raise CacheError(f"a foreign file among the records: {error}", where=store.place(folder), todo=todo) from error
+    # what is no record is never read, nor removed; an audit names it
+    return sorted(unit for name in store.names(folder) if (unit := layout.unit_of(name)) is not None)

@@ -1,22 +1,47 @@
-"""Removing from a cache: records first, so that nothing is ever there whose payload is not."""
+"""Removing from a cache: records first, so that nothing is ever there whose payload is not.
+
+Only files that this program provably wrote go: those whose whole name the format makes (`layout.file_of`), and of
+the few documents whose names other programs use as well (cache.json, target.json, codec.json) only those that are
+sealed as ours are. Everything else stays, byte for byte; folders go when they are empty.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
+from typing import NamedTuple
 
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.lock import CacheLock, cache_lock
+from tec_cache.cache.manifest import read_manifest
 from tec_cache.cache.record import CodecRecord, PackRecord, TargetRecord, ViewsRecord
-from tec_cache.errors import CacheError
+from tec_cache.errors import CacheError, ConfigError, listed
 from tec_cache.store import Store
 from tec_cache.store.local import LocalStore
+
+_DOCUMENTS = ("manifest", "pack", "target", "codec")
+"""Kinds of files whose names alone do not say that they are ours."""
+_NO_FILES = ("lost+found",)
+"""What lies in the root of an empty disk."""
+
+
+class Removed(NamedTuple):
+    """What a removal did."""
+
+    num_bytes: int
+    left: list[str]
+    """Files in the same folders that are not ours: they are still there."""
 
 
 @contextmanager
 def working(store: Store, *, dry_run: bool = False) -> Iterator[CacheLock]:
-    """Write beside other jobs; whoever is alone, at the beginning or the end, clears what killed jobs left."""
+    """Write beside other jobs; whoever is alone, at the beginning or the end, clears what killed jobs left.
+
+    Raises ConfigError for a folder that holds other files and no cache.
+    """
+    refuse_foreign_folder(store)
     if dry_run:
         yield CacheLock(None, store.url)
         return
@@ -30,31 +55,51 @@ def working(store: Store, *, dry_run: bool = False) -> Iterator[CacheLock]:
                 yield lock
 
 
-def remove_all(store: Store) -> int:
-    """Remove what this project wrote into a cache, and nothing else; return the bytes."""
-    names = [*store.names("records"), layout.MANIFEST, *store.names(layout.TARGETS), *store.names(layout.VIEWS)]
-    return _remove(store, [name for name in names if is_ours(name)])
+def refuse_foreign_folder(store: Store) -> None:
+    """Raise ConfigError unless a folder holds a cache or a pack, what is left of one, or nothing at all.
+
+    A cache wants a folder of its own: that nobody's files are among its own is what makes removing safe.
+    """
+    if store.size(layout.MANIFEST) is not None or store.size(layout.PACK) is not None:
+        return
+    ours = (layout.VIEWS, layout.TARGETS, "records")
+    others = [name for name in store.entries() if name not in ours and name not in _NO_FILES]
+    inside = [name for folder in ours for name in store.names(folder)]
+    if (others or inside) and not any(layout.file_of(name) for name in [*others, *inside]):
+        what = f"there is no cache here, and there are other files: {listed([*others, *inside], most=4)}"
+        raise ConfigError(what, where=store.url, todo="name a new or an empty folder for the cache")
 
 
-def remove_target_set(store: Store, name: str, *, dry_run: bool = False) -> int:
-    """Remove a target set; return the bytes.
+def remove_all(store: Store) -> Removed:
+    """Remove what this project wrote into a cache, and nothing else."""
+    return _remove(store, [*store.names("records"), layout.MANIFEST, *store.names(layout.TARGETS),
+                           *store.names(layout.VIEWS)])  # fmt: skip
+
+
+def remove_target_set(store: Store, name: str, *, dry_run: bool = False) -> Removed:
+    """Remove a target set.
 
     target.json goes before codec.json: without it there is no set, and what is left of one is a leftover.
     """
-    folder = f"{layout.TARGETS}/{name}"
-    names = [
-        *store.names(layout.target_records(name)),
-        layout.target_manifest(name),
-        layout.codec_record(name),
-        *(path for path in store.names(folder) if is_ours(path)),
-    ]
-    return _remove(store, names, dry_run=dry_run)
+    first = [layout.target_manifest(name), layout.codec_record(name)]
+    others = [path for path in store.names(layout.target_folder(name)) if path not in first]
+    there = [path for path in first if store.size(path) is not None]
+    return _remove(store, [*store.names(layout.target_records(name)), *there, *others], dry_run=dry_run)
 
 
-def remove_views(store: Store, units: list[Unit], target_names: list[str], *, dry_run: bool = False) -> int:
-    """Remove units of views and all targets over them; return the bytes."""
+def remove_views(
+    store: Store, keep: int, units: Iterable[Unit], target_names: list[str], *, dry_run: bool = False
+) -> int:
+    """Remove units of views and all targets over them; return the bytes.
+
+    keep: views that are asked for from then on, which is said before anything else goes.
+    """
+    units = list(units)
     wanted = set(units)
-    records = [layout.target_record(name, unit) for name in target_names for unit in units]
+    names = store.names(layout.ASKED_RECORDS)
+    asked = {name: file.number for name in names if (file := layout.file_of(name)) is not None}
+    records = [name for name, view in asked.items() if view is not None and view >= keep]
+    records += [layout.target_record(name, unit) for name in target_names for unit in units]
     records += [layout.views_record(unit) for unit in units]
     payloads = [
         name
@@ -62,45 +107,51 @@ def remove_views(store: Store, units: list[Unit], target_names: list[str], *, dr
         for name in store.names(folder)
         if layout.unit_of(name) in wanted
     ]
-    return _remove(store, [*records, *payloads], dry_run=dry_run)
+    return _remove(store, [*records, *payloads], dry_run=dry_run).num_bytes
 
 
 def clear_leftovers(store: Store) -> list[str]:
     """Remove what killed jobs left: drafts, and payloads that no record names. Only while nobody else writes.
 
     Returns the names of the removed payloads. A payload without a record is cheap to tell by its name; the record
-    itself is read only where a unit has several.
+    itself is read only where a unit has several. Without a manifest of ours nothing is known to be a leftover.
     """
     if isinstance(store, LocalStore):
         store.clear_drafts()
-    sets = {name.split("/")[1] for name in store.names(layout.TARGETS)}
-    left = _unnamed(store, store.names(layout.VIEWS), layout.VIEW_RECORDS, ViewsRecord)
-    for target in sets:
-        names = store.names(f"{layout.TARGETS}/{target}")
-        if layout.target_manifest(target) in names:
-            left += _unnamed(store, names, layout.target_records(target), TargetRecord) + _other_codecs(store, names)
-        elif not store.names(layout.target_records(target)):  # a set that was removed, but not to its end
-            left += [name for name in names if is_ours(name)]
-    if store.size(layout.PACK) is not None:
-        tars = [name for name in store.names("") if "/" not in name]
-        left += _unnamed(store, tars, layout.PACK_RECORDS, PackRecord)
+    left: list[str] = []
+    if _ours(store, layout.MANIFEST):
+        left = _unnamed(store, store.names(layout.VIEWS), ViewsRecord)
+        names = store.names(layout.TARGETS)
+        for target in sorted({file.target for name in names if (file := layout.file_of(name)) is not None}):
+            left += _left_of_set(store, target, [name for name in names if name.split("/")[1] == target])
+    if _ours(store, layout.PACK):
+        left += _unnamed(store, store.entries(), PackRecord)
     for name in left:
         store.remove(name)
     return left
 
 
+def _left_of_set(store: Store, target: str, names: list[str]) -> list[str]:
+    """List what no record names of the files of one target set, or of one that was not removed to its end."""
+    if layout.target_manifest(target) in names:
+        return _unnamed(store, names, TargetRecord) + _other_codecs(store, names)
+    if store.names(layout.target_records(target)):
+        return []  # damage, which a user can mend
+    return [name for name in names if _provably_ours(store, name)]
+
+
 def _unnamed(
-    store: Store, names: list[str], records: str, kind: type[ViewsRecord] | type[TargetRecord] | type[PackRecord]
+    store: Store, names: list[str], kind: type[ViewsRecord] | type[TargetRecord] | type[PackRecord]
 ) -> list[str]:
-    """List the payloads of units that no record in the folder `records` names."""
-    recorded = set(store.names(records))
-    by_unit: dict[str, list[str]] = {}
+    """List the payloads of units that no record names."""
+    by_record: dict[str, list[str]] = {}
     for name in names:
-        unit = layout.unit_of(name)
-        if unit is not None:
-            by_unit.setdefault(f"{records}/{unit}.json", []).append(name)
+        file = layout.file_of(name)
+        if file is not None and file.unit is not None:
+            by_record.setdefault(file.record, []).append(name)
+    recorded = {name for folder in {record.rpartition("/")[0] for record in by_record} for name in store.names(folder)}
     left = []
-    for record, payloads in by_unit.items():
+    for record, payloads in by_record.items():
         if record not in recorded:
             # asked again: a listing may be older than the record
             left += payloads if store.size(record) is None else []
@@ -112,32 +163,66 @@ def _unnamed(
 
 def _other_codecs(store: Store, names: list[str]) -> list[str]:
     """List the parameters of a codec that codec.json, which is among the names if at all, does not name."""
-    record = next((name for name in names if name.endswith("/codec.json")), None)
+    files = {name: file for name in names if (file := layout.file_of(name)) is not None}
+    record = next((name for name, file in files.items() if file.kind == "codec"), None)
     try:
         payload = CodecRecord.read(store, record).payload if record else None
     except CacheError:
         return []  # nobody can say which are named; --overwrite and rm must work all the same
-    fitted = [name for name in names if is_ours(name) and name.endswith(".safetensors")]
+    fitted = [name for name, file in files.items() if file.kind == "parameters"]
     lost = record is None or (payload is not None and payload.name not in names)
-    if fitted and lost and store.names(layout.target_records(fitted[0].split("/")[1])):
+    if fitted and lost and store.names(layout.target_records(files[fitted[0]].target)):
         return []  # damage: what the finished units were coded with may be among them
     return [name for name in fitted if payload is None or name != payload.name]
 
 
-def is_ours(name: str) -> bool:
-    """Say whether a file of a cache bears a name of the format: only such files are ever removed."""
-    return (
-        name == layout.MANIFEST
-        or layout.unit_of(name) is not None
-        or name.startswith("records/")
-        or name.rpartition("/")[2].startswith(("target.json", "codec."))
-    )
+def _provably_ours(store: Store, name: str) -> bool:
+    """Say whether a file in a folder that is no target set's (any more) is ours by its name and its content."""
+    file = layout.file_of(name)
+    if file is None:
+        return False
+    if file.kind == "parameters":
+        try:
+            return sha256(store.read(name)).hexdigest()[:16] == name.split(".")[-2]
+        except OSError:
+            return False
+    return file.kind not in _DOCUMENTS or _ours(store, name)
 
 
-def _remove(store: Store, names: list[str], *, dry_run: bool = False) -> int:
-    total = 0
+def _ours(store: Store, name: str) -> bool:
+    """Say whether cache.json, pack.json, target.json or codec.json is there, whole, and one that we wrote."""
+    if store.size(name) is None:
+        return False
+    file = layout.file_of(name)
+    try:
+        if file is not None and file.kind == "codec":
+            CodecRecord.read(store, name)
+        else:
+            read_manifest(store, name)
+    except CacheError:
+        return False
+    return True
+
+
+def _looks_ours(store: Store, name: str) -> bool:
+    """Say whether a document is one of ours, be it damaged: it begins as all of them do, or holds nothing at all."""
+    try:
+        (head,) = store.read_ranges(name, [(0, 4096)])
+    except OSError:
+        return False
+    return b"".join(head.split()).startswith(b'{"body":{') or not head.strip(b"\0")
+
+
+def _remove(store: Store, names: list[str], *, dry_run: bool = False) -> Removed:
+    """Remove what is ours of some files; say which are not."""
+    total, left = 0, []
     for name in dict.fromkeys(names):
-        total += store.size(name) or 0
-        if not dry_run:
-            store.remove(name)
-    return total
+        file = layout.file_of(name)
+        size = None if file is None else store.size(name)
+        if file is None or (size is not None and file.kind in _DOCUMENTS and not _looks_ours(store, name)):
+            left.append(name)
+        elif size is not None:
+            total += size
+            if not dry_run:
+                store.remove(name)
+    return Removed(total, left)

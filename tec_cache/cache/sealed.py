@@ -1,4 +1,10 @@
-"""JSON that notices its own damage: a body and the SHA-256 of it, written in exactly one way."""
+"""JSON that notices its own damage: a body and the SHA-256 of its very bytes, written in exactly one way.
+
+    {"body":BODY,"sha256":"..."}
+
+The hash is that of BODY as it stands in the file, so nobody has to write numbers again to check it: the body is all
+but the first 8 and the last 78 bytes.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +14,51 @@ from typing import Any
 
 from tec_cache.cache.identity import canonical_json
 
+HEAD, MIDDLE, TAIL = b'{"body":', b',"sha256":"', b'"}\n'
+_DIGITS = 64
+_BEHIND = len(MIDDLE) + _DIGITS + len(TAIL)
+
 
 def seal(body: dict[str, Any], *, indent: int | None = None) -> bytes:
-    """Write {"body": ..., "sha256": ...}; indent: for files that people read."""
-    document = {"body": body, "sha256": hashlib.sha256(canonical_json(body)).hexdigest()}
-    if indent is None:
-        return canonical_json(document) + b"\n"
-    return json.dumps(document, indent=indent, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    """Write a body and its hash; indent: for files that people read."""
+    text = _written(body, indent)
+    return HEAD + text + MIDDLE + hashlib.sha256(text).hexdigest().encode() + TAIL
 
 
 def unseal(data: bytes, *, indent: int | None = None) -> dict[str, Any]:
     """Read a body back. Raises ValueError unless the bytes are exactly those that `seal` would write."""
-    document = json.loads(data)
-    if not isinstance(document, dict) or set(document) != {"body", "sha256"} or not isinstance(document["body"], dict):
+    text, behind = data[len(HEAD) : -_BEHIND], data[-_BEHIND:]
+    framed = len(data) > len(HEAD) + _BEHIND and data.startswith(HEAD) and behind.startswith(MIDDLE)
+    if not framed or not data.endswith(TAIL):
         raise ValueError("not a sealed document")
-    body: dict[str, Any] = document["body"]
-    if document["sha256"] != hashlib.sha256(canonical_json(body)).hexdigest():
+    if behind[len(MIDDLE) : -len(TAIL)] != hashlib.sha256(text).hexdigest().encode():
         raise ValueError("its SHA-256 does not fit its content")
-    if data != seal(body, indent=indent):
-        raise ValueError("it was changed after it was written")
+    body = parse(text)
+    if rewritten(body, indent) != text:  # a name that comes twice, a number that is none, another spelling
+        raise ValueError("its body is not written as it has to be")
     return body
+
+
+def parse(text: bytes) -> dict[str, Any]:
+    """Parse a JSON object. Raises ValueError, also for what is nested too deeply to be parsed."""
+    try:
+        body = json.loads(text.decode())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(body, dict):
+        raise ValueError("its body is not an object")
+    return body
+
+
+def rewritten(body: dict[str, Any], indent: int | None) -> bytes:
+    """Return a parsed body as it has to be written. Raises ValueError where it cannot be written at all."""
+    try:
+        return _written(body, indent)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _written(body: dict[str, Any], indent: int | None) -> bytes:
+    if indent is None:
+        return canonical_json(body)
+    return json.dumps(body, indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()

@@ -18,14 +18,26 @@ import webdataset as wds
 
 from tec_cache.cache.blocks import write_zip
 from tec_cache.cache.layout import (
+    ASKED_RECORDS,
+    CONTENT_RECORD,
     Unit,
+    asked_record,
     crop_name,
     target_payload,
     target_record,
     views_payload,
     views_record,
 )
-from tec_cache.cache.record import PackRecord, Payload, TargetRecord, ViewsRecord, hash_keys
+from tec_cache.cache.reader import Cache
+from tec_cache.cache.record import (
+    AskedRecord,
+    ContentRecord,
+    PackRecord,
+    Payload,
+    TargetRecord,
+    ViewsRecord,
+    hash_keys,
+)
 from tec_cache.codec import ArraySpec
 from tec_cache.store import Store
 from tec_cache.store.files import hash_file
@@ -70,10 +82,40 @@ class TargetArrays:
         self.filled += rows
 
 
+def commit_asked(store: Store, num_views: int, identity: str) -> None:
+    """Say that so many views of every photo are asked for: before the first unit of them, so that a lost one shows."""
+    there = set(store.names(ASKED_RECORDS))
+    for view in range(num_views):
+        if asked_record(view) not in there:
+            AskedRecord(identity=identity, view=view).create(store, asked_record(view))
+
+
+def commit_content(cache: Cache) -> None:
+    """Say what the photos of a cache are, once all of its source shards were read to their end.
+
+    Raises CacheError where they are others than those of which that was said before.
+    """
+    cache = Cache(cache.store, cache.manifest)  # other jobs may have finished shards meanwhile
+    records = cache.source_records
+    if len(records) == len(cache.shards):
+        hashes = [records[shard].sha256 for shard in range(len(cache.shards))]
+        ContentRecord(identity=cache.fingerprint, source_sha256=hashes).create(cache.store, CONTENT_RECORD)
+
+
 def commit_views(
-    store: Store, unit: Unit, crops: Sequence[Crop], skipped: Sequence[tuple[str, str]], identity: str
+    store: Store,
+    unit: Unit,
+    crops: Sequence[Crop],
+    skipped: Sequence[tuple[str, str]],
+    identity: str,
+    *,
+    photos_sha256: str,
+    notes: Sequence[tuple[str, str]] = (),
 ) -> ViewsRecord:
-    """Write the tar of a unit and its record; return the record that counts."""
+    """Write the tar of a unit and its record; return the record that counts.
+
+    photos_sha256: `hash_photos` of all photos of the group. skipped, notes: (key, text) of photos of the group.
+    """
     keys = [crop.key for crop in crops]
     crc32 = [zlib.crc32(crop.jpeg) for crop in crops]
     sizes = [len(crop.jpeg) for crop in crops]
@@ -82,6 +124,7 @@ def commit_views(
         return ViewsRecord(
             unit=str(unit),
             identity=identity,
+            photos_sha256=photos_sha256,
             keys=keys,
             keys_sha256=hash_keys(keys),
             labels=[crop.label for crop in crops],
@@ -90,6 +133,7 @@ def commit_views(
             crc32=crc32,
             payload=payload,
             skipped=[list(pair) for pair in skipped],
+            notes=[list(pair) for pair in notes],
         )
 
     if not crops:

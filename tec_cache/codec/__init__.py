@@ -58,6 +58,16 @@ class Codec(Protocol):
         """Return the fitted parameters from which `get_codec` makes the codec again; None for none."""
 
 
+def most_parameter_bytes(spec: TargetSpec) -> int:
+    """Return how many bytes the fitted parameters of any codec for such targets can have.
+
+    Each tensor has a mean, two bases, and at most two numbers for every coefficient; of attention, one basis spans the
+    heads or all rows, whatever has at most 1,024 channels.
+    """
+    widths = (spec.channels, max(1024, spec.num_heads))
+    return 65_536 + sum(4 * (width + 2 * width**2 + 3 * spec.num_tokens * width) for width in widths)
+
+
 def get_codec(quality: Mapping[str, Any], parameters: bytes | None) -> Codec:
     """Make a codec from what the identity of a target set says of it and from its fitted parameters.
 

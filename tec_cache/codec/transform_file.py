@@ -57,7 +57,7 @@ def read(data: bytes) -> TransformCodec:
         _check(spec.num_rows > 0 or about["attention"] is None, "attention where the spec has none")
         _check(_positive(about["mse"]) and (about["kl"] is None or _positive(about["kl"])), "its errors are no numbers")
         grids = {name: _grid(name, about[name], tensors, spec) for name in names}
-    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"not a transform codec: {type(error).__name__}: {error}") from error
     return TransformCodec(
         spec=spec,
@@ -84,6 +84,7 @@ def _grid(name: str, about: dict[str, Any], tensors: dict[str, torch.Tensor], sp
         all(t.dtype == torch.float32 and bool(t.isfinite().all()) for t in (mean, basis, deviation)), f"{name}: values"
     )
     _check(all(t.dtype == torch.int32 for t in (scan, frequencies)), f"{name}: positions are not int32")
+    _check(frequencies.shape == (length,), "its frequencies")  # before as many numbers are made to compare with
     _check(torch.equal(frequencies.sort().values, torch.arange(length, dtype=torch.int32)), "its frequencies")
     places = scan.unique()
     _check(len(places) == len(scan) and int(places[0]) >= 0 and int(places[-1]) < length * width, f"{name}: positions")

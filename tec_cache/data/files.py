@@ -49,6 +49,10 @@ class ShardFile(ABC):
         """Read its first and last bytes."""
 
     @abstractmethod
+    def part(self, start: int, end: int) -> bytes:
+        """Read the bytes from `start` to `end`, or to its end where that comes first."""
+
+    @abstractmethod
     def neighbours(self) -> list[str]:
         """Name what lies in the same folder, as far as that can be listed: for `did you mean`."""
 
@@ -84,6 +88,11 @@ class LocalFile(ShardFile):
             size = os.fstat(stream.fileno()).st_size
             last = max(0, size - END)
             return Ends(size, os.pread(stream.fileno(), END, 0), os.pread(stream.fileno(), END, last))
+
+    def part(self, start: int, end: int) -> bytes:
+        """Read some bytes with a `pread`."""
+        with self.open() as stream:
+            return os.pread(stream.fileno(), end - start, start)
 
     def neighbours(self) -> list[str]:
         """List its folder."""
@@ -153,13 +162,14 @@ class RemoteFile(ShardFile):
             return []
 
     def _range(self, start: int, end: int) -> bytes:
-        data = self._part(start, end) if end > start else b""
+        data = self.part(start, end) if end > start else b""
         if len(data) != end - start:
             what = f"{len(data):,} bytes came where {end - start:,} were asked for"
             raise StorageError(what, where=self.where, todo="check the store")
         return data
 
-    def _part(self, start: int, end: int) -> bytes:
+    def part(self, start: int, end: int) -> bytes:
+        """Read some bytes by one request."""
         return bytes(self.fs.cat_file(self.address, start=start, end=end))
 
     def _count(self) -> Ends:
@@ -228,7 +238,8 @@ class WebFile(RemoteFile):
                 return False
         return bool(self._size)
 
-    def _part(self, start: int, end: int) -> bytes:
+    def part(self, start: int, end: int) -> bytes:
+        """Read some bytes by one request."""
         # not cat_file: that takes a whole file into memory where a server answers with one
         with self.fs.open(self.address, "rb", size=self._size, cache_type="none") as stream:
             stream.seek(start)

@@ -2,77 +2,161 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+import functools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tec_cache.cache.record import hash_keys
 from tec_cache.data.contents import Contents, folder_contents
-from tec_cache.data.photos import IMAGE_SUFFIXES, Photo, Shard, plain_text
-from tec_cache.data.tars import SHARD_SUFFIXES
-from tec_cache.errors import SourceError
+from tec_cache.data.passed_over import PassedOver, passed_over_text
+from tec_cache.data.photos import MOST_PHOTO_BYTES, Photo, Shard, plain_text
+from tec_cache.data.walk import Walk, walk
+from tec_cache.errors import LayoutError, SourceError, listed
 from tec_cache.rng import key64, permutation
+from tec_cache.store.local import read_regular
 
 FOLDER_SHARD = 1024
 """Photos per shard when a folder is cut into shards."""
 
+EMPTY_FOLDERS = "folders without photos"
+
+_SPLIT = re.compile(
+    r"(train|training|val|valid|validation|test|testing|dev|eval)([-_ ]?(set|images?|imgs?|data|[0-9]+))*",
+    re.IGNORECASE,
+)
+"""Names of the parts of a data set."""
+
 
 @dataclass(frozen=True)
 class FolderShard(Shard):
-    """A part of a folder of photos; labels are the numbers of the class folders in sorted order."""
+    """A part of a folder of photos; labels are the numbers of the class folders."""
 
     root: Path
-    files: tuple[tuple[str, int | None], ...]
+    files: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    """None for a folder without class folders."""
 
     @property
     def place(self) -> str:
         """The folder."""
         return f"{self.root} (part {self.name})"
 
-    @cached_property
+    @functools.cached_property
     def contents(self) -> Contents:
         """Names and sizes of the photos, and the beginning of two."""
-        return folder_contents([(plain_text(key), self.root / key) for key, _ in self.files])
+        return folder_contents([(plain_text(key), self.root / key) for key in self.files])
 
     def identity(self) -> dict[str, Any]:
         """Name, contents, and the hash of the photos' names, which decide what is in it."""
-        return super().identity() | {"files_sha256": hash_keys(plain_text(key) for key, _ in self.files)}
+        return super().identity() | {"files_sha256": self.files_sha256}
 
-    def photos(self) -> Iterator[Photo]:
-        """Yield the photos in the order of the seeded permutation."""
-        for key, label in self.files:
+    @property
+    def files_sha256(self) -> str:
+        """Hash of the photos' names, in their order."""
+        return hash_keys(plain_text(key) for key in self.files)
+
+    def with_classes(self, classes: tuple[str, ...]) -> FolderShard:
+        """Return the same part with labels that are numbers of these classes."""
+        return replace(self, classes=classes)
+
+    def photos(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
+        """Yield the photos in the order of the seeded permutation; all else was counted when the folder was read."""
+        for file in self.files:
+            label, note = self._label(file)
             try:
-                yield Photo(plain_text(key), (self.root / key).read_bytes(), label)
+                yield Photo(plain_text(file), read_regular(self.root / file, MOST_PHOTO_BYTES), label, note=note)
             except OSError as error:
-                yield Photo(plain_text(key), b"", label, f"cannot be read: {error.strerror}")
+                yield Photo(plain_text(file), b"", label, f"cannot be read: {error.strerror}", note)
+
+    def _label(self, file: str) -> tuple[int | None, str]:
+        """Return the label of a photo, and a note where it has none although others do."""
+        if self.classes is None:
+            return None, ""
+        folder, slash, _ = file.partition("/")
+        if not slash:
+            return None, "it lies beside the class folders, so it has no label"
+        number = self._numbers.get(plain_text(folder))
+        if number is None:
+            return None, f"its folder {plain_text(folder)!r} is none of the {len(self.classes):,} classes"
+        return number, ""
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.classes or ())}
 
 
-def folder_shards(root: Path, seed: int) -> list[Shard]:
-    """Cut a folder of photos into shards by a seeded permutation, so that no shard holds one class only."""
-    files = sorted(
-        p.relative_to(root).as_posix()
-        for p in root.rglob("*")
-        if p.suffix.lower().lstrip(".") in IMAGE_SUFFIXES and p.is_file()
-    )
-    if not files:
-        raise SourceError(
-            "the folder holds neither photos nor tars",
+@dataclass(frozen=True)
+class PhotoFolder:
+    """A folder of photos as shards, and what was seen of it."""
+
+    shards: list[FolderShard]
+    classes: tuple[str, ...] | None
+    """The class folders, sorted; None for a flat folder."""
+    passed_over: PassedOver
+    remarks: tuple[str, ...]
+    """What was assumed of it, for people."""
+
+
+def open_folder(root: Path, seed: int) -> PhotoFolder:
+    """Cut a folder of photos into shards by a seeded permutation, so that no shard holds one class only.
+
+    Classes are the folders right below it that hold a photo, at whatever depth. Raises SourceError where there are no
+    photos, and LayoutError where the folders below are train, val and the like, with the classes in them.
+    """
+    seen = walk(root)
+    if not seen.photos:
+        raise _no_photos(root, seen)
+    refuse_splits(root, seen.photos)
+    folders = sorted({file.partition("/")[0] for file in seen.photos if "/" in file})
+    classes = tuple(map(plain_text, folders)) or None
+    if empty := len(seen.folders - set(folders)):
+        seen.passed_over.add(EMPTY_FOLDERS, empty)
+    order = permutation(key64("folder", seed, len(seen.photos)), len(seen.photos))
+    files = [seen.photos[i] for i in order]
+    parts = [tuple(files[i : i + FOLDER_SHARD]) for i in range(0, len(files), FOLDER_SHARD)]
+    shards = [FolderShard(f"folder-{i:06d}", len(part), root, part, classes) for i, part in enumerate(parts)]
+    return PhotoFolder(shards, classes, seen.passed_over, tuple(_remarks(seen.photos, folders)))
+
+
+def refuse_splits(root: Path, photos: Iterable[str]) -> None:
+    """Raise LayoutError where folders named train, val and the like stand where the classes are expected."""
+    folders = [folder.split("/") for folder in {file.rpartition("/")[0] for file in photos} if folder]
+    split: set[str] = set()
+    for names in folders:
+        depth = next((i for i, name in enumerate(names[:-1]) if _SPLIT.fullmatch(name)), None)
+        if depth is not None:
+            split.add("/".join(names[: depth + 1]))
+    tops = {names[0] for names in folders}
+    if not split and len(tops) > 1 and all(map(_SPLIT.fullmatch, tops)):
+        split = tops  # photos right in train/ and val/: there are no classes
+    if split:
+        places = [str(root / name) for name in sorted(split)]
+        raise LayoutError(
+            f"the classes would be the parts of a data set ({', '.join(sorted({Path(p).name for p in places}))}), "
+            "and the photos of all parts would be mixed",
             where=str(root),
-            todo="give a folder of CLASS/NAME.jpg, or a pattern such as 'shards/*.tar'",
+            todo=f"give one of {listed(places, 4)}; or rename a folder that is a class",
         )
-    classes = folder_classes(str(root)) or []
-    numbers = {name: i for i, name in enumerate(classes)}
-    order = permutation(key64("folder", seed, len(files)), len(files))
-    labelled = [(files[i], numbers.get(files[i].split("/")[0]) if "/" in files[i] else None) for i in order]
-    parts = [tuple(labelled[i : i + FOLDER_SHARD]) for i in range(0, len(labelled), FOLDER_SHARD)]
-    return [FolderShard(f"folder-{i:06d}", len(part), root, part) for i, part in enumerate(parts)]
 
 
-def folder_classes(source: str) -> list[str] | None:
-    """Return the class folders of a folder of photos, in the order of their labels; None for shards."""
-    root = Path(source)
-    if not root.is_dir() or any(p.name.lower().endswith(SHARD_SUFFIXES) for p in root.iterdir()):
-        return None
-    return sorted(p.name for p in root.iterdir() if p.is_dir())
+def _remarks(photos: Sequence[str], folders: Sequence[str]) -> Iterator[str]:
+    deeper = [file for file in photos if file.count("/") > 1]
+    if not deeper:
+        return
+    yield f"{len(deeper):,} of {len(photos):,} photos lie deeper than CLASS/NAME: their class is the first folder"
+    below = {PurePosixPath(*PurePosixPath(file).parts[:2]) for file in deeper}
+    if len(folders) == 1 and len(below) > 1 and len(deeper) == len(photos):
+        yield f"all of them are in {plain_text(folders[0])}: give that folder, if those in it are the classes"
+
+
+def _no_photos(root: Path, seen: Walk) -> SourceError:
+    passed = f"; in it: {passed_over_text(seen.passed_over)}" if seen.passed_over else ""
+    deeper = f", or the tars in its folders: '{(root / seen.tar).parent}/*.tar'" if seen.tar else ""
+    return SourceError(
+        f"the folder holds neither photos nor tars{passed}",
+        where=str(root),
+        todo=f"give a folder of CLASS/NAME.jpg, or a pattern such as 'shards/*.tar'{deeper}",
+    )

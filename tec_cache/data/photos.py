@@ -9,8 +9,15 @@ from functools import cached_property
 from typing import Any
 
 from tec_cache.data.contents import Contents
+from tec_cache.data.passed_over import PassedOver
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm"})
+IMAGE_SUFFIXES = frozenset(
+    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "bmp", "tif", "tiff", "gif", "ppm", "pgm", "pbm", "pnm"}
+)
+
+MOST_PHOTO_BYTES = (1 << 29) + (1 << 20)
+"""Of a photo as it lies in a file. The largest that is decoded (images.MAX_PIXELS) takes half a gigabyte without
+compression, in three channels of 16 bits; what is larger is no photo, and is not read into memory."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,16 @@ class Shard(ABC):
     """Bytes of the tar, or number of photos of a part of a folder."""
 
     @abstractmethod
-    def photos(self) -> Iterator[Photo]:
-        """Yield the photos in order; raise SourceError at the point where the shard is damaged."""
+    def photos(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
+        """Yield the photos in order, counting what is none.
+
+        Raises SourceError at the point where the shard is damaged, and LayoutError where its photos would be read
+        wrongly.
+        """
+
+    @abstractmethod
+    def with_classes(self, classes: tuple[str, ...]) -> Shard:
+        """Return the same shard with labels that are numbers of these classes."""
 
     @property
     @abstractmethod

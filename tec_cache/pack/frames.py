@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tec_cache.cache.frames import HEADER_BYTES, frame_header, most_frame_bytes, unpacked
 from tec_cache.cache.identity import canonical_json
 from tec_cache.codec import ArraySpec
 
@@ -52,19 +53,27 @@ def write_member(arrays: Arrays, specs: Mapping[str, ArraySpec], jpeg_crc32: int
 
 
 def read_members(members: Sequence[bytes], specs: Mapping[str, ArraySpec]) -> dict[str, npt.NDArray[np.generic]]:
-    """Decode members to name -> (rows, *shape); the CRC of each whole member has been checked."""
-    from numcodecs import blosc
+    """Decode members to name -> (rows, *shape); the CRC of each whole member has been checked.
 
+    Raises ValueError for a member that is not these arrays, before memory is allocated for what it claims.
+    """
     arrays = {name: np.empty((len(members), *spec.shape), spec.dtype) for name, spec in specs.items()}
     for row, member in enumerate(members):
         start = CRC_BYTES
         for name, spec in specs.items():
-            end = start + int.from_bytes(member[start + 12 : start + 16], "little")
+            end = start + frame_header(member[start : start + HEADER_BYTES]).length
             dtype = np.dtype(spec.dtype).newbyteorder("<")
-            values = np.frombuffer(blosc.decompress(member[start:end]), dtype, math.prod(spec.shape))
+            values = np.frombuffer(unpacked(member[start:end], _padded(spec)), dtype, math.prod(spec.shape))
             arrays[name][row] = values.reshape(spec.shape)
             start = end + CRC_BYTES
+        if start != len(member):
+            raise ValueError(f"codes of {len(member):,} bytes, of which {start:,} are arrays")
     return arrays
+
+
+def most_member_bytes(specs: Mapping[str, ArraySpec]) -> int:
+    """Return how many bytes the member of one view can have."""
+    return CRC_BYTES + sum(most_frame_bytes(_padded(spec)) + CRC_BYTES for spec in specs.values())
 
 
 def hash_arrays(arrays: Arrays) -> str:
@@ -80,6 +89,11 @@ def hash_arrays(arrays: Arrays) -> str:
 def arrays_json(specs: Mapping[str, ArraySpec]) -> list[list[object]]:
     """Return [name, numpy dtype, shape of a view] of each array in the order of the frames."""
     return [[name, np.dtype(spec.dtype).newbyteorder("<").str, list(spec.shape)] for name, spec in specs.items()]
+
+
+def _padded(spec: ArraySpec) -> int:
+    """Return the bytes of a view's array as it is compressed."""
+    return -(-math.prod(spec.shape) // EIGHT) * EIGHT * np.dtype(spec.dtype).itemsize
 
 
 def _frame(values: npt.NDArray[np.generic], spec: ArraySpec) -> bytes:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.manifest import read_manifest
+from tec_cache.cache.pixels import most_crop_bytes
+from tec_cache.cache.ranges import read_together, require_ranges
 from tec_cache.cache.reader import Cache, TargetSet, block_rows, units_in, unreadable
 from tec_cache.cache.record import PackedCodes, PackRecord, Payload, TargetRecord, ViewsRecord
+from tec_cache.codec import ArraySpec
 from tec_cache.errors import CacheError
-from tec_cache.pack.frames import read_members
+from tec_cache.pack.frames import most_member_bytes, read_members
 from tec_cache.store import Store
 
 if TYPE_CHECKING:
@@ -54,6 +57,11 @@ class Pack(Cache):
         return self.view_units if target is not None else self._wanted(units_in(self.store, layout.PACK_RECORDS))
 
     @functools.cached_property
+    def num_views(self) -> int:
+        """Views per photo that were packed."""
+        return int(self.pack["num_views"])
+
+    @functools.cached_property
     def target_names(self) -> list[str]:
         """Names of the packed target sets."""
         return sorted(self.pack["targets"])
@@ -69,10 +77,10 @@ class Pack(Cache):
         """Read the record of a unit and check that it belongs to this pack."""
         name = layout.pack_record(unit)
         record = PackRecord.read(self.store, name)
-        if record.identity != self.fingerprint or sorted(record.targets) != self.target_names:
-            raise CacheError("a unit of another pack", where=self.store.place(name), todo=MEND)
-        if record.unit != str(unit):
-            raise CacheError("the record of another unit", where=self.store.place(name), todo=MEND)
+        other = sorted(record.targets) != self.target_names
+        problem = "a unit of another pack" if other else self.views_problem(record, unit)
+        if problem:
+            raise CacheError(problem, where=self.store.place(name), todo=MEND)
         return record
 
     def read_block(
@@ -83,29 +91,55 @@ class Pack(Cache):
         if not rows or targets is None or coded is None:
             return self.read_crops(views, rows), {}
         assert isinstance(coded, PackedTargetRecord)
-        crops, members = self._read(views, rows, [views, coded.codes])
-        return crops, read_members(members, targets.codec.arrays(targets.spec))
+        specs = targets.codec.arrays(targets.spec)
+        crops, members = self._read(views, rows, {"": views, targets.name: coded.codes}, most_member_bytes(specs))
+        return crops, self.decoded(views, members, specs)
 
-    def read_codes(self, views: ViewsRecord, codes: PackedCodes, rows: range) -> list[bytes]:
-        """Read the members of a target set in some rows of a unit, each checked against its CRC-32."""
-        return self._read(views, rows, [codes])[0] if rows else []
+    def read_codes(
+        self, views: ViewsRecord, codes: PackedCodes, rows: range, specs: Mapping[str, ArraySpec]
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        """Read a target set's arrays in some rows of a unit, each member checked against its CRC-32."""
+        if not rows:
+            return {}
+        (members,) = self._read(views, rows, {"codes": codes}, most_member_bytes(specs))
+        return self.decoded(views, members, specs)
 
-    def _read(self, views: ViewsRecord, rows: range, parts: Sequence[ViewsRecord | PackedCodes]) -> list[list[bytes]]:
-        """Read one range that holds all members of `parts` in successive rows; divide it into them."""
-        assert views.payload is not None
-        start = min(part.offsets[rows[0]] for part in parts)
-        stop = max(part.offsets[rows[-1]] + part.sizes[rows[-1]] for part in parts)
+    def decoded(
+        self, views: ViewsRecord, members: Sequence[bytes], specs: Mapping[str, ArraySpec]
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        """Decode members to arrays (rows, ...). Raises CacheError for those that are none."""
         try:
-            (piece,) = self.store.read_ranges(views.payload.name, [(start, stop - start)])
+            return read_members(members, specs)
+        except ValueError as error:
+            where = f"{self.store.url}, unit {views.unit}"
+            raise CacheError(f"damaged codes: {error}", where=where, todo=MEND) from error
+
+    def _read(
+        self, views: ViewsRecord, rows: range, parts: Mapping[str, ViewsRecord | PackedCodes], most: int
+    ) -> list[list[bytes]]:
+        """Read all members of `parts` in successive rows, in one range where they lie together.
+
+        most: bytes that a member of codes can have.
+        """
+        assert views.payload is not None
+        name = views.payload.name
+        ranges = {key: [(part.offsets[i], part.sizes[i]) for i in rows] for key, part in parts.items()}
+        for key, wanted in ranges.items():
+            most_bytes = most if isinstance(parts[key], PackedCodes) else most_crop_bytes(self.size)
+            require_ranges(wanted, views.payload, most_bytes, self.store.place(name), MEND)
+        order = sorted((at, key) for key, wanted in ranges.items() for at in wanted)
+        try:
+            pieces = read_together(self.store, name, [at for at, _ in order])
         except OSError as error:
             raise unreadable("samples", self.store.place(views.payload.name), error, MEND) from error
+        read = dict(zip(order, pieces, strict=True))
         found = []
-        for part in parts:
-            members = [piece[part.offsets[i] - start : part.offsets[i] - start + part.sizes[i]] for i in rows]
+        for key, part in parts.items():
+            members = [read[at, key] for at in ranges[key]]
             for row, member in zip(rows, members, strict=True):
                 if zlib.crc32(member) != part.crc32[row]:
                     if self.store.drop_copy(views.payload.name):  # a damaged copy of it: the store's own is asked
-                        return self._read(views, rows, parts)
+                        return self._read(views, rows, parts, most)
                     what = "crop" if isinstance(part, ViewsRecord) else "codes of"
                     where = f"{self.store.place(views.payload.name)}, row {row}"
                     raise CacheError(f"{what} {views.keys[row]!r}: damaged", where=where, todo=MEND)
@@ -149,8 +183,8 @@ class PackedTargetSet(TargetSet):
     def read_block(self, record: TargetRecord, number: int) -> dict[str, npt.NDArray[np.generic]]:
         """Read block `number` of a unit: array -> (rows, ...)."""
         assert isinstance(record, PackedTargetRecord)
-        members = self._pack.read_codes(record.views, record.codes, block_rows(record.count, number))
-        return read_members(members, self.codec.arrays(self.spec)) if members else {}
+        rows = block_rows(record.count, number)
+        return self._pack.read_codes(record.views, record.codes, rows, self.codec.arrays(self.spec))
 
     @property
     def _pack(self) -> Pack:

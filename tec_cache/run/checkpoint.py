@@ -1,44 +1,32 @@
-"""Checkpoints: written atomically, the last two kept, read back without unpickling anything."""
+"""Checkpoints: written atomically, the last two kept, each naming its run and step, and checked when read.
+
+Nothing is unpickled but tensors and plain containers, and nothing is taken up that the run itself could not have
+written: another run's weights, another step's, other names, shapes or dtypes, or numbers that are not finite.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from tec_cache.errors import TecCacheError
-from tec_cache.store.files import write_atomically, write_durably
+from tec_cache.errors import TecCacheError, listed
+from tec_cache.store.files import write_durably
 
-_NAME = re.compile(r"^step-(\d{9})\.pt$")
+_NAME = re.compile(r"step-(\d{9})\.pt")
+_PARTS = {"run": str, "step": int, "student": dict, "optimizer": dict, "sums": dict, "summed": int}
 KEEP = 2
 
 
-def run_file(run: Path) -> Path:
-    """Path of the settings of a run."""
-    return run / "run.json"
-
-
-def save_settings(run: Path, settings: dict[str, Any]) -> None:
-    """Write the resolved settings of a run."""
-    write_atomically(run_file(run), json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
-
-
-def load_settings(run: Path) -> dict[str, Any]:
-    """Read the settings of a run. Raises TecCacheError where there is none."""
-    try:
-        settings: dict[str, Any] = json.loads(run_file(run).read_bytes())
-    except (OSError, ValueError) as error:
-        raise TecCacheError(
-            f"there is no run here: {error}",
-            where=str(run),
-            todo="give the folder that tec-cache train --out made",
-        ) from error
-    return settings
+def checkpoint_file(run: Path, step: int) -> Path:
+    """Path of the checkpoint of a step."""
+    return run / "checkpoints" / f"step-{step:09d}.pt"
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -46,14 +34,18 @@ def checkpoints(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if _NAME.match(p.name))
+    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_file())
 
 
-def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write the checkpoint of a finished step; a kill at any moment leaves the ones before it whole."""
-    path = run / "checkpoints" / f"step-{step:09d}.pt"
+def save_checkpoint(run: Path, identity: str, step: int, state: dict[str, Any]) -> Path:
+    """Write the checkpoint of a finished step; a kill at any moment leaves the ones before it whole.
+
+    identity: the run's, from `settings.run_identity`. Older checkpoints of the same run are then removed but for the
+    last; a file of another origin stays, whatever its name.
+    """
+    path = checkpoint_file(run, step)
     try:
-        write_durably(path, lambda stream: torch.save(state | {"step": step}, stream))
+        write_durably(path, lambda stream: torch.save(state | {"run": identity, "step": step}, stream))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         free = shutil.disk_usage(run).free
         raise TecCacheError(
@@ -61,36 +53,101 @@ def save_checkpoint(run: Path, step: int, state: dict[str, Any]) -> Path:
             where=str(path),
             todo="make room; the same command goes on from the checkpoint before",
         ) from error
-    for old in checkpoints(run)[:-KEEP]:
+    for old in [p for p in checkpoints(run) if _names_run(p, identity)][:-KEEP]:
         old.unlink()
-    for left in path.parent.glob(".*.tmp"):
+    for left in drafts(run):
         left.unlink()
     return path
 
 
-def clear_run(run: Path) -> None:
-    """Remove what this project wrote into a run's folder, and nothing else; the settings go last."""
-    for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(run / name, ignore_errors=True)
-    for path in (run / "metrics.jsonl", run_file(run)):
-        path.unlink(missing_ok=True)
+def drafts(run: Path) -> list[Path]:
+    """List the unfinished checkpoints that killed jobs left."""
+    draft = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]{{12}}\.tmp")
+    return [p for p in (run / "checkpoints").glob(".*.tmp") if draft.fullmatch(p.name)]
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint. Raises TecCacheError if it is damaged."""
+def load_checkpoint(path: Path, identity: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of the run of that identity.
+
+    Returns {"run", "step", "student", "optimizer", "sums", "summed"}; `require_weights` and the optimizer check the
+    tensors. Raises TecCacheError for a damaged file, another run's, and one whose step is not the one in its name.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch writes the checksums and does not look at them
-        if damaged is not None:
-            raise ValueError(f"{damaged} does not fit its checksum")
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        if not {"step", "student", "optimizer"} <= set(state):
-            raise ValueError("it is not a checkpoint of tec-cache train")
+        _require_undamaged(path)
+        state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         # torch raises RuntimeError, EOFError, UnpicklingError and others for a damaged file
-        raise TecCacheError(
-            f"damaged checkpoint: {error}",
-            where=str(path),
-            todo="remove it; the one before it is used instead",
-        ) from error
+        raise unfit(path, f"damaged checkpoint: {str(error).partition(chr(10))[0]}") from error
+    if not isinstance(state, dict) or set(state) != set(_PARTS):
+        raise unfit(path, "this is not a checkpoint of tec-cache train, or another version's")
+    wrong = [name for name, kind in _PARTS.items() if type(state[name]) is not kind]
+    if wrong:
+        raise unfit(path, f"damaged checkpoint: {wrong[0]} is a {type(state[wrong[0]]).__name__}")
+    if state["run"] != identity:
+        raise unfit(path, "this checkpoint is another run's")
+    step, summed, name = state["step"], state["summed"], _NAME.fullmatch(path.name)
+    if not 1 <= step < 10**9 or not 0 <= summed <= step:
+        raise unfit(path, f"damaged checkpoint: step {step}, {summed} of them to be averaged")
+    if name is not None and int(name[1]) != step:
+        raise unfit(path, f"this checkpoint is of step {step}, its name says {int(name[1])}")
     return state
+
+
+def require_weights(state: Mapping[Any, Any], student: nn.Module, path: Path) -> None:
+    """Refuse weights that are not exactly a student's: in names, shapes, dtypes, and finite.
+
+    The student may lie on the meta device: nothing of it is read but the shapes.
+    """
+    own = student.state_dict()
+    require_tensors(state, {name: (value.shape, value.dtype) for name, value in own.items()}, path, "the student")
+
+
+def require_tensors(
+    given: Mapping[Any, Any], wanted: Mapping[str, tuple[torch.Size, torch.dtype]], path: Path, what: str
+) -> None:
+    """Refuse what is not exactly these tensors: names, shapes, dtypes, and finite. Raises TecCacheError."""
+    for fault, names in (("lacks", wanted.keys() - given.keys()), ("has besides", given.keys() - wanted.keys())):
+        if names:
+            raise unfit(path, f"{what} {fault} {listed(sorted(map(str, names)))}")
+    for name, (shape, dtype) in wanted.items():
+        value = given[name]
+        if type(value) is not Tensor or value.layout != torch.strided:
+            raise unfit(path, f"{name} of {what} is no plain tensor")
+        if (value.shape, value.dtype) != (shape, dtype):
+            found, right = (f"{tuple(s)} {str(d).removeprefix('torch.')}" for s, d in
+                            ((value.shape, value.dtype), (shape, dtype)))  # fmt: skip
+            raise unfit(path, f"{name} of {what} is {found}, it should be {right}")
+        if not value.isfinite().all():
+            raise unfit(path, f"{name} of {what} is not finite")
+
+
+def unfit(path: Path, what: str) -> TecCacheError:
+    """Return the error for a checkpoint that is not taken up; its remedy names the one that is used instead."""
+    todo = "give another --checkpoint"
+    if _NAME.fullmatch(path.name):
+        older = [p.name for p in checkpoints(path.parent.parent) if p.name < path.name]
+        todo = f"remove it: {older[-1]}, the one before it, is then used" if older else (
+            "remove it: there is none before it, so the run then begins anew")  # fmt: skip
+    return TecCacheError(what, where=str(path), todo=todo)
+
+
+def _require_undamaged(path: Path) -> None:
+    """Raise unless the file is a zip whose members fit their checksums, which torch writes and does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED]
+        if packed or sum(m.file_size for m in members) > path.stat().st_size:
+            raise ValueError("its members are compressed or overlap, which torch never writes")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} does not fit its checksum")
+
+
+def _names_run(path: Path, identity: str) -> bool:
+    """Say whether a checkpoint names this run, without reading its tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (pickle,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return identity.encode() in archive.read(pickle)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False

@@ -1,19 +1,37 @@
-"""A trained student as a folder that timm loads: the encoder, with the input adapter folded in."""
+"""A trained student as a folder that timm loads: the encoder, with the input adapter folded in.
+
+OUT/config.json is the export: it is written last, names the hashes of the weights, and goes before any of them is
+replaced. So whatever a kill leaves is the old export, the new one, or a folder that timm and this program refuse.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 
+from tec_cache.errors import TecCacheError, listed
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
-from tec_cache.store.files import write_atomically
+from tec_cache.store.files import hash_file, make_folder, sync_file, sync_folder
 from tec_cache.student.model import Student
 
-ADAPTERS_FILE = "adapters.safetensors"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+ADAPTERS_FILE = "adapters/adapters.safetensors"
+"""In a folder of its own: some versions of timm take any .safetensors beside config.json for the model's."""
+
+_METADATA = {"format": "pt"}
+"""What transformers asks for. No second entry: safetensors writes several in an order that chance decides."""
 
 
 def export_state(student: Student) -> dict[str, torch.Tensor]:
@@ -27,26 +45,48 @@ def export_state(student: Student) -> dict[str, torch.Tensor]:
 
 
 def write_export(
-    student: Student, out: Path, *, config: dict[str, Any], encoder_name: str, model_args: dict[str, Any]
+    student: Student,
+    out: Path,
+    *,
+    config: dict[str, Any],
+    encoder_name: str,
+    model_args: dict[str, Any],
+    overwrite: bool = False,
 ) -> None:
-    """Write model.safetensors, config.json (timm's local-dir layout) and adapters.safetensors.
+    """Write model.safetensors and config.json (timm's local-dir layout), and the encoder adapters beside them.
 
-    config: how the run was made, kept in config.json under "tec_cache" for whoever asks later.
+    config: how the run was made, kept in config.json under "tec_cache" for whoever asks later; the weights' hashes
+    join it. overwrite: replace an export that is there. Raises TecCacheError where OUT holds anything else.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    encoder: Any = student.encoder
-    size = int(encoder.patch_embed.img_size[0])
-    write_atomically(out / "model.safetensors", save(export_state(student), metadata={"format": "pt"}))
-    (out / ADAPTERS_FILE).unlink(missing_ok=True)
+    require_free(out, overwrite=overwrite)
+    files = {WEIGHTS_FILE: save(export_state(student), metadata=_METADATA)}
     if student.encoder_adapters is not None:
         adapters = {k: v.detach().cpu().float().contiguous() for k, v in student.encoder_adapters.state_dict().items()}
-        write_atomically(out / ADAPTERS_FILE, save(adapters, metadata={"format": "pt"}))
-    description = {
+        files[ADAPTERS_FILE] = save(adapters, metadata=_METADATA)
+    made = config | {
+        "model_sha256": hashlib.sha256(files[WEIGHTS_FILE]).hexdigest(),
+        "adapters_sha256": hashlib.sha256(files[ADAPTERS_FILE]).hexdigest() if ADAPTERS_FILE in files else None,
+    }
+    description = describe(student, encoder_name, model_args) | {"tec_cache": made}
+    files[CONFIG_FILE] = json.dumps(description, indent=2).encode() + b"\n"
+    with _alone(out):
+        require_free(out, overwrite=overwrite)
+        _replace(out, files)
+
+
+def describe(student: Student, encoder_name: str, model_args: dict[str, Any]) -> dict[str, Any]:
+    """Return what timm and transformers read in config.json.
+
+    num_classes is 0 beside model_args, not in them: transformers passes its own number with them.
+    """
+    encoder: Any = student.encoder
+    size = int(encoder.patch_embed.img_size[0])
+    return {
         "architecture": encoder_name,
         "num_classes": 0,
         "num_features": encoder.embed_dim,
         "global_pool": "token",
-        "model_args": model_args | {"img_size": size, "num_classes": 0},
+        "model_args": model_args | {"img_size": size},
         "pretrained_cfg": {
             "input_size": [3, size, size],
             "fixed_input_size": True,
@@ -61,6 +101,113 @@ def write_export(
             "classifier": "head",
             "license": "unspecified",
         },
-        "tec_cache": config,
     }
-    write_atomically(out / "config.json", json.dumps(description, indent=2).encode() + b"\n")
+
+
+def require_free(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds an export, unless it may be replaced, and one that holds anything else."""
+    foreign = [name for name in _names(out) if not _is_ours(out, name)]
+    if foreign:
+        raise TecCacheError(
+            f"this folder holds something that is no export of tec-cache: {listed(foreign)}",
+            where=str(out),
+            todo="name another OUT; what lies here can only be removed by you",
+        )
+    if (out / CONFIG_FILE).exists() and not overwrite:
+        raise TecCacheError("there is an export here already", where=str(out), todo="name another OUT, or --overwrite")
+
+
+def _names(out: Path) -> list[str]:
+    """List what lies in a folder, and in its folder of adapters, by names relative to it."""
+    adapters = (out / ADAPTERS_FILE).parent
+    entries = sorted(out.iterdir()) if out.is_dir() else []
+    inside = sorted(adapters.iterdir()) if adapters.is_dir() else []
+    return [str(p.relative_to(out)) for p in (*(p for p in entries if not (p == adapters and p.is_dir())), *inside)]
+
+
+def _is_ours(out: Path, name: str) -> bool:
+    """Say whether this program provably wrote a file: by a draft's exact name, or by a hash that a config.json names.
+
+    That may be one that a killed export had put away, or had not put in place yet: both bear a draft's name.
+    """
+    path = out / name
+    if not path.is_file():
+        return False
+    if name == CONFIG_FILE:
+        return bool(_named_hashes(path))
+    if name in (WEIGHTS_FILE, ADAPTERS_FILE):
+        configs = (out / CONFIG_FILE, *_drafts(out, CONFIG_FILE))
+        return hash_file(path) in set().union(*map(_named_hashes, configs))
+    return any(path in _drafts(out, of) for of in (CONFIG_FILE, WEIGHTS_FILE, ADAPTERS_FILE))
+
+
+def _named_hashes(config: Path) -> set[str]:
+    """Return the hashes of weights that a config.json of ours names, none for a file that is something else."""
+    try:
+        made = json.loads(config.read_bytes())["tec_cache"]
+        return {made["model_sha256"], made["adapters_sha256"]} - {None}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+
+
+def _drafts(out: Path, name: str) -> list[Path]:
+    """List the files beside `name` that bear the name of a draft of it."""
+    pattern = re.compile(rf"\.{re.escape(Path(name).name)}\.[0-9a-f]{{12}}\.tmp")
+    return [p for p in (out / name).parent.glob(".*.tmp") if pattern.fullmatch(p.name)]
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def _replace(out: Path, files: dict[str, bytes]) -> None:
+    """Put files, the last of them config.json, in the place of an export.
+
+    At every moment each file of weights is named by some config.json, in place or as a draft: the old ones go last.
+    """
+    for left in (*_drafts(out, WEIGHTS_FILE), *_drafts(out, ADAPTERS_FILE)):
+        left.unlink()
+    outdated = _drafts(out, CONFIG_FILE)
+    drafts = _write_drafts(out, files)
+    if (out / CONFIG_FILE).exists():
+        outdated.append(_draft(out / CONFIG_FILE))
+        os.replace(out / CONFIG_FILE, outdated[-1])
+        sync_folder(out)
+    adapters = (out / ADAPTERS_FILE).parent
+    if ADAPTERS_FILE not in files and adapters.is_dir():
+        (out / ADAPTERS_FILE).unlink(missing_ok=True)
+        adapters.rmdir()
+    for name, draft in drafts.items():
+        os.replace(draft, out / name)
+        sync_folder(draft.parent)
+    for config in outdated:
+        config.unlink()
+
+
+def _write_drafts(out: Path, files: dict[str, bytes]) -> dict[str, Path]:
+    """Write files durably under names of drafts, all of them or none."""
+    drafts = {name: _draft(out / name) for name in files}
+    try:
+        for name, draft in drafts.items():
+            make_folder(draft.parent)
+            draft.write_bytes(files[name])
+            sync_file(draft)
+            sync_folder(draft.parent)
+    except OSError:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+        raise
+    return drafts
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other exports from the folder for the length of the block."""
+    handle = os.open(make_folder(out), os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise TecCacheError("another export is writing here", where=str(out), todo="wait until it is done") from error
+    finally:
+        os.close(handle)

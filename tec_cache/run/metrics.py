@@ -10,19 +10,23 @@ from tec_cache.store.files import write_atomically
 
 
 class Metrics:
-    """Appends one JSON object per logged step; on resume, what came after the checkpoint is cut off."""
+    """Appends one JSON object per logged step; on resume, what came after the checkpoint is cut off.
 
-    def __init__(self, run: Path, *, resume_step: int, tensorboard: bool = True) -> None:
-        self.path = run / "metrics.jsonl"
+    identity: the run's; the names of its event files end with it, so that they can be told from others.
+    """
+
+    def __init__(self, run: Path, identity: str, *, resume_step: int, tensorboard: bool = True) -> None:
+        self.path = metrics_file(run)
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= resume_step]
+            kept = [line for line in self.path.read_text(errors="replace").splitlines() if _step(line) <= resume_step]
             write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
         self._file = self.path.open("a", buffering=1)
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
+            folder = str(_board_folder(run))
+            self._board = SummaryWriter(folder, purge_step=resume_step + 1, filename_suffix=_suffix(identity))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the numbers of a finished step (counted from 1)."""
@@ -38,14 +42,32 @@ class Metrics:
             self._board.close()
 
 
+def metrics_file(run: Path) -> Path:
+    """Path of the metrics of a run."""
+    return run / "metrics.jsonl"
+
+
+def board_files(run: Path, identity: str) -> list[Path]:
+    """List the event files that the run of an identity wrote."""
+    return sorted(_board_folder(run).glob(f"events.out.tfevents.*{_suffix(identity)}"))
+
+
+def _board_folder(run: Path) -> Path:
+    return run / "tensorboard"
+
+
+def _suffix(identity: str) -> str:
+    return f".{identity[:16]}"
+
+
 def _step(line: str) -> int:
     """Return the step of a line; a line that a kill cut in half belongs to no step."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 2**62
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Read metrics.jsonl of a run."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in metrics_file(run).read_text().splitlines()]

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
-from torch import nn
+from torch import Tensor, nn
+
+from tec_cache.errors import listed
+from tec_cache.run.checkpoint import require_tensors, unfit
+
+MOST_COUNTED = 2**24
+"""AdamW counts its steps in float32, which ends here."""
 
 
 def create_optimizer(
@@ -33,6 +43,42 @@ def create_schedule(
 def scaled_lr(base_lr: float, batch_size: int) -> float:
     """Return base_lr * batch / 256, the linear scaling rule of the recipe."""
     return base_lr * batch_size / 256
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return what AdamW holds of each trained parameter, by the parameter's name: step, exp_avg, exp_avg_sq.
+
+    The rest, learning rates and the like, follows from the run's settings.
+    """
+    return {name: dict(optimizer.state[p]) for name, p in model.named_parameters() if p in optimizer.state}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[Any, Any], *, step: int, path: Path
+) -> None:
+    """Take up `optimizer_state` as it was after `step` steps.
+
+    Raises TecCacheError for a parameter that is missing or left over, and for tensors that do not fit it, are not
+    finite, or are of another step. The optimizer is then untouched.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if set(state) != set(trained) or any(not isinstance(entry, dict) for entry in state.values()):
+        odd = sorted(map(str, set(state) ^ set(trained))) or ["entries that are no tables"]
+        raise unfit(path, f"the optimizer's parameters are not the student's; they differ in {listed(odd)}")
+    for name, p in trained.items():
+        wanted = {
+            "step": (torch.Size(), torch.float32),
+            "exp_avg": (p.shape, p.dtype),
+            "exp_avg_sq": (p.shape, p.dtype),
+        }
+        require_tensors(state[name], wanted, path, f"the optimizer's {name}")
+        if int(state[name]["step"]) != min(step, MOST_COUNTED):
+            raise unfit(path, f"the optimizer's {name} is of step {int(state[name]['step'])}, the checkpoint of {step}")
+        if (state[name]["exp_avg_sq"] < 0).any():
+            raise unfit(path, f"exp_avg_sq of the optimizer's {name} is negative")
+    numbers = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    by_number = {numbers[id(p)]: state[name] for name, p in trained.items()}
+    optimizer.load_state_dict({"state": by_number, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def gradient_norm(model: nn.Module, limit: float | None) -> torch.Tensor:

@@ -13,9 +13,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+MOST_WHOLE = 256 << 20
+"""Bytes of the largest file that is read whole: cache.json of a million source shards. What is larger is no document of
+ours, or a payload, which is read in pieces."""
+
 
 class Store(Protocol):
-    """Files of one cache by their names, which are paths relative to its root with '/' between the parts."""
+    """Files of one cache by their names, which are paths relative to its root with '/' between the parts.
+
+    Every method that touches a file checks its name first (`names.checked_name`) and raises CacheError for one that
+    leads out of the root, wherever the name came from.
+    """
 
     url: str
     """Root for people, without credentials."""
@@ -31,13 +39,16 @@ class Store(Protocol):
         """Return the bytes of a file, None where there is none."""
 
     def read(self, name: str) -> bytes:
-        """Read a whole file. Raises FileNotFoundError, or OSError."""
+        """Read a whole file. Raises FileNotFoundError, or OSError, also for more than MOST_WHOLE bytes."""
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read (offset, bytes) ranges of a file; a range beyond the end comes back short."""
 
     def names(self, folder: str) -> list[str]:
         """List all files below a folder, hidden ones left out, sorted; empty where there is none."""
+
+    def entries(self) -> list[str]:
+        """List the names of files and folders in the root itself, hidden ones left out, sorted."""
 
     def draft(self) -> AbstractContextManager[Path]:
         """Give a local path to be filled with a payload; what was not `put` is removed at the end."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import stat
 import tempfile
 import time
 import uuid
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 PREFIX = "tec-cache-draft-"
+_OURS = re.compile(PREFIX + "[0-9a-f]{32}")
 YOUNG_SECONDS = 60.0
 """A file younger than this may not be locked yet by the process that has just created it."""
 
@@ -22,7 +25,7 @@ YOUNG_SECONDS = 60.0
 def temporary_file() -> Iterator[Path]:
     """Give a new file on the temporary disk for the length of the block; clear what killed processes left there."""
     folder = Path(tempfile.gettempdir())
-    clear_abandoned(folder, PREFIX)
+    clear_abandoned(folder)
     path = folder / f"{PREFIX}{uuid.uuid4().hex}"
     with path.open("xb") as stream:
         try_lock(stream)
@@ -32,11 +35,13 @@ def temporary_file() -> Iterator[Path]:
             path.unlink(missing_ok=True)
 
 
-def clear_abandoned(folder: Path, prefix: str, young: float = YOUNG_SECONDS) -> None:
-    """Remove the files of a prefix that no living process holds."""
-    for path in folder.glob(f"{prefix}*"):
+def clear_abandoned(folder: Path) -> None:
+    """Remove the drafts that no living process holds."""
+    for path in folder.glob(f"{PREFIX}*"):
         with suppress(OSError):  # another process's, or gone by now
-            if time.time() - path.stat().st_mtime >= young and abandoned(path):
+            status = path.lstat()
+            ours = _OURS.fullmatch(path.name) and stat.S_ISREG(status.st_mode)
+            if ours and time.time() - status.st_mtime >= YOUNG_SECONDS and abandoned(path):
                 path.unlink()
 
 

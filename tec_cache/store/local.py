@@ -1,18 +1,33 @@
-"""A cache in a local or mounted folder: temporary name, sync, rename."""
+"""A cache in a local or mounted folder: temporary name, sync, rename.
+
+Reading follows symbolic links, so that a cache may be put together from several disks. Nothing is written, replaced
+or removed through a link that leads out of the cache: whoever made the cache could have set it to any folder.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tec_cache.errors import CacheError
+from tec_cache.store import MOST_WHOLE
 from tec_cache.store.files import make_folder, sync_file, sync_folder, write_durably
+from tec_cache.store.names import checked_name
 
 DRAFTS = ".drafts"
 """Folder of unfinished files; whatever a killed job leaves is here, or is a payload that no record names."""
+SCRATCH = ".tec-cache-plan-"
+"""How a scratch folder of `tec-cache plan` begins; twelve hex digits follow."""
+
+_DRAFT = re.compile(r"[0-9a-f]{12,32}|\..+\.[0-9a-f]{12}\.tmp")
+_SCRATCH = re.compile(re.escape(SCRATCH) + "[0-9a-f]{12}")
 
 
 class LocalStore:
@@ -27,34 +42,56 @@ class LocalStore:
         """Return the file's path."""
         return str(self.root / name)
 
+    def _path(self, name: str) -> Path:
+        return self.root / checked_name(name, self.url)
+
+    def _path_to_change(self, name: str) -> Path:
+        """Return the path of a file that is to be written or removed. Raises CacheError where links lead elsewhere."""
+        path = self._path(name)
+        root, folder = (os.path.realpath(place) for place in (self.root, path.parent))
+        if os.path.commonpath([root, folder]) != root:
+            what = f"a symbolic link leads out of the cache, to {folder}"
+            todo = "put a real folder in its place (a mounted one will do), or name the cache by its real path"
+            raise CacheError(what, where=str(path.parent), todo=todo)
+        return path
+
     def size(self, name: str) -> int | None:
         """Return the bytes of a file, None where there is none."""
         try:
-            return os.stat(self.root / name).st_size
+            return os.stat(self._path(name)).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def read(self, name: str) -> bytes:
         """Read a whole file."""
-        return (self.root / name).read_bytes()
+        return read_regular(self._path(name), MOST_WHOLE)
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read ranges of a file with one `pread` each."""
-        return read_local(self.root / name, ranges)
+        return read_local(self._path(name), ranges)
 
     def names(self, folder: str) -> list[str]:
         """List all files below a folder."""
         found = []
-        for path, folders, files in os.walk(self.root / folder):
+        for path, folders, files in os.walk(self._path(folder) if folder else self.root):
             folders[:] = [name for name in folders if not name.startswith(".")]
             below = Path(path).relative_to(self.root).as_posix()
             found += [f"{below}/{name}".removeprefix("./") for name in files if not name.startswith(".")]
         return sorted(found)
 
+    def entries(self) -> list[str]:
+        """List what lies in the root itself."""
+        try:
+            return sorted(name for name in os.listdir(self.root) if not name.startswith("."))
+        except FileNotFoundError:
+            return []
+
     @contextmanager
     def draft(self) -> Iterator[Path]:
         """Give a path on the same disk, so that naming the file is a rename."""
-        path = make_folder(self.root / DRAFTS) / uuid.uuid4().hex
+        name = uuid.uuid4().hex
+        path = self._path_to_change(f"{DRAFTS}/{name}")
+        make_folder(path.parent)
         try:
             yield path
         finally:
@@ -62,7 +99,7 @@ class LocalStore:
 
     def put(self, draft: Path, name: str) -> None:
         """Sync a draft, rename it, sync its new folder."""
-        final = self.root / name
+        final = self._path_to_change(name)
         make_folder(final.parent)
         sync_file(draft)
         os.replace(draft, final)
@@ -70,12 +107,12 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file unless it exists, by a hard link, which fails where the name is taken."""
-        path, drafts = self.root / name, self.root / DRAFTS
+        path, drafts = self._path_to_change(name), self._path_to_change(f"{DRAFTS}/draft").parent
         return write_durably(path, lambda stream: stream.write(data), once=True, drafts=drafts)
 
     def remove(self, name: str) -> None:
         """Remove a file, and its folder where that is empty then."""
-        path = self.root / name
+        path = self._path_to_change(name)
         path.unlink(missing_ok=True)
         for folder in path.relative_to(self.root).parents:
             try:
@@ -88,8 +125,17 @@ class LocalStore:
         return False
 
     def clear_drafts(self) -> None:
-        """Remove what killed jobs left unfinished; only while no other job writes."""
-        shutil.rmtree(self.root / DRAFTS, ignore_errors=True)
+        """Remove what killed jobs left unfinished, by its names; only while no other job writes."""
+        drafts = self._path_to_change(f"{DRAFTS}/draft").parent
+        for entry in os.scandir(drafts) if drafts.is_dir() else ():
+            with suppress(OSError):
+                if entry.is_dir(follow_symlinks=False):
+                    if _SCRATCH.fullmatch(entry.name):
+                        shutil.rmtree(entry.path)
+                elif _DRAFT.fullmatch(entry.name):
+                    os.unlink(entry.path)
+        with suppress(OSError):  # there is none, or something else is in it
+            drafts.rmdir()
 
     def require_conditional_create(self) -> None:
         """Nothing to check: a hard link fails where its name is taken."""
@@ -101,9 +147,30 @@ class LocalStore:
 
 
 def read_local(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Read (offset, bytes) ranges of a local file."""
-    handle = os.open(path, os.O_RDONLY)
+    """Read (offset, bytes) ranges of a local file; a range beyond the end comes back short."""
+    handle, length = _open_regular(path)
     try:
-        return [os.pread(handle, size, offset) for offset, size in ranges]
+        # `pread` allocates what it is asked for before it reads
+        return [os.pread(handle, max(0, min(size, length - offset)), offset) for offset, size in ranges]
     finally:
         os.close(handle)
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a regular file of at most `most` bytes. Raises OSError, EFBIG where it is larger, without reading it."""
+    handle, length = _open_regular(path)
+    with open(handle, "rb") as stream:
+        data = b"" if length > most else stream.read(most + 1)
+    if max(length, len(data)) > most:
+        raise OSError(errno.EFBIG, f"{max(length, len(data)):,} bytes are too many", str(path))
+    return data
+
+
+def _open_regular(path: Path) -> tuple[int, int]:
+    """Open a file for reading; return its handle and bytes. Raises OSError for a pipe or a device, without waiting."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return handle, status.st_size

@@ -21,7 +21,9 @@ from typing import Any, ParamSpec, TypeVar
 import fsspec
 
 from tec_cache.errors import GO_ON, ConfigError, StorageError, TecCacheError
+from tec_cache.store import MOST_WHOLE
 from tec_cache.store.drafts import temporary_file
+from tec_cache.store.names import checked_name
 from tec_cache.urls import UNUSED_USER, UNUSED_USER_TODO, scrubbed, split_url, user_unused, without_secrets
 from tec_cache.web import refusal_behind
 
@@ -30,6 +32,8 @@ T = TypeVar("T")
 
 GAP = 64 * 1024
 """Ranges of one file that are nearer to each other are read by one request: a request costs more than 64 KB."""
+
+TOO_LARGE = "this is no document of a cache: look at it, and remove it if nobody needs it"
 
 CREATE_ATTEMPTS = 5
 """S3 asks to try again (409) where two creations of one object overlap."""
@@ -118,7 +122,7 @@ class RemoteStore:
             raise ConfigError(UNUSED_USER, where=self.url, todo=UNUSED_USER_TODO)
 
     def _path(self, name: str) -> str:
-        return f"{self.root}/{name}"
+        return f"{self.root}/{checked_name(name, self.url)}"
 
     def place(self, name: str) -> str:
         """Return the object's URL."""
@@ -138,7 +142,10 @@ class RemoteStore:
     def read(self, name: str) -> bytes:
         """Read a whole object."""
         # with a range, for without one s3fs asks for the size first: two requests for each record
-        return self._range(name, 0, None)
+        data = self._range(name, 0, MOST_WHOLE + 1)
+        if len(data) > MOST_WHOLE:
+            raise StorageError(f"more than {MOST_WHOLE:,} bytes are too many", where=self.place(name), todo=TOO_LARGE)
+        return data
 
     @_explained
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -165,6 +172,15 @@ class RemoteStore:
         below = self.root.lstrip("/") + "/"
         names = [str(path).lstrip("/").removeprefix(below) for path in found]
         return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
+
+    @_explained
+    def entries(self) -> list[str]:
+        """List the names directly below the URL."""
+        try:
+            found = [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in found if name and not name.startswith("."))
 
     @contextmanager
     def draft(self) -> Iterator[Path]:

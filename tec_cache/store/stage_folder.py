@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -13,8 +14,10 @@ from typing import IO, NamedTuple
 
 from tec_cache.store.drafts import abandoned, reserve, try_lock
 
-_COPY = re.compile(r"\d+\.\d+-v\d+\.([0-9a-f]{16})\.(tar|zip)")
+_COPY = re.compile(r"[0-9]+\.[0-9]+-v[0-9]+\.([0-9a-f]{16})\.(tar|zip)")
 _PART = ".part"
+_MARK = ".tec-cache-stage"
+"""Says that the copies in a folder are ours to remove: a cache's own payloads have such names too."""
 
 TOUCH_SECONDS = 60.0
 """Between two notes of a copy's last use."""
@@ -45,8 +48,15 @@ class StageFolder:
         self._touched: dict[str, float] = {}
 
     def open(self) -> int:
-        """Make the folder, if it is not there; return the bytes of the copies in it. Raises OSError."""
+        """Make the folder, if it is not there; return the bytes of the copies in it.
+
+        Raises OSError, EEXIST for a folder with payloads that no stage has copied there.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        copies = self._copies()
+        if copies and not (self.folder / _MARK).exists():
+            raise OSError(errno.EEXIST, f"{copies[0].path.name} is there, and this is no stage folder yet")
+        (self.folder / _MARK).touch()
         with self._locked():
             return sum(copy.size for copy in self._copies())
 
@@ -58,8 +68,8 @@ class StageFolder:
                 os.utime(self.folder / name, (now, now))
                 self._touched[name] = now
 
-    def add(self, name: str, size: int, content: Callable[[], bytes | None]) -> bool:
-        """Add a copy of `size` bytes unless there is one; False where there is no room, or no content.
+    def add(self, name: str, size: int, fill: Callable[[IO[bytes]], object]) -> bool:
+        """Add a copy of `size` bytes unless there is one; False where there is no room, or `fill` gives nothing true.
 
         Another process that is adding the same file is waited for. Raises OSError where the disk fails.
         """
@@ -77,10 +87,8 @@ class StageFolder:
                 continue
             with stream:
                 try:
-                    data = content()
-                    if data is None or len(data) != size:
+                    if not fill(stream) or stream.tell() != size:
                         return False
-                    stream.write(data)
                     stream.flush()
                     # a disk's own clock may be some milliseconds behind, before the moment at which this run began
                     os.utime(part, (time.time(),) * 2)
@@ -97,7 +105,7 @@ class StageFolder:
         """List finished copies and unfinished ones, which have their full size from the beginning."""
         found = []
         for entry in os.scandir(self.folder):
-            if _COPY.fullmatch(entry.name.removeprefix(".").removesuffix(_PART)):
+            if _COPY.fullmatch(entry.name) or _is_part(entry.name):
                 with suppress(FileNotFoundError):
                     stat = entry.stat()
                     found.append(_Copy(stat.st_mtime, stat.st_size, Path(entry.path)))
@@ -107,7 +115,7 @@ class StageFolder:
         """Remove what killed processes left; say whether a living one is adding `wanted`."""
         for path in self.folder.glob(f".*{_PART}"):
             with suppress(FileNotFoundError):
-                if abandoned(path):
+                if _is_part(path.name) and abandoned(path):
                     path.unlink()
         return wanted.exists()
 
@@ -131,6 +139,11 @@ class StageFolder:
         with (self.folder / ".lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _is_part(name: str) -> bool:
+    """Say whether a name is that of an unfinished copy."""
+    return name.startswith(".") and name.endswith(_PART) and bool(_COPY.fullmatch(name[1 : -len(_PART)]))
 
 
 def _reserved(part: Path, size: int) -> IO[bytes]:

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import IO
 
 from tec_cache.errors import ConfigError, TecCacheError
 from tec_cache.store import Store
@@ -22,6 +23,9 @@ from tec_cache.store.stage_folder import StageFolder, hash_in
 
 FREE_SHARE = 0.9
 """Share of the free disk that copies may take where no bound was given."""
+
+PIECE = 64 << 20
+"""Bytes of a payload that are copied at a time: most payloads in one request, and none whole in memory."""
 
 MOST_COPIES = 2
 """A file whose copy is damaged so often is read from the store: the disk cannot be trusted with it."""
@@ -75,7 +79,9 @@ class StagedStore:
         with self._locks[name]:
             try:
                 size = self.inner.size(name)
-                there = size is not None and self.stage.add(short, size, lambda: self._checked(name, short))
+                if size is None:
+                    raise FileNotFoundError(name)
+                there = self.stage.add(short, size, lambda stream: self._copy(name, short, size, stream))
             except TecCacheError:
                 raise
             except OSError:
@@ -83,14 +89,19 @@ class StagedStore:
             if not there:
                 self._direct.add(name)
 
-    def _checked(self, name: str, short: str) -> bytes | None:
-        """Read a payload whole and compare it with its name; None where it is damaged in the store itself."""
+    def _copy(self, name: str, short: str, size: int, stream: IO[bytes]) -> bool:
+        """Copy a payload and compare it with its name; False where it is damaged in the store itself."""
         digits = str(hash_in(short))
         for _ in range(MOST_COPIES):
-            data = self.inner.read(name)
-            if hashlib.sha256(data).hexdigest().startswith(digits):
-                return data
-        return None  # the checksums of its blocks decide which of them can be used
+            digest = hashlib.sha256()
+            stream.seek(0)
+            for offset in range(0, size, PIECE):
+                (data,) = self.inner.read_ranges(name, [(offset, min(PIECE, size - offset))])
+                digest.update(data)
+                stream.write(data)
+            if digest.hexdigest().startswith(digits):
+                return True
+        return False  # the checksums of its blocks decide which of them can be used
 
     def place(self, name: str) -> str:
         """Return where the file itself lies, not its copy."""
@@ -107,6 +118,10 @@ class StagedStore:
     def names(self, folder: str) -> list[str]:
         """List all files below a folder."""
         return self.inner.names(folder)
+
+    def entries(self) -> list[str]:
+        """List what lies in the root itself."""
+        return self.inner.entries()
 
     def draft(self) -> AbstractContextManager[Path]:
         """Give a local path to be filled with a payload."""

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tec_cache.errors import ConfigError, nearest
+from tec_cache.model_args import check_model_args
 from tec_cache.recipes import decoder_shape
 from tec_cache.student.adapters import EncoderAdapters, Mlp
 from tec_cache.student.blocks import run_block
@@ -180,9 +181,10 @@ def create_student(
 
 def create_encoder(name: str, grid: int, model_args: dict[str, Any] | None = None) -> VisionTransformer:
     """Create a timm model whose input is grid * patch pixels."""
-    args = dict(model_args or {})
-    if "img_size" in args:
-        raise ConfigError("the student's input size follows from grid and patch", todo="leave out img_size")
+    args = check_model_args(model_args or {}, f"the student {name}")
+    for given, why in (("img_size", "input size follows from grid and patch"), ("num_classes", "head is its decoder")):
+        if given in args:
+            raise ConfigError(f"the student's {why}", todo=f"leave out {given}")
     if not timm.is_model(name):
         near = nearest(name, timm.list_models("vit*"))
         raise ConfigError(f"timm {timm.__version__} knows no model {name!r}{near}", todo="see timm.list_models('vit*')")

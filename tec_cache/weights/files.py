@@ -1,94 +1,79 @@
-"""Official weight files -> the encoder's tensors under timm's names -> a model, all of it or nothing.
+"""Weight files -> the encoder's tensors under timm's names.
 
-A release differs from timm's `VisionTransformer` in three ways only: where in the file the network
-sits (`teacher`, `model`, `state_dict`, behind `module.` or `base_encoder.`), what lies beside the
-encoder (heads, decoders, a second network) and a handful of names. `read_weights` undoes these and
-`load_strict` accepts what is left only when every name and shape agrees: a base with one layer left
-at random still yields targets that look fine.
+`content` reads a file without running anything in it, `search` finds the encoder behind whatever keys and prefixes
+it lies, and its layout (`layouts`) turns the names into timm's. What comes out does not depend on the wrapping, and
+neither does its SHA-256. `load.load_strict` accepts it only when every name and shape agrees: a base with one layer
+left at random still yields targets that look fine.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
-from tec_cache.errors import WeightsError, listed
+from tec_cache.errors import WeightsError
+from tec_cache.weights.content import RELEASES, load_content
+from tec_cache.weights.layouts import Converted
+from tec_cache.weights.releases import recognised
+from tec_cache.weights.search import Found, find_encoder
 
-# In the order of preference: an averaged copy (teacher, EMA) is what its authors evaluate and release.
-_NETWORKS = ("teacher", "student", "model_ema", "state_dict_ema", "model", "state_dict")
-_ROOTS = ("backbone.", "base_encoder.", "momentum_encoder.")
-_LEFT_OUT = ("head.", "head_dist.", "decoder_", "mask_token", "masked_embed")
-_TEC_ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
 # EVA and BEiT have an `fc_norm` that belongs to their encoder; such files come from timm and pass through.
 _EVA_MARKS = (".gamma_1", ".attn.q_bias", ".attn.q_proj.", "rope.")
-# What only one release has in a name or in the keys around it; the first that fits counts.
-_MARKS = {
-    "tec": ("cls_token_mlp.", "encoder_adaptor."),
-    "mocov3": ("base_encoder.", "momentum_encoder."),
-    "mae": ("decoder_",),
-    "dinov2": ("register_tokens", "mask_token", "dino_head."),
-    "ibot": ("ibot_loss", "masked_embed", "head.mlp2", "head.last_layer2"),
-    "dino": ("teacher.", "student.", "head.mlp.", "head.last_layer."),
-}
-_RELEASES = "give a release of MAE, DINO, iBOT, MoCo v3, DINOv2 or TEC, or a file with timm's names"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The encoder of one weight file, on the CPU, under timm's names and in the file's dtypes.
-
-    `format` is "mae", "dino", "ibot", "mocov3", "dinov2", "tec" or "timm"; a bare encoder carries no
-    mark of its origin and counts as "timm". `dropped` are the names left out on purpose: heads, decoders,
-    mask tokens, the file's other network, and entries that are not tensors.
-    """
+    """The encoder of one weight file, on the CPU, under timm's names and in the file's dtypes."""
 
     state: dict[str, Tensor]
     format: str
+    """The release whose file this seems to be, by its names and keys, or "timm"."""
+    release: str | None
+    """The release (`releases.RELEASES`) whose file this certainly is; None where nothing in it tells."""
     dropped: tuple[str, ...]
+    """What was left out on purpose: heads, decoders, mask tokens, the file's other networks, what is no tensor."""
     path: str
+    layout: str = "timm's"
+    """Whose names the file had."""
+    zeros: dict[str, Tensor] = field(default_factory=dict)
+    """Biases that are zero throughout, which some of timm's classes leave out; no part of `state` or its hash."""
+    num_heads: int | None = None
+    """Where the file tells it."""
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read `path` (.safetensors, or anything `torch.save` wrote) and keep the encoder.
+    """Read `path` (.safetensors, an index of several, or anything `torch.save` wrote) and keep the encoder.
 
-    Raises `WeightsError` for a file that is missing, damaged or unsafe to unpickle, for one without
-    transformer blocks, and for a fine-tuned one whose final norm is gone.
+    Raises `WeightsError` for a file that is missing, damaged or unsafe to unpickle, for one without a vision
+    transformer or with several, and for a fine-tuned one whose final norm is gone.
     """
     where = str(path)
-    content = _load_content(Path(path))
-    network, wrapper, dropped = _choose_network(content)
-    kind = _recognise([*map(str, content), *dropped, *(f"{wrapper}.{name}" for name in network)], wrapper)
-    tensors: dict[str, Tensor] = {}
-    for name, value in _peel(network, where, dropped).items():
-        alien = kind == "tec" and not name.startswith((*_TEC_ENCODER, "cls_token_mlp."))
-        if alien or name.startswith(_LEFT_OUT) or not isinstance(value, Tensor):
-            dropped.append(name)
-        else:
-            tensors[name] = value.detach()
-    if not any(name.startswith("blocks.") for name in tensors):
-        raise WeightsError(
-            f"no transformer encoder in this file; its top-level keys: {listed(map(str, content))}",
-            where=where,
-            todo=_RELEASES,
-        )
-    _settle_final_norm(tensors, dropped, where)
-    try:
-        tensors = _fold_input_adapter(_rename_dinov2(tensors))
-    except (KeyError, RuntimeError) as error:
-        raise WeightsError(f"an incomplete {kind} file: {error}", where=where, todo=_RELEASES) from error
-    return Weights(tensors, kind, tuple(sorted(dropped)), where)
+    content = load_content(Path(path))
+    found = find_encoder(content, where)
+    converted = _converted(found, where)
+    state = converted.state
+    dropped = [*found.others, *converted.dropped, *_settle_final_norm(state, where)]
+    zeros = _without_zero_biases(state)
+    release = recognised(content, found, state)
+    # MAE's released encoder is a bare {"model": ...}, and so are many others
+    bare = found.root == "model." and not any("head." in name for name in found.tensors)
+    return Weights(
+        state=state,
+        format=release or ("mae" if bare else "timm"),
+        release=release,
+        dropped=tuple(sorted(dropped)),
+        path=where,
+        layout=found.layout.name,
+        zeros=zeros,
+        num_heads=converted.num_heads,
+    )
 
 
 def sha256_of_state(state: Mapping[str, Tensor]) -> str:
@@ -105,147 +90,40 @@ def sha256_of_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _stand_in(module: str, name: str) -> type:
-    """Return a class that torch's unpickler takes for `module.name` and that does nothing.
-
-    Checkpoints keep NumPy scalars in their options (a best accuracy, a learning rate). Nothing here
-    reads those, so no NumPy code has to run for them, and one list serves NumPy 1 and 2 alike.
-    torch 2.5 looks at `__name__`, later versions at `__qualname__`.
-    """
-
-    def ignore(self: object, *args: object) -> None:
-        pass
-
-    body = {"__module__": module, "__qualname__": name, "__init__": ignore, "__setstate__": ignore}
-    return type(name, (), body)
-
-
-_SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    argparse.Namespace,
-    _stand_in("numpy", "dtype"),
-    _stand_in("numpy.core.multiarray", "scalar"),
-    _stand_in("numpy._core.multiarray", "scalar"),
-]
-
-
-def _load_content(path: Path) -> dict[Any, Any]:
-    """Return what the file holds as a dict; only tensors, plain containers and `_SAFE_GLOBALS` are built."""
-    where = str(path)
-    if path.is_dir():
-        raise WeightsError(
-            "a folder is not a weight file: which of its files holds the weights would be a guess",
-            where=where,
-            todo="give the .pth, .pt, .bin or .safetensors file inside it",
-        )
-    if not path.is_file():
-        raise WeightsError("no such weight file", where=where, todo="check the path; nothing is downloaded")
-    # Everything is caught: a damaged file can fail anywhere inside the readers, with any exception.
+def _converted(found: Found, where: str) -> Converted:
+    """Rename the encoder's tensors, or say which part of it is missing."""
     try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path, device="cpu")
-        else:
-            with torch.serialization.safe_globals(_SAFE_GLOBALS):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
-            raise WeightsError(
-                f"refused to unpickle {refused[1]}: a weight file may not run code",
-                where=where,
-                todo="if you trust the file, load it elsewhere and save only its tensors as .safetensors",
-            ) from error
-        # torch wraps the unpickler's reason in advice to switch its safety off, which is not ours to pass on.
-        inner = error.__context__ or error
-        reason = " ".join([f"{type(inner).__name__}:", *str(inner).splitlines()[:1]])[:200]
+        return found.layout.convert(found.tensors)
+    except WeightsError as error:
+        raise WeightsError(error.what, where=where, todo=error.todo or RELEASES, details=error.details) from error
+    except (KeyError, RuntimeError, IndexError) as error:
         raise WeightsError(
-            f"not a checkpoint that can be read, or a truncated one ({reason})",
-            where=where,
-            todo="compare size and checksum with the release and fetch it again; or save it as .safetensors",
+            f"an incomplete file, with {found.layout.name} names: {error}", where=where, todo=RELEASES
         ) from error
-    if not isinstance(content, Mapping):
-        raise WeightsError(
-            f"the file holds a {type(content).__name__}, not a dict of tensors", where=where, todo=_RELEASES
-        )
-    return dict(content)
 
 
-def _choose_network(content: Mapping[Any, Any]) -> tuple[dict[str, Any], str, list[str]]:
-    """Return the preferred network of a file, its key ("" for none) and the names in the other networks."""
-    networks: dict[str, dict[str, Any]] = {}
-    for key in _NETWORKS:
-        entry = content.get(key)
-        if isinstance(entry, Mapping) and any(isinstance(value, Tensor) for value in entry.values()):
-            networks[key] = {str(name): value for name, value in entry.items()}
-    if not networks:
-        return {str(name): value for name, value in content.items()}, "", []
-    chosen = next(iter(networks))
-    others = [f"{key}.{name}" for key in networks if key != chosen for name in networks[key]]
-    return networks[chosen], chosen, others
-
-
-def _peel(network: Mapping[str, Any], where: str, dropped: list[str]) -> dict[str, Any]:
-    """Take wrapper prefixes off, in any order; beside a named encoder everything else goes to `dropped`."""
-
-    def bare(name: str) -> str:
-        return re.sub(r"^((module|_orig_mod)\.)+", "", name)
-
-    named = [(bare(name), value) for name, value in network.items()]
-    root = next((root for root in _ROOTS if any(name.startswith(root) for name, _ in named)), "")
-    dropped += [name for name, _ in named if not name.startswith(root)]
-    kept = [(bare(name.removeprefix(root)), value) for name, value in named if name.startswith(root)]
-    peeled = dict(kept)
-    if len(peeled) < len(kept):
-        raise WeightsError(
-            "some names occur twice, with a prefix such as `module.` and without", where=where, todo=_RELEASES
-        )
-    return peeled
-
-
-def _recognise(names: list[str], wrapper: str) -> str:
-    """Name the release that wrote these names (all of the file, before anything is taken off)."""
-    for kind, marks in _MARKS.items():
-        if any(mark in name for name in names for mark in marks):
-            return kind
-    # MAE's released encoder is a bare {"model": ...}; with a classifier inside it is DeiT's or timm's.
-    return "mae" if wrapper == "model" and not any("head." in name for name in names) else "timm"
-
-
-def _settle_final_norm(tensors: dict[str, Tensor], dropped: list[str], where: str) -> None:
+def _settle_final_norm(state: dict[str, Tensor], where: str) -> list[str]:
     """Drop an `fc_norm` beside `norm`; refuse one instead of it (it follows the mean of the tokens)."""
-    pooled = [name for name in tensors if name.startswith("fc_norm.")]
-    if not pooled or any(mark in name for name in tensors for mark in _EVA_MARKS):
-        return
-    if not any(name.startswith("norm.") for name in tensors):
+    pooled = [name for name in state if name.startswith("fc_norm.")]
+    if not pooled or any(mark in name for name in state for mark in _EVA_MARKS):
+        return []
+    if not any(name.startswith("norm.") for name in state):
         raise WeightsError(
             "a fine-tuned file: it has `fc_norm` (of the averaged tokens) and no final `norm` of its encoder",
             where=where,
             todo="give the pretrained file of the same model, not the fine-tuned one",
         )
     for name in pooled:
-        dropped.append(name)
-        del tensors[name]
+        del state[name]
+    return pooled
 
 
-def _rename_dinov2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DINOv2's names and token layout in timm's terms; any other state comes back as it is."""
-    if "register_tokens" in tensors:
-        # timm's register models add positions to patches only, so the class position joins the class token.
-        position = tensors["pos_embed"]
-        tensors["reg_token"] = tensors.pop("register_tokens")
-        tensors["cls_token"] = tensors["cls_token"] + position[:, :1]
-        tensors["pos_embed"] = position[:, 1:].clone()
-    if not any(".mlp.w12." in name for name in tensors):
-        return tensors  # a `w3` without `w12` is an unpacked SwiGLU (DINOv3), whose names timm shares
-    renamed = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
-    return {re.sub(r"\.mlp\.(w12|w3)\.", lambda m: renamed[m[0]], name): t for name, t in tensors.items()}
+def _without_zero_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take out biases of query and value that are zero in every block.
 
-
-def _fold_input_adapter(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put T' = fc2(GELU(fc1(T))), exact GELU, in the place of TEC's class token T (1, 1, C)."""
-    if not any(name.startswith("cls_token_mlp.") for name in tensors):
-        return tensors
-    parts = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias = (tensors.pop(f"cls_token_mlp.{part}").float() for part in parts)
-    token = tensors["cls_token"]
-    hidden = F.gelu(F.linear(token.float(), fc1_weight, fc1_bias))
-    return {**tensors, "cls_token": F.linear(hidden, fc2_weight, fc2_bias).to(token.dtype)}
+    DINOv3's are, and timm has each of its models with and without them: both are the same network.
+    """
+    names = [name for name in state if name.endswith((".attn.q_bias", ".attn.v_bias"))]
+    if any(state[name].count_nonzero() for name in names):
+        return {}
+    return {name: state.pop(name) for name in names}

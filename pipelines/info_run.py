@@ -1,0 +1,82 @@
+"""What a training run did so far, and how it goes on: from its settings, its metrics and its checkpoints' names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from tec_cache.config import TrainConfig
+from tec_cache.printable import shell_words
+
+TAIL = 1 << 16
+"""Bytes at the end of metrics.jsonl that hold its last line."""
+
+
+def describe_run(place: Path) -> dict[str, Any]:
+    """Describe a run as plain values. Raises TecCacheError where its settings cannot be understood."""
+    from tec_cache.run.checkpoint import checkpoints
+    from tec_cache.run.settings import load_settings
+
+    settings = load_settings(place)
+    kept = checkpoints(place)
+    step = int(kept[-1].stem.rpartition("-")[2]) if kept else 0
+    logged = last_metrics(place / "metrics.jsonl")
+    speed: dict[str, Any] = {name: logged.pop(name) for name in ("images_per_second", "waited") if name in logged}
+    return {
+        "run": str(place),
+        "config": settings["config"],
+        "targets": settings["targets"],
+        "cache_fingerprint": settings["cache"],
+        "num_views": settings["num_views"],
+        "step": step,
+        "total_steps": settings["total_steps"],
+        "finished": step >= settings["total_steps"],
+        "checkpoints": [path.name for path in kept],
+        "logged": logged,
+        **speed,
+        "go_on": train_command(_unfinished(settings["config"], step), str(place)),
+    }
+
+
+def _unfinished(config: dict[str, Any], step: int) -> dict[str, Any]:
+    """Return the settings without a number of steps that has been done."""
+    steps = config.get("steps")
+    return config | {"steps": None} if isinstance(steps, int) and steps <= step else config
+
+
+def last_metrics(file: Path) -> dict[str, float]:
+    """Return the last whole line of metrics.jsonl; empty where there is none."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - TAIL))
+            lines = stream.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):  # cut in half by a kill
+            continue
+        if isinstance(values, dict):
+            return {n: v for n, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+    return {}
+
+
+def train_command(config: dict[str, Any], run: str) -> str:
+    """Return the command that goes on with a run: its settings that are not the defaults."""
+    words = ["tec-cache", "train"]
+    for item in dataclasses.fields(TrainConfig):
+        value = run if item.name == "out" else config.get(item.name)
+        if value is None or value is False or (item.name != "out" and value == item.default):
+            continue
+        flag = "--" + item.name.replace("_", "-")
+        if item.name == "student_args":
+            pairs = value.items() if isinstance(value, dict) else ()
+            for name, given in pairs:
+                words += ["--student-arg", f"{name}={given if isinstance(given, str) else json.dumps(given)}"]
+        else:
+            words += [flag] if value is True else [flag, str(value)]
+    return shell_words(words)

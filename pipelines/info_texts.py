@@ -1,0 +1,72 @@
+"""What `tec-cache info` says to people, for each kind of thing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.texts import info_text
+from tec_cache.printable import block, shell_words
+
+
+def text_of(found: dict[str, Any]) -> str:
+    """Say what was found, by its "kind"."""
+    texts = {"run": run_text, "export": export_text}
+    return texts.get(found["kind"], info_text)(found)
+
+
+def run_text(found: dict[str, Any]) -> str:
+    """Say how far a run is."""
+    config, step, total = found["config"], found["step"], found["total_steps"]
+    state = "finished" if found["finished"] else "not finished" if step else "no checkpoint yet"
+    lines = [
+        f"run          {found['run']}",
+        f"student      {_model(config.get('student'), config.get('student_args'))}",
+        f"targets      {_targets(found['targets'])}; {found['num_views']} views of the cache {config.get('cache')}"
+        f"  ({found['cache_fingerprint'][:12]})",
+        f"settings     batch {config.get('batch_size')}, {config.get('epochs')} epochs, seed {config.get('seed')}; "
+        "all of them with --json",
+        f"steps        {step:,}{'' if total is None else f' of {total:,}'}: {state}",
+    ]
+    losses = {n: v for n, v in found["logged"].items() if n in ("loss", "feature", "attention")}
+    if losses:
+        values = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        lines.append(f"losses       {values}  (step {found['logged'].get('step', 0):,})")
+    if "images_per_second" in found:
+        waited = f", {found['waited']:.1%} of it waiting for the loader" if "waited" in found else ""
+        lines.append(f"speed        {found['images_per_second']:,.1f} images/s{waited}")
+    if found["finished"]:
+        lines.append(f"next         {shell_words(['tec-cache', 'export', found['run']])} OUT")
+    else:
+        lines += ["go on with", f"  {found['go_on']}"]
+    return block(lines)
+
+
+def export_text(found: dict[str, Any]) -> str:
+    """Say what an exported model is."""
+    lines = [
+        f"export       {found['export']}",
+        f"model        {_model(found['architecture'], found['model_args'])}, {found['parameters']:,} parameters",
+        f"weights      SHA-256 {found['weights_sha256']}",
+        f"pixels       mean {found['mean']}, std {found['std']}",
+        f"made from    step {found['step']:,} of run {found['run']}",
+        f"targets      {_targets(found['targets'])}; cache {found['cache']}  ({found['cache_fingerprint'][:12]})",
+        f"next         {shell_words(['tec-cache', 'probe', found['export']])} --train PHOTOS --test PHOTOS",
+    ]
+    return block(lines)
+
+
+def _model(name: Any, arguments: Any) -> str:
+    """Write an architecture and what was changed of it."""
+    changes = arguments.items() if isinstance(arguments, dict) else ()
+    changed = ", ".join(f"{name} {value}" for name, value in changes)
+    return f"{name} ({changed})" if changed else f"{name}"
+
+
+def _targets(targets: dict[str, Any]) -> str:
+    """Say what a run learns from."""
+    base = targets.get("base")
+    return {
+        "cached": f"target set {targets.get('name')}",
+        "online": f"the base in the loop, {base.get('architecture') if isinstance(base, dict) else base}",
+        "pixels": "pixels",
+    }.get(str(targets.get("kind")), "unknown targets")

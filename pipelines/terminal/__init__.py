@@ -1,0 +1,1 @@
+"""What stands between the programs and whoever called them: signals, streams, options."""

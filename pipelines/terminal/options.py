@@ -1,0 +1,152 @@
+"""Options and arguments of commands: from the fields of a config, each given once, with ~ for the home folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import click
+
+from tec_cache.conditions import require_used
+from tec_cache.config import read_toml
+from tec_cache.errors import ConfigError
+from tec_cache.paths import expanded
+
+
+class Once(click.Option):
+    """An option that takes one value, and so may be given once: the last of several would win without a word."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Let the parser keep every value."""
+        if self.is_flag or self.multiple or self.count:
+            super().add_to_parser(parser, ctx)
+        else:
+            parser.add_option(obj=self, opts=self.opts, dest=self.name, action="append", nargs=self.nargs)
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
+        """Return the one value, or fail with all of them."""
+        values = opts.get(self.name or "")
+        if isinstance(values, list) and not self.multiple:
+            if len(values) > 1:
+                texts = [" ".join(v) if isinstance(v, tuple) else v for v in values]
+                shown = " and ".join(text for text in texts if isinstance(text, str))
+                raise click.UsageError(f"{self.opts[0]} was given {len(values)} times ({shown}): give it once", ctx)
+            opts = {**opts, self.name or "": values[0]}
+        return super().consume_value(ctx, opts)
+
+
+option = functools.partial(click.option, cls=Once)
+"""Every option of every command is made by this."""
+
+
+class Place(click.ParamType):
+    """A path or URL that need not exist."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Expand ~; an empty path would be the current folder."""
+        if value == "":
+            self.fail("a path is empty", param, ctx)
+        return expanded(value)
+
+
+class ExistingPlace(click.Path):
+    """A local path that must exist."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Expand ~ first."""
+        return super().convert(expanded(value), param, ctx)
+
+
+def options_of(config: type, without: Iterable[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make an option of every field of a config dataclass, with its documentation as help."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        for item in reversed(dataclasses.fields(config)):
+            if item.name in ("input", "model", *without):
+                continue  # the argument of the command, or no option of it
+            help_text, kind = item.metadata["help"], str(item.type)
+            flag = "--" + item.name.replace("_", "-")
+            default = item.default if item.default is not dataclasses.MISSING else None
+            shown = isinstance(default, int | float | str) and not isinstance(default, bool) and default != ""
+            text = f"{help_text}  [default: {default}]" if shown else help_text
+            if kind == "bool":
+                made = option(flag, item.name, is_flag=True, help=text)
+            elif kind.startswith("tuple"):
+                made = option(flag, item.name, type=float, nargs=kind.count("float"), default=None, help=text)
+            elif kind.startswith("dict"):
+                made = option(flag.removesuffix("s"), item.name, multiple=True, metavar="NAME=VALUE", help=text)
+            else:
+                types = {"int": int, "float": float, "str": str}
+                made = option(flag, item.name, type=types[kind.split(" ")[0]], default=None, help=text)
+            function = made(function)
+        return function
+
+    return decorate
+
+
+def common(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that every command has."""
+    for made in (
+        option("--debug", is_flag=True, help="Show the traceback of an error."),
+        option("--quiet", is_flag=True, help="No progress."),
+        option("--json", "as_json", is_flag=True, help="Print exactly one JSON object."),
+    ):
+        function = made(function)
+    return function
+
+
+def settings(
+    config: type,
+    values: dict[str, Any],
+    file: str | None,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    without: Iterable[str] = (),
+    options: Mapping[str, str] | None = None,
+) -> Any:
+    """Fill a config: defaults, then the TOML file, then what was given on the command line, then what is fixed.
+
+    without: settings that the command does not have, and so no file may set. options: spellings that differ from
+    the settings' names. Raises ConfigError, also for what was given and is not used.
+    """
+    given = given_options(values)
+    tables = [f.name for f in dataclasses.fields(config) if str(f.type).startswith("dict") and f.name in given]
+    for name in tables:
+        given[name] = by_name(given[name], "--" + name.replace("_", "-").removesuffix("s"))
+    stored = read_toml(file, config) if file else {}
+    foreign = sorted(set(stored) & set(without))
+    if foreign:
+        raise ConfigError(f"this command has no setting {', '.join(foreign)}", where=str(file), todo="leave it out")
+    for name in tables:
+        given[name] = stored.get(name, {}) | given[name]
+    made = config(**(stored | given | dict(fixed or {})))
+    require_used(made, [f.name for f in dataclasses.fields(config) if f.name in stored or f.name in given], options)
+    return made
+
+
+def given_options(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what was given on the command line, without defaults."""
+    source = click.get_current_context().get_parameter_source
+    return {n: value for n, value in values.items() if source(n) == click.core.ParameterSource.COMMANDLINE}
+
+
+def by_name(texts: Iterable[str], flag: str) -> dict[str, Any]:
+    """Read NAME=VALUE of an option, each name once; a value is JSON where it can be, else a string."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{flag} {text}", todo="give NAME=VALUE, for instance patch_size=8")
+        try:
+            read = json.loads(value)
+        except (ValueError, RecursionError):
+            read = value
+        if name in found:
+            raise ConfigError(f"{flag} {name} was given twice: {found[name]} and {read}", todo="give it once")
+        found[name] = read
+    return found

@@ -1,0 +1,175 @@
+"""The bytes of a tar in order, unpacked where it is compressed: never more at a time than is asked for."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from tec_cache.data.files import LocalFile, ShardFile
+from tec_cache.errors import StorageError
+from tec_cache.tar_headers import MOST_HEADER_BYTES, StrictHeader
+
+PIECE = 1 << 20
+"""Bytes that are read of a compressed file at a time."""
+MOST_EXPANSION = 200
+"""How many times its own bytes a compressed tar may hold, beyond the first FREE_EXPANSION of them. Photos hardly
+shrink; uncompressed pictures of one colour shrink a thousandfold, but no whole shard is made of those."""
+FREE_EXPANSION = 256 << 20
+XZ_MEMORY = 256 << 20
+"""Bytes that a xz file's dictionary may ask for; 65 MiB at xz's highest level."""
+
+
+class Members:
+    """The headers of a tar in order, each checked; a member's bytes are read before the next header is asked for."""
+
+    def __init__(self, tar: tarfile.TarFile, counted: _Counted | None) -> None:
+        self.tar, self._counted = tar, counted
+        self.compressed = counted is not None and counted.compressed
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        while (info := self._next()) is not None:
+            self.tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header
+            yield info
+
+    def _next(self) -> tarfile.TarInfo | None:
+        if self._counted is None:
+            return self.tar.next()
+        # the rest of the member before, and one header
+        self._counted.most = self.tar.offset + MOST_HEADER_BYTES  # type: ignore[attr-defined]
+        info = self.tar.next()
+        self._counted.most = None
+        return info
+
+    def read(self, info: tarfile.TarInfo) -> bytes:
+        """Read a member's bytes; the caller has looked at its size. Raises tarfile.ReadError where it is cut."""
+        data = self.tar.extractfile(info).read(info.size)  # type: ignore[union-attr]
+        if len(data) != info.size:
+            raise tarfile.ReadError(f"cut in the middle of {info.name}")
+        return data
+
+    def require_end(self) -> None:
+        """Read to the end of the file: a hole of zeros reads like the end marker, but more comes behind it."""
+        while rest := self.tar.fileobj.read(PIECE):  # type: ignore[union-attr]
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("its end marker comes too early")
+
+
+@contextmanager
+def open_members(file: ShardFile, *, jump: bool = False) -> Iterator[Members]:
+    """Open a tar, plain or compressed by gzip, bzip2 or xz.
+
+    jump: go from header to header without reading the files, where that is cheap: in a plain local tar. Raises
+    StorageError where the bytes cannot be had, and for damage what tarfile raises.
+    """
+    with file.open() as stream:
+        raw = _Raw(stream, file)
+        unpack = _packed(raw.head(6))
+        if unpack is None and jump and isinstance(file, LocalFile):
+            stream.seek(0)
+            with tarfile.open(fileobj=stream, mode="r:", tarinfo=StrictHeader) as tar:
+                yield Members(tar, None)
+            return
+        counted = _Counted(raw.read if unpack is None else unpack(raw), raw, compressed=unpack is not None)
+        with tarfile.open(fileobj=counted, mode="r|", tarinfo=StrictHeader) as tar:  # type: ignore[call-overload]
+            yield Members(tar, counted)
+
+
+class _Raw(io.RawIOBase):
+    """A file as it lies on a disk or behind a network, whose errors say nothing of what it holds."""
+
+    def __init__(self, stream: IO[bytes], file: ShardFile) -> None:
+        self._stream, self._file, self._head = stream, file, b""
+        self.position = 0
+
+    def head(self, size: int) -> bytes:
+        """Return the first bytes, to be read again."""
+        self._head = self.read(size)
+        return self._head
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most so many bytes."""
+        if self._head:
+            data, self._head = self._head[:size], self._head[size:] if size >= 0 else b""
+            return data
+        try:
+            data = self._stream.read(PIECE if size < 0 else size)
+        except Exception as error:  # network libraries have errors of their own
+            raise unreadable_shard(error, self._file) from error
+        self.position += len(data)
+        return data
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+
+class _Counted:
+    """What tarfile reads: a stream that counts, and refuses to give more than a header may take."""
+
+    def __init__(self, read: Callable[[int], bytes], raw: _Raw, *, compressed: bool) -> None:
+        self._read, self._raw, self.compressed = read, raw, compressed
+        self._position = 0
+        self.most: int | None = MOST_HEADER_BYTES
+        """Position beyond which nothing belongs to the header that is being read; None: no header is."""
+
+    def read(self, size: int) -> bytes:
+        """Read bytes. Raises tarfile.ReadError for a header that does not end, or a file that expands without end."""
+        try:
+            data = self._read(size)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # of unpacking: the disk's are StorageErrors
+            raise tarfile.ReadError(f"its compressed data is cut or corrupt: {error}") from error
+        self._position += len(data)
+        # tarfile reads ahead by one record
+        if self.most is not None and self._position > self.most + size + tarfile.RECORDSIZE:
+            raise tarfile.ReadError(f"a header of more than {MOST_HEADER_BYTES:,} bytes")
+        if self._position > FREE_EXPANSION + MOST_EXPANSION * self._raw.position:
+            what = f"its {self._raw.position:,} bytes expand to {self._position:,} and more: no shard of photos does"
+            raise tarfile.ReadError(what)
+        return data
+
+
+class _Xz:
+    """A xz file; `lzma.LZMAFile` would give its dictionary any amount of memory."""
+
+    def __init__(self, raw: _Raw) -> None:
+        self._raw, self._engine = raw, lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+
+    def read(self, size: int) -> bytes:
+        """Read at most `size` bytes; empty at the end. Raises EOFError where it is cut."""
+        while True:
+            if self._engine.eof:
+                rest = (self._engine.unused_data or self._raw.read(PIECE)).lstrip(b"\0")
+                if not rest:
+                    return b""
+                self._engine = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+            else:
+                rest = self._raw.read(PIECE) if self._engine.needs_input else b""
+                if not rest and self._engine.needs_input:
+                    raise EOFError("the compressed file is cut")
+            if data := self._engine.decompress(rest, size):
+                return data
+
+
+def _packed(head: bytes) -> Callable[[Any], Callable[[int], bytes]] | None:
+    """Return what unpacks a file that begins so; None for one that is not compressed.
+
+    It gives what there is by then: of a file that is cut, all that comes before.
+    """
+    if head.startswith(b"\x1f\x8b"):
+        return lambda raw: gzip.GzipFile(fileobj=raw).read1
+    if head.startswith(b"BZh"):
+        return lambda raw: bz2.BZ2File(raw).read1
+    return (lambda raw: _Xz(raw).read) if head.startswith((b"\xfd7zXZ", b"\x5d\x00\x00\x80")) else None
+
+
+def unreadable_shard(error: Exception, file: ShardFile) -> StorageError:
+    """Say that a disk or a network fails: that must not be recorded as the damage of a shard."""
+    todo = "check the disk or the network; what is finished is kept, the same command goes on"
+    return StorageError(f"the shard cannot be read: {file.explained(error)}", where=file.where, todo=todo)

@@ -1,0 +1,64 @@
+"""A run's folder: what in it is the run's own, what is not, and how the run is removed.
+
+A folder is a run's when it holds a run.json of ours. Of such a folder only these files are ever removed, by exact
+name: checkpoints, metrics.jsonl, event files that carry the run's identity, and unfinished copies of them.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tec_cache.errors import TecCacheError, listed
+from tec_cache.run.checkpoint import checkpoints, drafts
+from tec_cache.run.metrics import board_files, metrics_file
+from tec_cache.run.settings import load_settings, run_file, run_identity
+
+_LOCK = ".lock"
+_DRAFT = re.compile(r"\.(run\.json|metrics\.jsonl)\.[0-9a-f]{12}\.tmp")
+
+
+def begun_run(run: Path) -> dict[str, Any] | None:
+    """Return the settings of the run in a folder, None where the folder is empty or not there.
+
+    Raises TecCacheError where something lies in it that is no run.
+    """
+    if run_file(run).exists():
+        return load_settings(run)
+    others = [p.name for p in _entries(run) if p.name != _LOCK and not _DRAFT.fullmatch(p.name)]
+    if others:
+        raise TecCacheError(
+            f"this folder holds something that is no run of tec-cache train: {listed(others)}",
+            where=str(run),
+            todo="name another --out; what lies here can only be removed by you",
+        )
+    return None
+
+
+def clear_run(run: Path, settings: dict[str, Any]) -> None:
+    """Remove what the run of these settings wrote, but for run.json, which the next one's then replaces.
+
+    Newest first, so that a kill leaves a run that goes on from an older checkpoint, or begins anew.
+    """
+    own = [*reversed(checkpoints(run)), *drafts(run), *board_files(run, run_identity(settings)), metrics_file(run)]
+    for path in [*own, *(p for p in _entries(run) if _DRAFT.fullmatch(p.name))]:
+        path.unlink(missing_ok=True)
+    for folder in (run / "checkpoints", run / "tensorboard"):
+        with suppress(OSError):  # it holds something that is not the run's, or is not there
+            folder.rmdir()
+
+
+def foreign_files(run: Path, identity: str) -> list[str]:
+    """List what lies in a run's folder and is not the run's, by names relative to it."""
+    own = {*checkpoints(run), *drafts(run), *board_files(run, identity), metrics_file(run), run_file(run), run / _LOCK}
+    found: list[Path] = []
+    for path in _entries(run):
+        inside = path.name in ("checkpoints", "tensorboard") and path.is_dir()
+        found += _entries(path) if inside else [path]
+    return [str(p.relative_to(run)) for p in found if p not in own and not _DRAFT.fullmatch(p.name)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []

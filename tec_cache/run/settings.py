@@ -1,0 +1,126 @@
+"""run.json: the settings that made a run, checked whenever they are read, and the identity that follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from tec_cache.cache.identity import fingerprint
+from tec_cache.cache.schema import require_shallow
+from tec_cache.config import TrainConfig
+from tec_cache.errors import TecCacheError, listed
+from tec_cache.model_args import MOST_TOKENS, check_model_args
+from tec_cache.store.files import write_atomically
+from tec_cache.types import TargetSpec
+
+MOST_CHANNELS = 2**20
+"""Of a feature target; pixels of a patch of 256 have 196,608."""
+
+# What may differ between a run and its resumption: it changes how fast the numbers come, not which.
+_FREE = {"cache", "out", "base_weights", "device", "precision", "threads", "workers", "micro_batch", "log_every",
+         "save_every", "steps", "on_error", "stage", "stage_bytes", "compile", "checkpointing"}  # fmt: skip
+# What is compared as it was resolved: the targets' identity, spec and tau, and the number of views.
+_RESOLVED = {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers"}
+
+# A decoder's settings as the arguments of a model with the same bounds.
+_DECODER = {"depth": "decoder_depth", "embed_dim": "decoder_width", "num_heads": "decoder_heads"}
+
+
+class _Targets(msgspec.Struct):
+    """What a run learns from, as far as it is read again."""
+
+    kind: Literal["cached", "online", "pixels"]
+    spec: TargetSpec
+    tau: float
+    name: str | None = None
+
+
+class _Settings(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole of run.json."""
+
+    config: dict[str, Any]
+    targets: _Targets
+    cache: str
+    num_views: int
+    groups: list[tuple[int, int]] | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    total_steps: int
+
+
+def run_file(run: Path) -> Path:
+    """Path of the settings of a run."""
+    return run / "run.json"
+
+
+def save_settings(run: Path, settings: dict[str, Any]) -> None:
+    """Write the resolved settings of a run, in place of those that are there."""
+    write_atomically(run_file(run), json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def load_settings(run: Path) -> dict[str, Any]:
+    """Read the settings of a run.
+
+    Raises TecCacheError where there are none or they are not as `save_settings` writes them, ConfigError where they
+    ask for a student that is never created.
+    """
+    path = run_file(run)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TecCacheError(
+            f"there is no run here: {error}",
+            where=str(run),
+            todo="give the folder that tec-cache train --out made",
+        ) from error
+    try:
+        settings: dict[str, Any] = msgspec.json.decode(data)
+        _check(settings)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        first = str(error).partition("\n")[0] or type(error).__name__
+        raise TecCacheError(
+            f"run.json is damaged, or another version's: {first}",
+            where=str(path),
+            todo="put back a copy of it; without one, train again with another --out",
+        ) from error
+    config = settings["config"]
+    check_model_args(config["student_args"], str(path))
+    decoder = {name: config[of] for name, of in _DECODER.items() if config[of]}
+    check_model_args(decoder, f"{path}, the decoder")
+    return settings
+
+
+def _check(settings: Any) -> None:
+    """Raise ValueError unless every field is there, has its type and is within bounds."""
+    require_shallow(settings)
+    read = msgspec.convert(settings, _Settings)
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    if fields != set(read.config):
+        raise ValueError(f"its config differs in the fields {listed(sorted(fields ^ set(read.config)))}")
+    msgspec.convert(read.config, TrainConfig)
+    if read.targets.kind == "cached" and read.targets.name is None:
+        raise ValueError("its target set has no name")
+    spec = read.targets.spec
+    rows, columns = spec.grid_shape
+    if not (rows >= 1 and columns >= 1 and rows * columns <= MOST_TOKENS and 1 <= spec.channels <= MOST_CHANNELS
+            and 0 <= spec.num_heads <= spec.channels):  # fmt: skip
+        raise ValueError(f"targets of {rows} x {columns} tokens, {spec.channels} channels, {spec.num_heads} heads")
+
+
+def comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a run's settings that a resumption must share."""
+    config = {name: value for name, value in settings["config"].items() if name not in _FREE | _RESOLVED}
+    rest = {name: value for name, value in settings.items() if name != "total_steps"}  # these settings' consequence
+    return rest | {"config": config}
+
+
+def run_identity(settings: dict[str, Any]) -> str:
+    """Return what tells a run from others, as hex: the hash of all that decides its numbers.
+
+    settings: as `load_settings` returns them, so that a number reads the same at the beginning and at the end.
+    """
+    return fingerprint(comparable(settings))
