@@ -61,6 +61,7 @@ def train(
         settings = resolved_settings(config, cache, source, student)
         start = find_start(run, settings, overwrite=overwrite)
         trainer = Trainer(config, cache, source, student, compute, ranks)
+        settings["total_steps"] = trainer.total_steps
         if not dry_run:
             # only now, when nothing can be refused any more, is anything written or replaced
             start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)

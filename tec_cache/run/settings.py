@@ -50,6 +50,7 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True):
     groups: list[tuple[int, int]] | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    total_steps: int
 
 
 def run_file(run: Path) -> Path:
@@ -70,6 +71,8 @@ def load_settings(run: Path) -> dict[str, Any]:
     """
     path = run_file(run)
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("run.json is not a file")  # a pipe would keep its reader waiting
         data = path.read_bytes()
     except OSError as error:
         raise TecCacheError(
@@ -122,7 +125,8 @@ def _require_shallow(value: Any, left: int) -> None:
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a run's settings that a resumption must share."""
     config = {name: value for name, value in settings["config"].items() if name not in _FREE | _RESOLVED}
-    return settings | {"config": config}
+    rest = {name: value for name, value in settings.items() if name != "total_steps"}  # these settings' consequence
+    return rest | {"config": config}
 
 
 def run_identity(settings: dict[str, Any]) -> str:
