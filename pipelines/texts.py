@@ -61,6 +61,11 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         lines += [f"  {shard} {key}: {reason}" for shard, key, reason in summary.skipped[:10]]
         if len(summary.skipped) > 10:
             lines.append("  ... all of them with --json")
+    if summary.notes:
+        lines.append(f"notes        {len(summary.notes)} on photos that are used all the same:")
+        lines += [f"  {shard} {key}: {text}" for shard, key, text in summary.notes[:10]]
+        if len(summary.notes) > 10:
+            lines.append("  ... all of them with --json")
     if summary.free_disk is not None:
         lines.append(f"free disk    {human_bytes(summary.free_disk)}")
     if dry_run:
@@ -201,7 +206,7 @@ def info_text(found: dict[str, Any]) -> str:
         f"cache        {found['cache']}  ({found['fingerprint'][:12]})",
         f"views        {photos:,} photos, {found['num_views']} views of {found['size']} pixels, "
         f"{human_bytes(sum(v['bytes'] for v in found['views']))}",
-        f"left out     {found['skipped_photos']} photos",
+        f"left out     {found['skipped_photos']} photos; notes on {found['noted_photos']} others",
         f"missing      {found['missing_units']} units of views"
         + (
             f", and all of {found['unread_shards']} source shards not read to the end" if found["unread_shards"] else ""
