@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import traceback
+import warnings
 from typing import Any
 
 import click
@@ -33,7 +34,7 @@ from tec_cache import __version__
 from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
-from tec_cache.printable import block, shell_words
+from tec_cache.printable import block, printable, shell_words
 
 
 class Commands(click.Group):
@@ -482,6 +483,7 @@ def main() -> None:
     """
     signals.working(lambda: report(Interrupted()))
     streams.make_tolerant()
+    warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     # OpenMP's threads wait by spinning: beside the loader's threads, or neighbours, that is many times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = 0
@@ -495,7 +497,7 @@ def main() -> None:
         code = fail(Interrupted())
     except Exception as error:
         if "--debug" in sys.argv[1:]:
-            traceback.print_exc()
+            print(block(traceback.format_exc().splitlines()), file=sys.stderr)
         code = fail(explained(error))
     code = printed(code)
     if code == signals.EXIT_INTERRUPTED:

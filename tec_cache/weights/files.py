@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tec_cache.errors import WeightsError, listed
+from tec_cache.paths import encodable
 
 # In the order of preference: an averaged copy (teacher, EMA) is what its authors evaluate and release.
 _NETWORKS = ("teacher", "student", "model_ema", "state_dict_ema", "model", "state_dict")
@@ -142,7 +143,8 @@ def _load_content(path: Path) -> dict[Any, Any]:
     # Everything is caught: a damaged file can fail anywhere inside the readers, with any exception.
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path, device="cpu")
+            with encodable(path) as name:
+                content: Any = load_file(name, device="cpu")
         else:
             with torch.serialization.safe_globals(_SAFE_GLOBALS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
