@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import traceback
+import warnings
 from typing import Any
 
 import click
@@ -34,7 +35,7 @@ from tec_cache import __version__
 from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
-from tec_cache.printable import block, shell_words
+from tec_cache.printable import block, printable, shell_words
 from tec_cache.urls import scrubbed, without_secrets
 
 
@@ -489,6 +490,7 @@ def main() -> None:
     """
     signals.working(lambda: report(Interrupted()))
     streams.make_tolerant()
+    warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     # OpenMP's threads wait by spinning: beside the loader's threads, or neighbours, that is many times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = 0

@@ -249,6 +249,15 @@ def test_a_signal_after_the_work_leaves_its_exit_code(made_cache: Path) -> None:
         assert ended(program(words, before))[0] == code
 
 
+def test_ctrl_c_stays_ignored_where_the_caller_ignores_it(made_cache: Path) -> None:
+    """A script's background job outlives the Ctrl-C of its terminal."""
+    before = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + AT_IMPORT.format(number=3, name="SIGINT")
+    before += "import atexit\natexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    code, out, err = ended(program(["info", str(made_cache)], before))
+    assert (code, err) == (0, "")
+    assert "97 photos" in out
+
+
 def test_a_program_that_imports_this_one_keeps_its_signals() -> None:
     code = "import signal, sys\nsys.argv = ['train.py']\nbefore = signal.getsignal(signal.SIGINT)\nimport cli\n"
     code += "assert signal.getsignal(signal.SIGINT) is before"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tec_cache.store.files import write_atomically
+from tec_cache.paths import encodable
+from tec_cache.store.files import make_folder, write_atomically
 
 
 class Metrics:
@@ -22,10 +24,11 @@ class Metrics:
             write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
         self._file = self.path.open("a", buffering=1)
         self._board: Any = None
+        self._folder = ExitStack()
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            folder = str(_board_folder(run))
+            folder = self._folder.enter_context(encodable(make_folder(_board_folder(run))))
             self._board = SummaryWriter(folder, purge_step=resume_step + 1, filename_suffix=_suffix(identity))
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -40,6 +43,7 @@ class Metrics:
         self._file.close()
         if self._board is not None:
             self._board.close()
+        self._folder.close()
 
 
 def metrics_file(run: Path) -> Path:
