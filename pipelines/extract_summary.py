@@ -152,7 +152,7 @@ def require_finished(summary: Summary) -> None:
 
 def require_photos(summary: Summary, where: str | None) -> None:
     """Raise SourceError where all photos were read and none could be used."""
-    if summary.photos or summary.shards_left:
+    if summary.photos or summary.shards_left or summary.missing:  # others may have some that are not done yet
         return
     reasons = [f"{shard} {key}: {reason}" for shard, key, reason in summary.skipped[:3]]
     if len(summary.skipped) > len(reasons):

@@ -274,7 +274,7 @@ def info_text(found: dict[str, Any]) -> str:
         f"views        {photos:,} photos, {found['num_views']} views of {found['size']} pixels, "
         f"{human_bytes(sum(v['bytes'] for v in found['views']))}",
         f"classes      {classes_text(LabelCounts(**found['labels']))}",
-        f"left out     {found['skipped_photos']} photos",
+        f"left out     {found['skipped_photos']} photos; notes on {found['noted_photos']} others",
         *([f"passed over  {passed_over_text(found['passed_over'])}"] if found["passed_over"] else []),
         f"missing      {found['missing_units']} units of views"
         + (

@@ -183,7 +183,6 @@ class Trainer:
     def run(self, run: Path, identity: str, *, quiet: bool) -> TrainSummary:
         """Train to the last step, or until a signal asks to stop; leave a checkpoint either way."""
         begin = time.monotonic()
-        metrics = Metrics(run, identity, resume_step=self.step) if self.ranks.main else None
         save_steps = max(1, round(self.config.save_every * self.loader.steps_per_epoch))
         first, size = self.step, self.config.batch_size
         total = self.stop_step * size
@@ -193,6 +192,7 @@ class Trainer:
             Progress("train", total=total, noun="images", quiet=quiet) as progress,
             closing(on_device(read, self.compute.device)) as batches,
         ):
+            metrics = Metrics(run, identity, resume_step=self.step) if self.ranks.main else None
             progress.start_at(self.step * size)
             while self.step < self.stop_step:
                 at_end = self.step + 1 == self.stop_step

@@ -28,6 +28,7 @@ from tec_cache.base.load import load_base
 from tec_cache.cache.reader import open_cache
 from tec_cache.errors import TecCacheError
 from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.export import write_export
 from tec_cache.store.files import hash_file
 from tec_cache.student.adapters import EncoderAdapters
 from tec_cache.student.masking import random_mask
@@ -265,6 +266,17 @@ def test_a_kill_at_any_step_leaves_the_old_export_or_the_new_one_or_none(
     assert list(dict.fromkeys(seen)) == ["old", "none", "new"]
 
 
+def test_a_class_token_that_overflows_is_not_exported(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Every weight is finite, and the input adapter's output is not."""
+    student, _ = trained_student(runs["both"])
+    with torch.no_grad():
+        for parameter in student.input_adapter.parameters():
+            parameter.fill_(1e30)
+    with pytest.raises(TecCacheError, match="cls_token of the exported model is not finite"):
+        write_export(student, tmp_path / "out", config={}, encoder_name="vit_tiny_patch16_224", model_args=TINY)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_full_disk_leaves_the_old_export(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,3 +311,11 @@ def test_what_cannot_be_exported_is_said(runs: dict[str, Path], tmp_path: Path) 
     broken.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(TecCacheError, match="damaged checkpoint"):
         export(runs["both"], tmp_path / "out2", checkpoint=broken)
+    os.mkfifo(tmp_path / "pipe")
+    for checkpoint, message in ((tmp_path / "gone.pt", "no such checkpoint"), (tmp_path / "pipe", "is a file")):
+        with pytest.raises(TecCacheError, match=message):
+            export(runs["both"], tmp_path / "out2", checkpoint=checkpoint)
+    (tmp_path / "piped").mkdir()
+    os.mkfifo(tmp_path / "piped" / "run.json")
+    with pytest.raises(TecCacheError, match="not a file"):
+        export(tmp_path / "piped", tmp_path / "out2")

@@ -179,7 +179,7 @@ def test_a_folder_without_photos_says_what_is_in_it(tmp_path: Path) -> None:
     root = make(tmp_path / "a", "x/0.tar", "x/1.tar", "y/notes.txt", ".hidden.jpg")
     with pytest.raises(SourceError, match="neither photos nor tars") as caught:
         open_source(str(root))
-    assert caught.value.what.endswith("in it: 2 .tar files, 1 .txt files, 1 hidden")
+    assert caught.value.what.endswith("in it: .tar files (2), .txt files (1), hidden (1)")
     assert f"'{root}/x/*.tar'" in caught.value.todo
 
 

@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.extract import extract
+from pipelines.info import info
+from pipelines.label_counts import LabelCounter, classes_text
+from pipelines.texts import extract_text, info_text
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ExtractConfig
@@ -296,3 +299,33 @@ def test_a_cache_says_where_its_labels_are(tmp_path: Path) -> None:
     extract(tiny_config(tmp_path / "in", tmp_path / "c", None, views_only=True, views=2))
     cache = open_cache(tmp_path / "c")
     assert cache.views_record(Unit(0, 0, 0)).labels == cache.views_record(Unit(0, 0, 1)).labels == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "identity", "text"),
+    [
+        ([], {}, "not known before the photos are read"),
+        ([], {"classes": ["a", "b"]}, "2: a, b"),
+        ([None, None], {}, "no labels"),
+        ([None], {"label_field": "x"}, "no labels (in the field x)"),
+        ([3, 1, 3], {}, "2, labels are numbers from 1 to 3"),
+        ([3, None], {"label_field": "txt"}, "1 (in the field txt), labels are numbers from 3 to 3; 1 of 2 photos"),
+        ([0, 1], {"classes": ["cat", "dog"]}, "2: cat, dog"),
+        ([0, 6], {"classes": list("abcdefg")}, "7: a, b, c, d, e, ...; 2 of them have photos"),
+    ],
+)
+def test_classes_in_one_line(labels: list[int | None], identity: dict[str, Any], text: str) -> None:
+    counter = LabelCounter()
+    counter.add(labels)
+    told = classes_text(counter.counts(identity))
+    assert told.startswith(text)
+    assert ("have no label" in told) == (None in labels and labels != [None] * len(labels))
+
+
+def test_extract_and_info_print_the_same_line(tmp_path: Path) -> None:
+    tar(tmp_path / "in/0.tar", [{"cls": b"dog"}, {"cls": b"cat"}, {"cls": b"\xff"}])
+    write_tar(tmp_path / "in/1.tar", [("README", b"r"), ("p.jpg", JPEG)])
+    config = tiny_config(tmp_path / "in", tmp_path / "c", None, views_only=True)
+    for told in (extract_text(extract(config), False, config, True), info_text(info(str(tmp_path / "c")))):
+        assert "classes      2: cat, dog; 2 of 4 photos have no label" in told.splitlines()
+        assert "passed over  files without a suffix (1)" in told.splitlines()

@@ -219,7 +219,7 @@ def damaged(text: str, path: tuple[str, ...], value: Any) -> bytes:
      (("targets", "spec", "grid"), -4), (("targets", "spec", "grid"), 10**6), (("targets", "spec", "channels"), 2**40),
      (("targets", "spec", "k"), "most"), (("targets", "tau"), "warm"), (("targets", "kind"), "guessed"),
      (("targets", "name"), ...), (("cache",), 5), (("num_views",), "2"), (("groups",), [[0]]), (("groups",), "all"),
-     (("mean",), [0.5]), (("mean",), ["a", "b", "c"]), (("extra",), 1)],
+     (("mean",), [0.5]), (("mean",), ["a", "b", "c"]), (("extra",), 1), (("total_steps",), ...)],
 )  # fmt: skip
 def test_settings_of_a_wrong_type_are_damage(
     made_cache: Path, made_run: Path, tmp_path: Path, path: tuple[str, ...], value: Any

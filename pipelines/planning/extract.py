@@ -140,7 +140,8 @@ def scratch(store: Store) -> Iterator[str]:
 
 def sample_cache(cache: Cache, place: str) -> Cache:
     """Return a cache of the same settings in a scratch folder, over one shard that stands for the sample."""
-    identity = cache.identity | {"source": {"limit": None, "shards": [{"name": "sample"}]}}
+    source = {"limit": None, "shards": [{"name": "sample"}]}
+    identity = cache.identity | {"source": source, "group_size": max(MOST_ROWS, cache.identity["group_size"])}
     return Cache(open_store(place), manifest_body(identity, {}))
 
 

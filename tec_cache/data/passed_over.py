@@ -58,6 +58,5 @@ def is_hidden_path(path: str) -> bool:
 
 def passed_over_text(counts: dict[str, int]) -> str:
     """Say the counts in one line, the largest first."""
-    return ", ".join(
-        f"{count:,} {kind}" for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    )
+    kinds = sorted(counts, key=lambda kind: (-counts[kind], kind))
+    return ", ".join(f"{kind} ({counts[kind]:,})" for kind in kinds)

@@ -72,6 +72,8 @@ def load_checkpoint(path: Path, identity: str, device: torch.device | str = "cpu
     Returns {"run", "step", "student", "optimizer", "sums", "summed"}; `require_weights` and the optimizer check the
     tensors. Raises TecCacheError for a damaged file, another run's, and one whose step is not the one in its name.
     """
+    if not path.is_file():
+        raise unfit(path, "there is no such checkpoint" if not path.exists() else "a checkpoint is a file")
     try:
         _require_undamaged(path)
         state = torch.load(path, map_location=device, weights_only=True)

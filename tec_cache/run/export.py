@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import nn
 
 from tec_cache.errors import TecCacheError, listed
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
@@ -37,11 +38,21 @@ _METADATA = {"format": "pt"}
 def export_state(student: Student) -> dict[str, torch.Tensor]:
     """Return the encoder's weights under timm's names, CPU float32.
 
-    T' = MLP(T) does not depend on the image, so it simply replaces the class token.
+    T' = MLP(T) does not depend on the image, so it simply replaces the class token. Raises TecCacheError for a weight
+    that is not finite, as T' may be although all others are.
     """
-    state = {name: value.detach().cpu().float().contiguous() for name, value in student.encoder.state_dict().items()}
+    state = _plain(student.encoder)
     state["cls_token"] = student.class_token().detach().cpu().float().contiguous()
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise TecCacheError(
+                f"{name} of the exported model is not finite", todo="export an earlier checkpoint with --checkpoint"
+            )
     return state
+
+
+def _plain(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().float().contiguous() for name, value in model.state_dict().items()}
 
 
 def write_export(
@@ -61,8 +72,7 @@ def write_export(
     require_free(out, overwrite=overwrite)
     files = {WEIGHTS_FILE: save(export_state(student), metadata=_METADATA)}
     if student.encoder_adapters is not None:
-        adapters = {k: v.detach().cpu().float().contiguous() for k, v in student.encoder_adapters.state_dict().items()}
-        files[ADAPTERS_FILE] = save(adapters, metadata=_METADATA)
+        files[ADAPTERS_FILE] = save(_plain(student.encoder_adapters), metadata=_METADATA)
     made = config | {
         "model_sha256": hashlib.sha256(files[WEIGHTS_FILE]).hexdigest(),
         "adapters_sha256": hashlib.sha256(files[ADAPTERS_FILE]).hexdigest() if ADAPTERS_FILE in files else None,

@@ -70,6 +70,8 @@ def load_settings(run: Path) -> dict[str, Any]:
     """
     path = run_file(run)
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("run.json is not a file")  # a pipe would keep its reader waiting
         data = path.read_bytes()
     except OSError as error:
         raise TecCacheError(
