@@ -17,13 +17,18 @@ from pipelines.merge import merge
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ExtractConfig
 from tec_cache.data.contents import read_contents
-from tec_cache.data.source import find_shards
+from tec_cache.data.photos import Shard
+from tec_cache.data.source import open_source
 from tec_cache.errors import IdentityError, SourceError
 from tests.conftest import encoded, files_below, photo, tiny_config, write_shards, write_tar
 
 END = 64 * 1024
 LARGE = encoded(photo(0, 400, 300), quality=100, subsampling=0)
 """More than END bytes."""
+
+
+def find_shards(source: str) -> list[Shard]:
+    return open_source(source).shards
 
 
 def views_only(source: object, cache: Path, **changes: object) -> ExtractConfig:

@@ -19,13 +19,17 @@ from hypothesis import strategies as st
 from pipelines.extract import extract
 from tec_cache.cache.reader import open_cache
 from tec_cache.data.photos import Shard
-from tec_cache.data.source import find_shards
+from tec_cache.data.source import open_source
 from tec_cache.errors import ConfigError, SourceError, StorageError
 from tests.conftest import encoded, photo, tiny_config, write_shards, write_tar
 from tests.s3_server import S3Server, s3_server
 from tests.web_server import WebServer, web_server
 
 JPEG = encoded(photo(0))
+
+
+def find_shards(source: str) -> list[Shard]:
+    return open_source(source).shards
 
 
 def names(shards: Any) -> list[str]:
@@ -242,7 +246,10 @@ def web(tmp_path: Path) -> Iterator[WebServer]:
     root = tmp_path / "www"
     tar(root / "shard-000000.tar", "a", "b")
     noise = os.urandom(200_000)
-    write_tar(root / "shard-000001.tar", [("c.jpg", JPEG), ("c.bin", noise), ("d.jpg", JPEG)])
+    write_tar(
+        root / "shard-000001.tar",
+        [("c.jpg", JPEG), ("c.bin", noise), ("c.cls", b"0"), ("d.jpg", JPEG), ("d.cls", b"1")],
+    )
     with web_server(root) as server:
         yield server
 

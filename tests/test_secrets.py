@@ -164,7 +164,7 @@ def test_an_interrupted_command_is_printed_without_them(
 ) -> None:
     from tec_cache.data.tars import TarShard
 
-    def interrupted(shard: TarShard) -> None:
+    def interrupted(shard: TarShard, passed_over: object = None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TarShard, "photos", interrupted)
