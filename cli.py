@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import traceback
+import warnings
 from typing import Any
 
 import click
@@ -34,7 +35,7 @@ from tec_cache import __version__
 from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
-from tec_cache.printable import block, shell_words
+from tec_cache.printable import block, printable, shell_words
 
 
 class Commands(click.Group):
@@ -170,11 +171,10 @@ def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: An
     """
     given = given_options(values)
     fields = set(ExtractConfig.__dataclass_fields__) - {"batch_size"}
-    base_batch = {"batch_size": given["base_batch_size"]} if "base_batch_size" in given else {}
-    extract_config = settings(
-        ExtractConfig, {n: v for n, v in values.items() if n in fields}, file, fixed=base_batch, without=("part",)
-    )
-    require_used(extract_config, base_batch, {"batch_size": "--base-batch-size"})
+    extract_config = settings(ExtractConfig, {n: v for n, v in values.items() if n in fields}, file, without=("part",))
+    if "base_batch_size" in given:
+        require_used(extract_config, ["batch_size"], {"batch_size": "--base-batch-size"})
+        extract_config = dataclasses.replace(extract_config, batch_size=given["base_batch_size"])
     resolved = {
         "cache": extract_config.cache,
         "out": "(none)",
@@ -489,6 +489,7 @@ def main() -> None:
     """
     signals.working(lambda: report(Interrupted()))
     streams.make_tolerant()
+    warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     # OpenMP's threads wait by spinning: beside the loader's threads, or neighbours, that is many times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = 0
@@ -502,7 +503,7 @@ def main() -> None:
         code = fail(Interrupted())
     except Exception as error:
         if "--debug" in sys.argv[1:]:
-            traceback.print_exc()
+            print(block(traceback.format_exc().splitlines()), file=sys.stderr)
         code = fail(explained(error))
     code = printed(code)
     if code == signals.EXIT_INTERRUPTED:

@@ -123,7 +123,8 @@ def write_tiny(folder: Path) -> str:
 def prepare(name: str, args: argparse.Namespace, base: dict[str, Any], folder: Path) -> Case:
     """Fit the codec, load the base and read the photos."""
     common = {"input": args.data, "views": args.views, "quality": args.quality, "device": args.device, "name": "t"}
-    config = ExtractConfig(cache=str(folder / "fitted"), fit_views=128, **common | base)
+    fit = {} if args.quality == "exact" else {"fit_views": 128}
+    config = ExtractConfig(cache=str(folder / "fitted"), **fit, **common | base)
     extract(config, fit_only=True)
     store = open_store(config.cache)
     lock, how = CacheLock(None, store.url), {"dry_run": True, "overwrite": False, "ranks": Ranks()}

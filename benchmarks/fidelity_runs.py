@@ -65,7 +65,7 @@ class Place:
 def prepare(config: Fidelity, place: Place) -> None:
     """Make views, base and target sets, or go on where that was stopped; nothing is made twice."""
     how: dict[str, Any] = {"device": place.device, "threads": torch.get_num_threads()}
-    crops: dict[str, Any] = {"size": SIZE, "grid": GRID, **how}
+    crops: dict[str, Any] = {"size": SIZE, "grid": GRID}
     extract(
         ExtractConfig(
             input=place.train, cache=place.cache, views=config.epochs, limit=config.images, views_only=True, **crops
@@ -83,7 +83,7 @@ def prepare(config: Fidelity, place: Place) -> None:
     extract(
         ExtractConfig(
             input=place.test, cache=place.held_out, views=1, crop="center", limit=config.judged,
-            base=place.base, name=HELD_OUT, quality=HELD_OUT, **crops,
+            base=place.base, name=HELD_OUT, quality=HELD_OUT, **crops, **how,
         )
     )  # fmt: skip
 

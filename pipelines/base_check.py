@@ -31,6 +31,7 @@ from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.quality import Quality
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.errors import CacheError, ConfigError
+from tec_cache.paths import exact_name
 from tec_cache.progress import Progress
 from tec_cache.recipes import BASES
 from tec_cache.rng import key64, permutation
@@ -141,7 +142,7 @@ def _job(target: TargetSet, how: How) -> TargetJob:
     if how.base is not None:
         base = load_base(how.base, how.weights, **shape)
     else:
-        base = _load(str(target.manifest["notes"]["base"]), how.weights, **shape)
+        base = _load(exact_name(str(target.manifest["notes"]["base"])), how.weights, **shape)
     base.to(compute.device)
     return TargetJob(
         name=target.name,

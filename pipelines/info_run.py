@@ -90,7 +90,16 @@ def train_command(config: dict[str, Any], run: str) -> str:
         if item.name == "student_args":
             pairs = value.items() if isinstance(value, dict) else ()
             for name, given in pairs:
-                words += ["--student-arg", f"{name}={given if isinstance(given, str) else json.dumps(given)}"]
+                words += ["--student-arg", f"{name}={_argument(given)}"]
         else:
             words += [flag] if value is True else [flag, str(value)]
     return shell_words(words)
+
+
+def _argument(value: Any) -> str:
+    """Write a value as `--student-arg` reads it: JSON, or a string that is none."""
+    try:
+        json.loads(value)
+    except (TypeError, ValueError):
+        return value if isinstance(value, str) else json.dumps(value)
+    return json.dumps(value)

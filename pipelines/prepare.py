@@ -25,12 +25,13 @@ from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import remove_all, remove_target_set
 from tec_cache.codec.quality import Quality
 from tec_cache.config import ExtractConfig, parse_rows
-from tec_cache.data.photos import Shard
+from tec_cache.data.photos import Shard, plain_text
 from tec_cache.data.source import find_shards
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, SourceError
+from tec_cache.paths import exact_name
 from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
 
@@ -233,7 +234,7 @@ def prepare_targets(
     if config.base is None and stored is None:
         raise ConfigError(f"the cache has no target set {name!r} to go on with", todo="give --base")
     before = stored["identity"] if stored else {}
-    base_name = config.base or stored["notes"]["base"]  # type: ignore[index]
+    base_name = config.base or exact_name(stored["notes"]["base"])  # type: ignore[index]
     compute = resolve_compute(config.device, config.precision or before.get("precision") or "auto", ranks.local_rank)
     k: Any = parse_rows(config.k)
     if k is None:
@@ -284,7 +285,7 @@ def prepare_targets(
             lock.share()
         if stored is None:
             _forget_other(store, path, identity, lock, target=name, overwrite=overwrite)
-        notes = _versions() | {"base": base_name, "first_row": base.first_row}
+        notes = _versions() | {"base": plain_text(base_name), "first_row": base.first_row}
         notes |= {"facts": [list(fact) for fact in base.facts], "given": base.given.to_json()}
         ensure_manifest(store, path, identity, notes, what=what, todo=todo)
     base.to(compute.device)

@@ -20,6 +20,7 @@ from tec_cache.config import TrainConfig, parse_rows
 from tec_cache.device import Compute
 from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.loader import Batch
+from tec_cache.paths import exact_name
 from tec_cache.recipes import recipe_of
 from tec_cache.targets import normalize_targets, pixel_targets
 from tec_cache.types import Targets, TargetSpec
@@ -177,7 +178,7 @@ def _cached(config: TrainConfig, cache: Cache, k: Any) -> CachedTargets:
 
 
 def _base_name(stored: TargetSet) -> str:
-    return str(stored.manifest["notes"]["base"])
+    return exact_name(str(stored.manifest["notes"]["base"]))
 
 
 def base_weights_for(config: TrainConfig, source: TargetSource, encoder: torch.nn.Module) -> dict[str, torch.Tensor]:

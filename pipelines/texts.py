@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipelines.tally import bottleneck_text
-from tec_cache.printable import block
+from tec_cache.printable import block, shell_words
 from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     if summary.missing and not alone:
         lines.append("next         the other parts; then tec-cache merge, where they lie in folders of their own")
     elif config.views_only:
-        lines.append(f"next         tec-cache extract --cache {config.cache} --base mae")
+        lines.append(f"next         tec-cache extract {shell_words(['--cache', config.cache])} --base mae")
     else:
         target = f" --target {summary.target}" if summary.num_targets > 1 else ""
-        lines.append(f"next         tec-cache train --cache {config.cache}{target} --out RUN")
+        lines.append(f"next         tec-cache train {shell_words(['--cache', config.cache])}{target} --out RUN")
     return block(lines)
 
 
@@ -188,7 +188,7 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
             lines.append(f"damaged      {len(summary.damaged)} blocks, other rows stood in for theirs:")
             lines += [f"  {place}" for place in summary.damaged[:10]]
         if summary.finished:
-            lines.append(f"next         tec-cache export {summary.run} OUT")
+            lines.append(f"next         tec-cache export {shell_words([summary.run])} OUT")
         else:
             lines += ["interrupted: the checkpoint is kept; go on with", f"  {go_on}"]
     return block(lines)
@@ -290,7 +290,7 @@ def pack_text(summary: PackSummary) -> str:
     lines += [f"codes        {name}: {human_bytes(size)} per sample" for name, size in summary.codes.items()]
     lines += [
         f"this run     {summary.units_made:,} tars",
-        f"next         tec-cache train --cache {summary.pack} --out RUN",
+        f"next         tec-cache train {shell_words(['--cache', summary.pack])} --out RUN",
     ]
     return block(lines)
 
@@ -323,7 +323,7 @@ def merge_text(summary: MergeSummary) -> str:
         lines += [f"  {name}" for name in summary.different[:10]]
         if len(summary.different) > 10:
             lines.append("  ... all of them with --json")
-    return block([*lines, f"next         tec-cache info {summary.out}"])
+    return block([*lines, f"next         tec-cache info {shell_words([summary.out])}"])
 
 
 def rm_text(summary: RemoveSummary, dry_run: bool) -> str:

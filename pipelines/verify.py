@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from tec_cache.cache.lock import cache_lock
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.remove import clear_leftovers
 from tec_cache.errors import CacheError, ConfigError
+from tec_cache.printable import shell_words
 from tec_cache.progress import Progress
 from tec_cache.store import Store, open_store
 
@@ -231,7 +231,7 @@ def _next_commands(verdict: Verdict) -> list[str]:
     """Say which commands make what is missing now."""
     missing = [finding.where for finding in verdict.findings if finding.level == "missing"]
     sets, views = verdict.report.target_units, verdict.report.num_views
-    cache = f"--cache {shlex.quote(verdict.cache)}"
+    cache = shell_words(["--cache", verdict.cache])
     if any(name.startswith((layout.VIEW_RECORDS, layout.SOURCE_RECORDS)) for name in missing):
         photos = f"tec-cache extract PHOTOS {cache} --views {views}"
         return [f"{photos} --name {name}" for name in sets] or [f"{photos} --views-only"]

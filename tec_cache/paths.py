@@ -1,8 +1,13 @@
-"""Paths as people write them."""
+"""Paths as people write them, and as libraries take them."""
 
 from __future__ import annotations
 
 import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from tec_cache.errors import ConfigError
 
@@ -26,3 +31,22 @@ def expanded(path: str) -> str:
         todo = f"give the path itself; ./{rest} is what has that very name"
         raise ConfigError(f"there is no home folder {rest.partition('/')[0]}", where=path, todo=todo)
     return scheme + home
+
+
+def exact_name(name: str) -> str:
+    """Return the file name that `plain_text` made encodable: \\udcff and the like become bytes again."""
+    return re.sub(r"\\udc([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), name)
+
+
+@contextmanager
+def encodable(path: Path) -> Iterator[str]:
+    """Give a name of a file or folder to a library that takes UTF-8 only: its own, else that of a temporary link."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="tec-cache-") as folder:
+            link = Path(folder) / "link"
+            link.symlink_to(path.absolute())
+            yield str(link)
+    else:
+        yield str(path)

@@ -110,10 +110,10 @@ def tiny_config(shards: Path | None, cache: Path, base: Path | None, **changes: 
         "input": None if shards is None else str(shards),
         "cache": str(cache),
         "base": None if base is None else str(base),
-        "device": "cpu",
-        "threads": 1,
         "workers": 2,
     }
+    if not changes.get("views_only"):
+        values |= {"device": "cpu", "threads": 1}
     if shards is not None:
         values |= {"views": 2, "size": 32, "grid": 4, "group_size": 16}
     if base is not None:

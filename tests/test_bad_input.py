@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -77,16 +78,19 @@ def tec(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-SMALL = ["--size", 32, "--grid", 4, "--group-size", 4, "--threads", 1, "--workers", 2, "--device", "cpu", "--quiet"]
+SMALL = ["--size", 32, "--grid", 4, "--group-size", 4, "--workers", 2, "--quiet"]
 
 
-TARGETS = ["--k", 3, "--batch-size", 8, "--quality", "exact"]
+TARGETS = ["--k", 3, "--batch-size", 8, "--quality", "exact", "--threads", 1, "--device", "cpu"]
 
 
 def extract_args(source: Path, cache: Path, base: Path | None, *more: object) -> list[object]:
-    """Two views of 32 pixels and the targets of a tiny base; options given twice count the second time."""
+    """Two views of 32 pixels and the targets of a tiny base; an option among `more` replaces the one here."""
     targets = ["--views-only"] if base is None else ["--base", base, *TARGETS]
-    return ["extract", source, "--cache", cache, "--views", 2, *SMALL, *targets, *more]
+    words = ["--cache", cache, "--views", 2, *SMALL, *targets]
+    options = [place for place, word in enumerate(words) if str(word).startswith("--")]
+    pairs = [words[start:stop] for start, stop in itertools.pairwise([*options, len(words)])]
+    return ["extract", source, *(word for pair in pairs if pair[0] not in more for word in pair), *more]
 
 
 def good(*numbers: int) -> list[tuple[str, bytes]]:

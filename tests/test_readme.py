@@ -43,7 +43,9 @@ def understood(words: list[str]) -> dict[str, Any]:
     context = click.Context(command, info_name=words[0])
     values, rest, _ = command.make_parser(context).parse_args(words[1:])
     assert not rest
-    return values
+    once = {p.name for p in command.params if isinstance(p, click.Option) and not p.multiple and not p.is_flag}
+    assert all(len(values[name]) == 1 for name in once & set(values) if isinstance(values[name], list)), words
+    return {n: v[0] if n in once and isinstance(v, list) else v for n, v in values.items()}
 
 
 def command_lines(block: str) -> list[list[str]]:

@@ -294,5 +294,5 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_a_bound_without_a_folder_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--stage-bytes without --stage"):
+    with pytest.raises(ConfigError, match="not used: --stage-bytes"):
         TrainConfig(cache="c", out="o", stage_bytes="5GB")

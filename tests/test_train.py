@@ -279,9 +279,8 @@ def test_smaller_k_class_row_and_no_attention_are_free(made_cache: Path, tmp_pat
         ("0", {"loss", "feature", "attention"}),
         ("none", {"loss", "feature"}),
     ):
-        assert set(train(tiny_training(made_cache, tmp_path / k, steps=1, k=k, tau=0.7)).losses) == names | {
-            "grad_norm"
-        }
+        tau = {} if k == "none" else {"tau": 0.7}
+        assert set(train(tiny_training(made_cache, tmp_path / k, steps=1, k=k, **tau)).losses) == names | {"grad_norm"}
 
 
 def test_other_settings_are_refused_and_free_ones_are_not(made_cache: Path, tmp_path: Path) -> None:

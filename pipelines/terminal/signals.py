@@ -24,12 +24,11 @@ EXIT_INTERRUPTED = 130
 
 TIME_LIMIT = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before a job's time is up."""
-ENDING = (signal.SIGINT, *TIME_LIMIT)
 
 SHOW_CURSOR = b"\x1b[?25h"
 """A progress bar hides it."""
 
-_state: dict[str, Any] = {"program": False, "last_words": lambda: _before_anything()}
+_state: dict[str, Any] = {"program": False, "keys": (), "last_words": lambda: _before_anything()}
 
 
 def is_program(name: str) -> bool:
@@ -38,9 +37,13 @@ def is_program(name: str) -> bool:
 
 
 def begin() -> None:
-    """From now on a signal ends the process at once, with one line and exit code 130."""
+    """From now on a signal ends the process at once, with one line and exit code 130.
+
+    Ctrl-C stays ignored where the caller ignores it: a shell does for what it starts in the background.
+    """
     _state["program"] = True
-    _on_signal(ENDING, end_now)
+    _state["keys"] = () if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else (signal.SIGINT,)
+    _on_signal((*_state["keys"], *TIME_LIMIT), end_now)
 
 
 def working(last_words: Callable[[], tuple[int, str]]) -> None:
@@ -52,14 +55,14 @@ def working(last_words: Callable[[], tuple[int, str]]) -> None:
     _on_signal(TIME_LIMIT, interrupt)
     if _state["program"]:
         _state["last_words"] = last_words
-        _on_signal((signal.SIGINT,), interrupt)
+        _on_signal(_state["keys"], interrupt)
         sys.unraisablehook = _unraisable
 
 
 def done(code: int) -> None:
     """From now on a signal ends the process at once, with the exit code of its finished work."""
     if _state["program"]:
-        _on_signal(ENDING, lambda *_: os._exit(code))
+        _on_signal((*_state["keys"], *TIME_LIMIT), lambda *_: os._exit(code))
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -71,14 +74,14 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     if _state["program"]:
         if _importing(frame):
             end_now()
-        _on_signal((signal.SIGINT,), end_now)
+        _on_signal(_state["keys"], end_now)
     raise KeyboardInterrupt
 
 
 def end_now(*_: object) -> NoReturn:
     """Say the last words and end, without a word from anybody else; safe in a signal handler."""
     try:
-        _on_signal(ENDING, signal.SIG_IGN)
+        _on_signal((signal.SIGINT, *TIME_LIMIT), signal.SIG_IGN)
         descriptor, text = _state["last_words"]()
         if os.isatty(2):
             os.write(2, SHOW_CURSOR)

@@ -14,8 +14,9 @@ MOST_LINES = 20
 
 
 def canonical_json(value: Any) -> bytes:
-    """Serialize plain values to one byte string: sorted keys, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    """Serialize plain values to one byte string: sorted keys, no spaces, UTF-8; lone surrogates as JSON's \\udce9."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import fsspec
 from webdataset.shardlists import expand_urls
 
 from tec_cache.data.folders import folder_shards
-from tec_cache.data.photos import Shard
+from tec_cache.data.photos import Shard, plain_text
 from tec_cache.data.tars import SHARD_SUFFIXES, TarShard
 from tec_cache.errors import SourceError, StorageError, TecCacheError, nearest
 
@@ -69,5 +69,5 @@ def _tar_shards(urls: list[str], source: str) -> list[Shard]:
                 nearest(name, [PurePosixPath(p).name for p in fs.ls(folder, detail=False)]) if fs.exists(folder) else ""
             )
             raise SourceError(f"there is no such shard{near}", where=url, todo="check the name") from error
-        shards.append(TarShard(name, int(size or 0), url))
+        shards.append(TarShard(plain_text(name), int(size or 0), url))
     return shards

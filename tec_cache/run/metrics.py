@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tec_cache.store.files import write_atomically
+from tec_cache.paths import encodable
+from tec_cache.store.files import make_folder, write_atomically
 
 
 class Metrics:
@@ -19,10 +21,12 @@ class Metrics:
             write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
         self._file = self.path.open("a", buffering=1)
         self._board: Any = None
+        self._folder = ExitStack()
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
+            folder = make_folder(run / "tensorboard")
+            self._board = SummaryWriter(self._folder.enter_context(encodable(folder)), purge_step=resume_step + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the numbers of a finished step (counted from 1)."""
@@ -36,6 +40,7 @@ class Metrics:
         self._file.close()
         if self._board is not None:
             self._board.close()
+        self._folder.close()
 
 
 def _step(line: str) -> int:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tec_cache.errors import WeightsError
+from tec_cache.paths import encodable
 
 RELEASES = (
     "give a release of MAE, DINO, iBOT, MoCo v3, DINOv2, DINOv3, CLIP or TEC, a file of the transformers library, "
@@ -46,7 +47,8 @@ def load_content(path: Path) -> dict[Any, Any]:
     # Everything is caught: a damaged file can fail anywhere inside the readers, with any exception.
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path, device="cpu")
+            with encodable(path) as name:
+                content: Any = load_file(name, device="cpu")
         else:
             with torch.serialization.safe_globals(_SAFE_GLOBALS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
