@@ -15,6 +15,7 @@ from tec_cache.cache.layout import Unit
 from tec_cache.cache.manifest import read_manifest
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import AskedRecord, ContentRecord, SourceRecord
+from tec_cache.cache.remove import provably_ours
 from tec_cache.errors import CacheError
 from tec_cache.progress import Progress
 from tec_cache.store import Store
@@ -81,7 +82,8 @@ class _Audit:
                 case _:
                     self.ledger.find("unknown", name, "a file among the records that is none", ALONE)
         files = map(layout.file_of, self.store.names(layout.TARGETS))
-        self.names = sorted({*self.target_units, *(file.target for file in files if file is not None)})
+        sets = (file.target for file in files if file is not None and file.kind == "target")
+        self.names = sorted({*self.target_units, *sets})
 
     def _sources(self) -> None:
         """Which source shards were read to their end, and how many photos they gave."""
@@ -235,7 +237,8 @@ class _Audit:
             file = layout.file_of(name)
             if name in self.ledger.used or name in known or (file is not None and file.record in self.ledger.unknown):
                 continue
-            if file is not None and file.record:
+            of_a_set = file is not None and file.target in ("", *self.names)
+            if file is not None and (file.record if of_a_set else provably_ours(self.store, name)):
                 todo = "nothing reads it; extract or verify --repair removes it, unless another job is writing it now"
                 self.ledger.find("leftover", name, "no record names it", todo, file.unit or "")
             else:

@@ -56,11 +56,16 @@ def working(store: Store, *, dry_run: bool = False) -> Iterator[CacheLock]:
 
 
 def refuse_foreign_folder(store: Store) -> None:
-    """Raise ConfigError unless a folder holds a cache or a pack, what is left of one, or nothing at all.
+    """Raise ConfigError unless a folder holds a cache or a pack of ours, what is left of one, or nothing at all.
 
     A cache wants a folder of its own: that nobody's files are among its own is what makes removing safe.
     """
-    if store.size(layout.MANIFEST) is not None or store.size(layout.PACK) is not None:
+    manifests = [name for name in (layout.MANIFEST, layout.PACK) if store.size(name) is not None]
+    for name in manifests:
+        if not _looks_ours(store, name):
+            todo = "name another folder for the cache; or restore the file, if it is a damaged one of yours"
+            raise ConfigError("tec-cache did not write this file", where=store.place(name), todo=todo)
+    if manifests:
         return
     ours = (layout.VIEWS, layout.TARGETS, "records")
     others = [name for name in store.entries() if name not in ours and name not in _NO_FILES]
@@ -119,25 +124,27 @@ def clear_leftovers(store: Store) -> list[str]:
     if isinstance(store, LocalStore):
         store.clear_drafts()
     left: list[str] = []
-    if _ours(store, layout.MANIFEST):
+    packed = _ours(store, layout.PACK)
+    if packed:
+        left = _unnamed(store, store.entries(), PackRecord)
+    elif _ours(store, layout.MANIFEST):
         left = _unnamed(store, store.names(layout.VIEWS), ViewsRecord)
+    if packed or _ours(store, layout.MANIFEST):
         names = store.names(layout.TARGETS)
         for target in sorted({file.target for name in names if (file := layout.file_of(name)) is not None}):
-            left += _left_of_set(store, target, [name for name in names if name.split("/")[1] == target])
-    if _ours(store, layout.PACK):
-        left += _unnamed(store, store.entries(), PackRecord)
+            left += _left_of_set(store, target, [name for name in names if name.split("/")[1] == target], packed)
     for name in left:
         store.remove(name)
     return left
 
 
-def _left_of_set(store: Store, target: str, names: list[str]) -> list[str]:
+def _left_of_set(store: Store, target: str, names: list[str], packed: bool) -> list[str]:
     """List what no record names of the files of one target set, or of one that was not removed to its end."""
     if layout.target_manifest(target) in names:
-        return _unnamed(store, names, TargetRecord) + _other_codecs(store, names)
-    if store.names(layout.target_records(target)):
+        return _other_codecs(store, names) + ([] if packed else _unnamed(store, names, TargetRecord))
+    if packed or store.names(layout.target_records(target)):
         return []  # damage, which a user can mend
-    return [name for name in names if _provably_ours(store, name)]
+    return [name for name in names if provably_ours(store, name)]
 
 
 def _unnamed(
@@ -176,7 +183,7 @@ def _other_codecs(store: Store, names: list[str]) -> list[str]:
     return [name for name in fitted if payload is None or name != payload.name]
 
 
-def _provably_ours(store: Store, name: str) -> bool:
+def provably_ours(store: Store, name: str) -> bool:
     """Say whether a file in a folder that is no target set's (any more) is ours by its name and its content."""
     file = layout.file_of(name)
     if file is None:
@@ -215,14 +222,21 @@ def _looks_ours(store: Store, name: str) -> bool:
 
 def _remove(store: Store, names: list[str], *, dry_run: bool = False) -> Removed:
     """Remove what is ours of some files; say which are not."""
-    total, left = 0, []
+    ours, left = {}, []
     for name in dict.fromkeys(names):
         file = layout.file_of(name)
         size = None if file is None else store.size(name)
-        if file is None or (size is not None and file.kind in _DOCUMENTS and not _looks_ours(store, name)):
+        if file is None or (size is not None and not _removable(store, name, file)):
             left.append(name)
         elif size is not None:
-            total += size
-            if not dry_run:
-                store.remove(name)
-    return Removed(total, left)
+            ours[name] = size
+    for name in ours if not dry_run else ():
+        store.remove(name)
+    return Removed(sum(ours.values()), left)
+
+
+def _removable(store: Store, name: str, file: layout.File) -> bool:
+    """Say whether a file that a user asked to remove is ours, be it damaged."""
+    if file.kind == "parameters" and not _looks_ours(store, layout.target_manifest(file.target)):
+        return provably_ours(store, name)
+    return file.kind not in _DOCUMENTS or _looks_ours(store, name)
