@@ -28,7 +28,8 @@ from tec_cache.weights.load import load_strict
 _FREE = {"cache", "out", "base_weights", "device", "precision", "threads", "workers", "micro_batch", "log_every",
          "save_every", "steps", "on_error", "stage", "stage_bytes", "compile", "checkpointing"}  # fmt: skip
 # What is compared as it was resolved: the targets' identity, spec and tau, and the number of views.
-_RESOLVED = {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers"}
+_RESOLVED = {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers", "mean", "std",
+             "base_args"}  # fmt: skip
 
 
 def train(
