@@ -346,9 +346,12 @@ def test_the_options_of_every_command_that_loads_a_base(photos: Path, tmp_path: 
     assert other.exit_code == 3
     assert "mean" in other.output
     student = [f"--student-arg={name}={value}" for name, value in TINY.items()]
-    done("train", "--cache", str(cache), "--out", str(tmp_path / "r"), "--online", str(base), "--student",
-         "vit_tiny_patch16_224", *student, "--batch-size", "2", "--epochs", "1", "--steps", "1",
-         "--decoder-width", "32", "--decoder-heads", "4", *told)  # fmt: skip
+    words = ["train", "--cache", str(cache), "--out", str(tmp_path / "r"), "--online", str(base), "--student",
+             "vit_tiny_patch16_224", *student, "--batch-size", "2", "--epochs", "1", "--steps", "1",
+             "--decoder-width", "32", "--decoder-heads", "4"]  # fmt: skip
+    done(*words, *told)
+    assert done(*words, *told)["steps"] == 1  # it goes on with the same words, and not with others
+    assert run(cli, words).exit_code != 0
     settings = json.loads((tmp_path / "r" / "run.json").read_text())
     assert json.dumps(settings).count("quick_gelu") >= 2  # as it was given, and in the identity of the base
     done("probe", str(base), "--train", str(photos), "--test", str(photos), "--neighbours", "1", *told)

@@ -24,7 +24,8 @@ MOST_CHANNELS = 2**20
 _FREE = {"cache", "out", "base_weights", "device", "precision", "threads", "workers", "micro_batch", "log_every",
          "save_every", "steps", "on_error", "stage", "stage_bytes", "compile", "checkpointing"}  # fmt: skip
 # What is compared as it was resolved: the targets' identity, spec and tau, and the number of views.
-_RESOLVED = {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers"}
+_RESOLVED = {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers", "mean", "std",
+             "base_args"}  # fmt: skip
 
 # A decoder's settings as the arguments of a model with the same bounds.
 _DECODER = {"depth": "decoder_depth", "embed_dim": "decoder_width", "num_heads": "decoder_heads"}
