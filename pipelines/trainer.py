@@ -217,7 +217,7 @@ class Trainer:
 
         check: measure the gradient's norm (2 % of a step) and stop before the update where it or a loss is not finite;
         on a GPU this waits for it. It is enough to ask before something is logged or saved: losses that are not
-        finite stay so in their sums, and `save` looks at the weights themselves, so nothing of it is ever kept.
+        finite stay so in their sums, and `save` looks at all that it saves, so nothing of it is ever kept.
         """
         self.schedule.step_update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -271,11 +271,12 @@ class Trainer:
         if self.grad_norm is not None:
             self.checked = step
 
-    def require_finite_weights(self) -> None:
-        """Stop before weights or moments are saved that a bad gradient has spoiled."""
+    def require_finite_state(self) -> None:
+        """Stop before anything is saved that is not finite: what a bad gradient spoiled, which no loss need tell."""
         moments = (value for entry in self.optimizer.state.values() for value in entry.values())
-        if not torch.stack([t.isfinite().all() for t in (*self.student.parameters(), *moments)]).all():
-            raise self.not_finite("a weight, or the optimizer's state of one,", self.step)
+        kept = (*self.student.parameters(), *moments, *self.sums.values())
+        if not torch.stack([tensor.isfinite().all() for tensor in kept]).all():
+            raise self.not_finite("a weight, the optimizer's state of one, or a loss", self.step)
 
     def not_finite(self, what: str, step: int) -> NonFiniteError:
         """Return the error for what was noticed in a step and may have begun since the last one that was checked."""
@@ -289,8 +290,8 @@ class Trainer:
 
     def save(self, run: Path, identity: str) -> None:
         """Write a checkpoint of the last step; all ranks take part."""
-        self.require_finite_weights()
         self.average_sums()
+        self.require_finite_state()
         if self.ranks.main:
             save_checkpoint(run, identity, self.step, self.state())
 
