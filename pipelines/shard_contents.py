@@ -44,7 +44,9 @@ def same_contents(
     stored, result = cache.identity["source"]["shards"], []
     for number, (shard, entry) in enumerate(zip(shards, entries, strict=True)):
         old = stored[number] if number < len(stored) else {}
-        if old.get("name") == entry["name"] and "ends_sha256" in old:
+        # other names of photos are the identity's to tell, class by class
+        same_names = all(old.get(field) == entry.get(field) for field in ("name", "files_sha256"))
+        if same_names and "ends_sha256" in old:
             record = _record(cache, number, overwrite=overwrite)
             known = old["ends_sha256"] if record is None else record.ends_sha256
             if record is not None and known != entry["ends_sha256"] and not overwrite:

@@ -187,7 +187,7 @@ def test_labels_are_found_though_the_first_shards_have_none(tmp_path: Path, labe
 
 def test_settings_of_labels_need_photos() -> None:
     for name in ("classes", "label_field"):
-        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} without photos"):
+        with pytest.raises(ConfigError, match=f"not used: --{name.replace('_', '-')}; no photos were given"):
             ExtractConfig(cache="c", base="mae", **{name: "x"})
 
 
