@@ -15,7 +15,7 @@ from pipelines.prepare import TargetJob, ViewJob
 from pipelines.sample import Sample, sample_crops
 from pipelines.texts import errors_text
 from tec_cache.cache import layout
-from tec_cache.cache.reader import Cache
+from tec_cache.cache.reader import Cache, units_in
 from tec_cache.cache.record import CodecRecord
 from tec_cache.cache.writer import put_payload
 from tec_cache.codec import Codec
@@ -59,7 +59,7 @@ def ensure_codec(
     """
     cache = Cache(cache.store, cache.manifest)  # a fresh list of units: views may have been made meanwhile
     there = _committed(cache, job)
-    if there is None and cache.store.names(layout.target_records(job.name)):
+    if there is None and units_in(cache.store, layout.target_records(job.name)):
         there = _committed(cache, job) or _lost(cache, job)  # asked again: another job may have fitted it meanwhile
     if there is not None:
         return there

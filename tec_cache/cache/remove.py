@@ -16,6 +16,7 @@ from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.lock import CacheLock, cache_lock
 from tec_cache.cache.manifest import read_manifest
+from tec_cache.cache.reader import units_in
 from tec_cache.cache.record import CodecRecord, PackRecord, TargetRecord, ViewsRecord
 from tec_cache.errors import CacheError, ConfigError, listed
 from tec_cache.store import Store
@@ -142,7 +143,7 @@ def _left_of_set(store: Store, target: str, names: list[str], packed: bool) -> l
     """List what no record names of the files of one target set, or of one that was not removed to its end."""
     if layout.target_manifest(target) in names:
         return _other_codecs(store, names) + ([] if packed else _unnamed(store, names, TargetRecord))
-    if packed or store.names(layout.target_records(target)):
+    if packed or units_in(store, layout.target_records(target)):
         return []  # damage, which a user can mend
     return [name for name in names if provably_ours(store, name)]
 
@@ -178,7 +179,7 @@ def _other_codecs(store: Store, names: list[str]) -> list[str]:
         return []  # nobody can say which are named; --overwrite and rm must work all the same
     fitted = [name for name, file in files.items() if file.kind == "parameters"]
     lost = record is None or (payload is not None and payload.name not in names)
-    if fitted and lost and store.names(layout.target_records(files[fitted[0]].target)):
+    if fitted and lost and units_in(store, layout.target_records(files[fitted[0]].target)):
         return []  # damage: what the finished units were coded with may be among them
     return [name for name in fitted if payload is None or name != payload.name]
 
