@@ -478,9 +478,10 @@ def report(error: TecCacheError) -> tuple[int, str]:
         return 2, ""  # all ranks are; one says so
     if "--json" not in sys.argv[1:] or not main:
         return 2, f"error: {error}\n"
-    parts = {"what": error.what, "where": error.where, "todo": error.todo, "exit_code": error.exit_code}
-    more = {"details": list(error.details), "command": error.command}
-    return 1, json.dumps({"error": parts | {name: value for name, value in more.items() if value}}) + "\n"
+    what = "\n    ".join([error.what, *error.details])
+    todo = f"{error.todo}\n  {error.command}" if error.command else error.todo
+    parts = {"what": what, "where": error.where, "todo": todo, "exit_code": error.exit_code}
+    return 1, json.dumps({"error": parts}) + "\n"
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ def test_the_json_of_an_error_is_one_line_of_ascii(monkeypatch: pytest.MonkeyPat
     assert text.isascii()
     assert text.count("\n") == 1
     assert json.loads(text)["error"] == {
-        "what": EVIL, "where": EVIL, "todo": "", "exit_code": 1, "details": [EVIL], "command": EVIL,
+        "what": f"{EVIL}\n    {EVIL}", "where": EVIL, "todo": f"\n  {EVIL}", "exit_code": 1,
     }  # fmt: skip
 
 
