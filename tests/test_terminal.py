@@ -244,9 +244,16 @@ def test_a_signal_while_a_command_works(work: str, said: str) -> None:
 
 
 def test_a_signal_after_the_work_leaves_its_exit_code(made_cache: Path) -> None:
-    before = "import atexit\natexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(30)))"
+    before = "import atexit\natexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
     for words, code in ((["--version"], 0), (["info", str(made_cache)], 0), (["info", "nowhere"], 2)):
         assert ended(program(words, before))[0] == code
+
+
+def test_at_the_very_end_signals_are_ignored() -> None:
+    """Python then gives handlers up for the default action, which would replace the exit code."""
+    before = "import atexit\natexit.register(lambda: print(signal.getsignal(signal.SIGINT).name))"
+    code, out, _ = ended(program(["--version"], before))
+    assert (code, out.splitlines()[-1]) == (0, "SIG_IGN")
 
 
 def test_ctrl_c_stays_ignored_where_the_caller_ignores_it(made_cache: Path) -> None:

@@ -10,6 +10,7 @@ This module is imported before everything else, so it imports next to nothing.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -44,6 +45,9 @@ def begin() -> None:
     _state["program"] = True
     _state["keys"] = () if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else (signal.SIGINT,)
     _on_signal((*_state["keys"], *TIME_LIMIT), end_now)
+    # the first to be registered is the last to be called: behind it Python gives each handler up for the default
+    # action, which is to die of the signal, but leaves an ignored one alone
+    atexit.register(_on_signal, (signal.SIGINT, *TIME_LIMIT), signal.SIG_IGN)
 
 
 def working(last_words: Callable[[], tuple[int, str]]) -> None:
