@@ -73,10 +73,11 @@ def train_command(config: dict[str, Any], run: str) -> str:
         if value is None or value is False or (item.name != "out" and value == item.default):
             continue
         flag = "--" + item.name.replace("_", "-")
-        if item.name == "student_args":
-            pairs = value.items() if isinstance(value, dict) else ()
-            for name, given in pairs:
-                words += ["--student-arg", f"{name}={_argument(given)}"]
+        if isinstance(value, dict):  # student_args, base_args
+            for name, given in value.items():
+                words += [flag.removesuffix("s"), f"{name}={_argument(given)}"]
+        elif isinstance(value, list | tuple):
+            words += [flag, *map(str, value)]
         else:
             words += [flag] if value is True else [flag, str(value)]
     return shell_words(words)

@@ -237,11 +237,11 @@ class ViewMaker:
         there = record.create(self.cache.store, layout.source_record(end.shard))
         there = replace(there, passed_over=record.passed_over)  # a note beside the photos changes none of them
         if there != record:
-            lines = differences(vars(there), vars(record))
             raise SourceError(
-                f"shard {shard.name} has changed since it was first read:\n    " + "\n    ".join(lines),
+                f"shard {shard.name} has changed since it was first read:",
                 where=shard.place,
                 todo=RESTORE,
+                details=differences(vars(there), vars(record)),
             )
         self.tally.passed(end.size)
 

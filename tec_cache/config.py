@@ -21,7 +21,8 @@ from tec_cache.errors import ConfigError, nearest
 from tec_cache.paths import expanded
 from tec_cache.store import is_url
 
-PLACES = {"input", "cache", "base", "base_weights", "online", "out", "stage", "model", "weights", "train", "test"}
+PLACES = {"input", "cache", "base", "base_weights", "online", "out", "stage", "model", "weights", "train", "test",
+          "classes"}  # fmt: skip
 """Settings that may name a file or folder, in whichever config."""
 
 

@@ -32,13 +32,14 @@ def options(config: Any) -> list[str]:
         value = getattr(config, field.name)
         if field.name == "input":
             words += [] if value is None else [value]
-        elif field.name == "student_args":
+        elif field.name in ("student_args", "base_args"):
             for name, given in value.items():
-                words += ["--student-arg", f"{name}={given}"]
+                words += [f"--{field.name.removesuffix('s').replace('_', '-')}", f"{name}={given}"]
         elif value is True:
             words.append(f"--{field.name.replace('_', '-')}")
         elif value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
     return words
 
 

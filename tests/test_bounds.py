@@ -42,6 +42,7 @@ from tec_cache.cache.record import Payload, TargetRecord, ViewsRecord
 from tec_cache.cache.sealed import seal, unseal
 from tec_cache.codec import ArraySpec, get_codec, most_parameter_bytes
 from tec_cache.data import links, photos, tar_stream, tars
+from tec_cache.data.files import LocalFile
 from tec_cache.data.photos import MOST_PHOTO_BYTES, Photo
 from tec_cache.data.source import open_source
 from tec_cache.data.tars import TarShard
@@ -72,7 +73,7 @@ def read(path: Path) -> tuple[list[Photo], str]:
     """The photos of a tar, and why reading it ended early."""
     found = []
     try:
-        for one in TarShard("x", path.stat().st_size, str(path)).photos():
+        for one in TarShard("x", path.stat().st_size, LocalFile(str(path))).photos():
             found.append(one)
     except SourceError as error:
         return found, error.what

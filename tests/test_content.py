@@ -24,6 +24,7 @@ from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import ViewsRecord, hash_photos
 from tec_cache.cache.sealed import seal, unseal
+from tec_cache.data.passed_over import PassedOver
 from tec_cache.data.photos import Photo
 from tec_cache.data.tars import TarShard
 from tec_cache.errors import CacheError, ConfigError, IdentityError, SourceError
@@ -294,8 +295,8 @@ def test_notes_are_kept_and_counted(twins: Path, tmp_path: Path, monkeypatch: py
     """What of a photo was not understood and not needed is no reason to refuse it, nor to forget it."""
     real = TarShard.photos
 
-    def noted(shard: TarShard):  # type: ignore[no-untyped-def]
-        for whole in real(shard):
+    def noted(shard: TarShard, passed_over: PassedOver | None = None):  # type: ignore[no-untyped-def]
+        for whole in real(shard, passed_over):
             odd = whole.key in ("p1", "p4")
             yield Photo(whole.key, whole.data, None, note="its label is a poem") if odd else whole
 

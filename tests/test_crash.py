@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import os
 import resource
@@ -35,7 +34,8 @@ MOST_ALIKE = 3
 
 def small(folder: Path, cache: Path, base: Path, quality: str) -> ExtractConfig:
     """Three photos in two units of views and two of targets: every kind of commit, and one of each a second time."""
-    return tiny_config(folder, cache, base, views=1, group_size=2, quality=quality, fit_views=4, workers=1)
+    fit = {} if quality == "exact" else {"fit_views": 4}
+    return tiny_config(folder, cache, base, views=1, group_size=2, quality=quality, workers=1, **fit)
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +123,9 @@ def crash(config: ExtractConfig, kind: tuple[str, str], number: int) -> None:
 def crash_everywhere(photos: Path, base: Path, quality: str, folder: Path, every: int) -> None:
     """Crash before every `every`-th step, check, go on, compare; leave a report in the folder."""
     pipelines.make_targets.WRITERS = 1  # two may both make a folder, or only one of them: the steps would differ
-    load = pipelines.prepare.load_base
-    pipelines.prepare.load_base = functools.cache(load)  # type: ignore[attr-defined]
-    pipelines.prepare.load_base(str(base), None, grid=4, last_layers=2, k=3)  # type: ignore[attr-defined]
+    # one base and one way to load it: once, before any process is forked
+    loaded = pipelines.prepare.load_base(str(base), None, grid=4, last_layers=2, k=3)  # type: ignore[attr-defined]
+    pipelines.prepare.load_base = lambda *_, **__: loaded  # type: ignore[attr-defined]
     steps = all_steps(small(photos, folder / "whole", base, quality), folder / "steps.json")
     whole, cache = content(folder / "whole"), folder / "crashed"
     config, found = small(photos, cache, base, quality), Counter[str]()

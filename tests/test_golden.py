@@ -79,9 +79,10 @@ def test_base_gives_the_golden_features_logits_and_rows(golden: Golden) -> None:
     with sdpa_kernel(SDPBackend.MATH):  # the released program's arithmetic: no fused kernel
         targets = base_of(golden)(torch.from_numpy(golden["imgs"]).float())
     # equal to the bit on the processor that made the file (Intel Xeon); on an AMD EPYC, whose sums have another order,
-    # up to 1.2e-5 at a value of 5.2, with torch 2.6 up to 1.9e-5. The file itself is 2.2e-5 from the float64 truth.
-    torch.testing.assert_close(targets.features, features, rtol=5e-6, atol=2e-5)
-    torch.testing.assert_close(targets.attention, attention, rtol=5e-6, atol=1e-5)
+    # up to 1.2e-5 at a value of 5.2, with torch 2.6 (or on a later EPYC with torch 2.14) up to 1.9e-5, the logits too.
+    # The file itself is 2.2e-5 from the float64 truth.
+    torch.testing.assert_close(targets.features, features, rtol=5e-6, atol=2.2e-5)
+    torch.testing.assert_close(targets.attention, attention, rtol=5e-6, atol=2.2e-5)
     assert torch.equal(targets.rows, torch.from_numpy(golden["att_idx"]))
 
 

@@ -228,7 +228,8 @@ def test_every_place_of_a_config_may_begin_with_a_home_folder(
     config: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    needed = {"base_weights": {"online": "mae"} if config is TrainConfig else {"base": "mae"}}.get(name, {})
+    base = {"online": "mae"} if config is TrainConfig else {"base": "mae"}
+    needed = {"base_weights": base, "classes": {"input": "photos"}}.get(name, {})
     made = config(**(LEAST[config] | needed | {name: "~/x"}))
     assert getattr(made, name) == str(tmp_path / "x")
 

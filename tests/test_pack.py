@@ -399,8 +399,8 @@ def test_what_is_not_meant_is_refused(
     before = files_below(pack_copy)
     with pytest.raises(IdentityError) as caught:
         pack(str(other), str(pack_copy))
-    assert "cache: stored" in caught.value.what
-    assert "num_views: stored 2, asked 1" in caught.value.what
+    assert "cache: stored" in str(caught.value)
+    assert "num_views: stored 2, asked 1" in str(caught.value)
     with pytest.raises(IdentityError, match=r"targets\.tiny"):
         pack(str(two_sets), str(pack_copy), targets=["coded"])
     for out in (two_sets, other):

@@ -245,7 +245,7 @@ class Cache:
         try:
             record = ContentRecord.read(self.store, name)
         except CacheError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 return None
             raise
         if record.identity != self.fingerprint or len(record.source_sha256) != len(self.shards):

@@ -12,8 +12,6 @@ import hashlib
 import json
 from typing import Any
 
-from tec_cache.cache.identity import canonical_json
-
 HEAD, MIDDLE, TAIL = b'{"body":', b',"sha256":"', b'"}\n'
 _DIGITS = 64
 _BEHIND = len(MIDDLE) + _DIGITS + len(TAIL)
@@ -59,6 +57,7 @@ def rewritten(body: dict[str, Any], indent: int | None) -> bytes:
 
 
 def _written(body: dict[str, Any], indent: int | None) -> bytes:
+    # strictly UTF-8: a lone surrogate, which JSON can spell, is no text
     if indent is None:
-        return canonical_json(body)
+        return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     return json.dumps(body, indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()

@@ -81,7 +81,7 @@ def load_settings(run: Path) -> dict[str, Any]:
             todo="give the folder that tec-cache train --out made",
         ) from error
     try:
-        settings: dict[str, Any] = msgspec.json.decode(data)
+        settings: dict[str, Any] = json.loads(data)
         _check(settings)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         first = str(error).partition("\n")[0] or type(error).__name__
