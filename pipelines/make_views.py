@@ -228,6 +228,8 @@ class ViewMaker:
         """
         if end.damage is not None and not self._skips(end.damage):
             raise end.damage
+        if self._others_are_at_it(end):
+            return  # whoever makes the last unit of the shard records it: one of its photos may still be found broken
         shard, damage = self.views.shards[end.shard], end.damage.what if end.damage else ""
         groups = -(-end.photos // self.cache.identity["group_size"])
         record = SourceRecord(
@@ -244,6 +246,19 @@ class ViewMaker:
                 details=differences(vars(there), vars(record)),
             )
         self.tally.passed(end.size)
+
+    def _others_are_at_it(self, end: EndOfShard) -> bool:
+        """Say whether other ranks of this job have units of a shard still to make, and may stop at one of its photos."""
+        ranks = self.ranks
+        if (
+            self.on_error == "skip"
+            or ranks.parts > 1
+            or ranks.world_size == 1
+            or ranks.by_shard(len(self.cache.shards))
+        ):
+            return False
+        groups = -(-end.photos // self.cache.identity["group_size"])
+        return any(self._missing(end.shard, group) for group in range(groups))
 
     def _skips(self, damage: SourceError | LayoutError) -> bool:
         """Say whether damage is to be left out; what would be read wrongly never is."""

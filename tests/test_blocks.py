@@ -162,6 +162,7 @@ def test_training_reads_one_range_per_array_and_block_and_no_other_file(
         codec.append(payload.name)
     records = [layout.views_record(u) for u in units] + [layout.target_record("tiny", u) for u in units]
     sources = [layout.source_record(shard) for shard in range(3)]
+    sources += [layout.CONTENT_RECORD, *(layout.asked_record(view) for view in range(opened.num_views))]
     assert Counter(store.whole) == Counter([layout.target_manifest("tiny"), *codec, *records, *sources])
 
 

@@ -63,6 +63,19 @@ def test_figures_follow_from_their_inputs() -> None:
     assert scaling.IMAGENET * 300 / (8 * both) / 3600 == pytest.approx(25), "the published hours come out again"
 
 
+def beyond(script: str, config: object) -> list[str]:
+    """Return the options of a config that a job's script does not give itself: each may be given once."""
+    words, kept = options(config), list[str]()
+    given = set(re.findall(r"(?<= )--[a-z-]+(?= )", script.partition("tec-cache ")[2]))
+    while words:
+        word = words.pop(0)
+        if word in given:
+            words.pop(0)
+        else:
+            kept.append(word)
+    return kept
+
+
 class Slurm:
     """Stand-ins for SLURM's commands on one machine: what they were asked for, and the job script's environment."""
 
@@ -106,7 +119,7 @@ def test_the_training_job_is_requeued_at_its_limit_until_it_is_done(made_cache: 
     run = tmp_path / "run"
     config = tiny_training(made_cache, run, epochs=60, steps=150, micro_batch=8)
     slurm = Slurm(tmp_path / "slurm", TRAINING, cache=made_cache, run=run)
-    slurm.stand_in("srun", f'echo $$ > {slurm.step}; exec "$@" {shlex.join(options(config))}')
+    slurm.stand_in("srun", f'echo $$ > {slurm.step}; exec "$@" {shlex.join(beyond(TRAINING, config))}')
     variables = {"SLURM_JOB_ID": free_job_id(), "SLURM_JOB_NODELIST": "node", "SLURM_NNODES": "1"}
     variables["SLURM_GPUS_ON_NODE"] = "2"
 
@@ -135,8 +148,9 @@ def test_the_parts_of_the_extraction_job_make_the_cache(
     made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    slurm = Slurm(tmp_path / "slurm", EXTRACTION, parts=2, photos=shards, cache=cache)
-    own = [word for word in options(tiny_config(shards, cache, tiny_base)) if word != str(shards)]
+    script = EXTRACTION.replace("--base mae", f"--base {tiny_base}")
+    slurm = Slurm(tmp_path / "slurm", script, parts=2, photos=shards, cache=cache)
+    own = [word for word in beyond(script, tiny_config(shards, cache, tiny_base)) if word != str(shards)]
     slurm.stand_in("tec-cache", f'exec {SCRIPTS / "tec-cache"} "$@" {shlex.join(own)}')
     code = slurm.run(
         stop_when=lambda: bool(list(cache.glob("records/views/*"))), SLURM_ARRAY_TASK_ID="0", SLURM_JOB_ID="7"
