@@ -248,7 +248,7 @@ class ViewMaker:
         self.tally.passed(end.size)
 
     def _others_are_at_it(self, end: EndOfShard) -> bool:
-        """Say whether other ranks of this job have units of a shard still to make, and may stop at one of its photos."""
+        """Say whether other ranks of this job have units of a shard still to make: they may stop at a photo of it."""
         ranks = self.ranks
         if (
             self.on_error == "skip"
