@@ -160,7 +160,10 @@ def read_regular(path: Path, most: int) -> bytes:
     """Read a regular file of at most `most` bytes. Raises OSError, EFBIG where it is larger, without reading it."""
     handle, length = _open_regular(path)
     with open(handle, "rb") as stream:
-        data = b"" if length > most else stream.read(most + 1)
+        # one byte more, in case it grows; no more, for that much memory is taken at once
+        data = b"" if length > most else stream.read(length + 1)
+        while 0 < length < len(data) <= most and (rest := stream.read(most + 1 - len(data))):
+            data += rest
     if max(length, len(data)) > most:
         raise OSError(errno.EFBIG, f"{max(length, len(data)):,} bytes are too many", str(path))
     return data
