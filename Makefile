@@ -9,7 +9,7 @@ S3 := 's3fs>=2025.2' 'moto[s3]>=5' 'flask>=3' 'flask-cors>=4'
 LOWEST_TIMM := $(shell sed -n 's/.*"timm>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check unit bench soak clean
+.PHONY: demo test check unit slow bench soak clean
 
 demo: $(VENV)/stamp
 	OMP_WAIT_POLICY=PASSIVE python -m pipelines.demo demo-out
@@ -23,7 +23,11 @@ check: $(VENV)/stamp
 
 # What fails beside other tests is run once more by itself: kills, signals and timings feel a busy machine.
 unit: $(VENV)/stamp
-	pytest -n auto --dist worksteal || pytest --last-failed --last-failed-no-failures none
+	pytest -m "not slow" -n auto --dist worksteal || pytest -m "not slow" --last-failed --last-failed-no-failures none
+
+# Jobs of several processes that are killed, signalled and requeued in every way, and the demo.
+slow: $(VENV)/stamp
+	pytest -m slow -n auto --dist worksteal
 
 bench: $(VENV)/stamp
 	python -m benchmarks.step

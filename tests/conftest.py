@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import tarfile
@@ -23,6 +24,12 @@ from tec_cache.run.checkpoint import checkpoints, load_checkpoint
 from tec_cache.run.settings import load_settings, run_identity
 
 GOLDEN = Path(__file__).parent / "data" / "golden_mae_like.npz"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: without it among what is looked through for garbage, the tests take a tenth less."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -87,6 +87,7 @@ def test_installed_script_ignores_a_foreign_cli_and_pipelines(tmp_path: Path, ma
     assert json.loads(result.stdout)["num_views"] == 2
 
 
+@pytest.mark.slow
 def test_the_built_wheel_works_in_an_empty_folder(tmp_path: Path, made_cache: Path) -> None:
     """Built, unpacked into an environment of its own that borrows only the dependencies, and run from elsewhere."""
     source = tmp_path / "source"

@@ -150,7 +150,9 @@ def crash_everywhere(photos: Path, base: Path, quality: str, folder: Path, every
     print(len(steps), found, resource.getrusage(resource.RUSAGE_CHILDREN))
 
 
-@pytest.mark.parametrize(("quality", "every"), [("default", 1), ("exact", 5)])
+@pytest.mark.parametrize(
+    ("quality", "every"), [pytest.param("default", 1, marks=pytest.mark.slow), ("default", 5), ("exact", 5)]
+)
 def test_a_crash_at_any_step_of_any_commit_loses_nothing(
     photos: Path, tiny_base: Path, tmp_path: Path, quality: str, every: int
 ) -> None:
@@ -231,7 +233,9 @@ def refuse_everywhere(photos: Path, base: Path, folder: Path, code: int) -> None
     (folder / "messages.json").write_text(json.dumps(messages))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, *(pytest.param(code, marks=pytest.mark.slow) for code in (errno.EROFS, errno.EIO))]
+)
 def test_a_disk_that_refuses_any_write_stops_the_run_and_spoils_nothing(
     photos: Path, tiny_base: Path, tmp_path: Path, code: int
 ) -> None:

@@ -251,7 +251,13 @@ def crash_everywhere(old: Path, new: Path, folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(seen))
 
 
-@pytest.mark.parametrize(("old", "new"), [("both", "none"), ("none", "both"), ("both", "six heads")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("both", "six heads"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("both", "none"), ("none", "both"))),
+    ],
+)
 def test_a_kill_at_any_step_leaves_the_old_export_or_the_new_one_or_none(
     runs: dict[str, Path], made_cache: Path, tmp_path: Path, old: str, new: str
 ) -> None:

@@ -93,6 +93,7 @@ def test_the_tree_names_files_that_exist_and_all_of_them() -> None:
                 assert path.name in README or f"{path.parent.name}/" in README, path
 
 
+@pytest.mark.slow
 def test_the_demo_in_small(tmp_path: Path) -> None:
     said: list[str] = []
     result = demo(tmp_path / "demo", epochs=1, say=said.append)

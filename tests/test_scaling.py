@@ -115,6 +115,7 @@ class Slurm:
             return job.wait(TIMEOUT)
 
 
+@pytest.mark.slow
 def test_the_training_job_is_requeued_at_its_limit_until_it_is_done(made_cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny_training(made_cache, run, epochs=60, steps=150, micro_batch=8)
@@ -144,6 +145,7 @@ def free_job_id() -> str:
     raise AssertionError("no port is free")
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_extraction_job_make_the_cache(
     made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

@@ -144,7 +144,7 @@ def test_half_the_batch_in_each_of_two_processes_gives_the_gradient_of_one(made_
         assert moved.norm() < STEPPED * size.norm()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_after_a_kill_torchrun_goes_on_from_the_last_checkpoint(
     rank: int, undisturbed: Path, made_cache: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +159,7 @@ def test_after_a_kill_torchrun_goes_on_from_the_last_checkpoint(
     assert_same_run(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_two_nodes_go_on_after_a_kill_on_one_of_them(undisturbed: Path, made_cache: Path, tmp_path: Path) -> None:
     """Two torchruns that meet at one address, as docs/scaling.md starts them. Each counts its restarts by itself."""
     run = tmp_path / "run"
@@ -177,6 +178,7 @@ def test_two_nodes_go_on_after_a_kill_on_one_of_them(undisturbed: Path, made_cac
     assert_same_run(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_without_restarts_a_kill_ends_the_job_and_the_same_command_goes_on(
     undisturbed: Path, made_cache: Path, tmp_path: Path
 ) -> None:
@@ -197,6 +199,7 @@ def test_without_restarts_a_kill_ends_the_job_and_the_same_command_goes_on(
     assert_same_run(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_the_error_of_one_rank_ends_the_job_and_stands_in_torchruns_summary(made_cache: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(made_cache, tmp_path / "cache"))
     payload = payload_of(open_cache(cache), Unit(0, 1, 0))
@@ -212,7 +215,13 @@ def test_the_error_of_one_rank_ends_the_job_and_stands_in_torchruns_summary(made
     assert "bug in tec-cache" not in job.err
 
 
-@pytest.mark.parametrize(("whom", "code"), [("torchrun", 1), ("one rank", 0), ("every process", 1)])
+@pytest.mark.parametrize(
+    ("whom", "code"),
+    [
+        ("torchrun", 1),
+        *(pytest.param(whom, code, marks=pytest.mark.slow) for whom, code in (("one rank", 0), ("every process", 1))),
+    ],
+)
 def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(
     whom: str, code: int, undisturbed: Path, made_cache: Path, tmp_path: Path
 ) -> None:
@@ -371,6 +380,7 @@ def test_a_broken_photo_ends_an_extraction_with_its_error_and_the_same_command_g
     assert [n for n in fresh if not n.endswith(".json") and mended[n] != fresh[n]] == []
 
 
+@pytest.mark.slow
 def test_a_signalled_extraction_says_once_how_to_go_on(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
     """All processes at once, and torchrun passes its own on: each rank is signalled twice."""
     cache = tmp_path / "cache"
@@ -411,6 +421,7 @@ def test_all_ranks_get_equally_many_batches(
         assert [key for keys in shares for key in keys] == whole
 
 
+@pytest.mark.slow
 def test_three_processes_with_uneven_units_end_together(made_cache: Path, tmp_path: Path) -> None:
     """A tail of 97 mod 33 views is left out in every epoch, and no rank waits for another."""
     words = train_words(made_cache, tmp_path / "run", steps=7, epochs=10, batch_size=33, workers=3)
