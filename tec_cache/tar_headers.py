@@ -7,6 +7,9 @@ import tarfile
 MOST_HEADER_BYTES = 1 << 20
 """Of all that describes one member: extended headers, long names, maps of sparse files. A path has 4 KB at most."""
 
+MOST_DIGITS = 20
+"""Of a size: 64 bits have no more."""
+
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
              tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # fmt: skip
 
@@ -42,4 +45,9 @@ class StrictHeader(tarfile.TarInfo):
             raise tarfile.ReadError(f"{kind} at byte {tar.offset}: {error}") from error  # type: ignore[attr-defined]
         if info.size < 0 or tar.offset < info.offset:  # type: ignore[attr-defined]
             raise tarfile.ReadError("an extended header with a size below zero")
+        size = info.pax_headers.get("size", "0")
+        if not (size.isascii() and size.isdecimal()):
+            raise tarfile.ReadError(f"an extended header whose size is no number: {size[:40]!r}")
+        if len(size) > MOST_DIGITS:  # tarfile takes what Python refuses to convert for 0
+            raise tarfile.ReadError(f"an extended header with a size of {len(size):,} digits")
         return info  # type: ignore[return-value]

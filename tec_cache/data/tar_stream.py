@@ -22,6 +22,8 @@ MOST_EXPANSION = 200
 """How many times its own bytes a compressed tar may hold, beyond the first FREE_EXPANSION of them. Photos hardly
 shrink; uncompressed pictures of one colour shrink a thousandfold, but no whole shard is made of those."""
 FREE_EXPANSION = 256 << 20
+MOST_EMPTY = 64
+"""Reads beyond the end of a file: some are made of every tar, to look for its end marker."""
 XZ_MEMORY = 256 << 20
 """Bytes that a xz file's dictionary may ask for; 65 MiB at xz's highest level."""
 
@@ -115,17 +117,24 @@ class _Counted:
 
     def __init__(self, read: Callable[[int], bytes], raw: _Raw, *, compressed: bool) -> None:
         self._read, self._raw, self.compressed = read, raw, compressed
-        self._position = 0
+        self._position = self._empty = 0
         self.most: int | None = MOST_HEADER_BYTES
         """Position beyond which nothing belongs to the header that is being read; None: no header is."""
 
     def read(self, size: int) -> bytes:
-        """Read bytes. Raises tarfile.ReadError for a header that does not end, or a file that expands without end."""
+        """Read bytes.
+
+        Raises tarfile.ReadError for a header that does not end, a file that expands without end, and one that has
+        ended: tarfile passes over a member of a terabyte that is not there in 100 million reads of nothing.
+        """
         try:
             data = self._read(size)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # of unpacking: the disk's are StorageErrors
             raise tarfile.ReadError(f"its compressed data is cut or corrupt: {error}") from error
         self._position += len(data)
+        self._empty += not data
+        if self._empty > MOST_EMPTY:
+            raise tarfile.ReadError("it ends before what its last header claims")
         # tarfile reads ahead by one record
         if self.most is not None and self._position > self.most + size + tarfile.RECORDSIZE:
             raise tarfile.ReadError(f"a header of more than {MOST_HEADER_BYTES:,} bytes")
