@@ -21,10 +21,11 @@ from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.device import resolve_compute
 from tec_cache.errors import TecCacheError
-from tec_cache.loader import Loader
+from tec_cache.loader import Batch, Loader
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.export import write_export
 from tec_cache.student.model import Student
+from tec_cache.tasks.pretrain import noise_of
 
 STUDENT = "vit_tiny_patch16_224"
 HELD_OUT = "exact"
@@ -180,14 +181,15 @@ def held_out_losses(student: Student, cache: Cache, config: Fidelity, device: to
     that do not fill a batch are left out.
     """
     stored, student = cache[HELD_OUT], student.to(device).eval()
-    loader = Loader(cache, stored, batch_size=config.batch_size, pixel_sizes=(cache.size,))
+    loader: Loader[Batch] = Loader(cache, stored, batch_size=config.batch_size, pixel_sizes=(cache.size,))
     mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     steps = config.masks * loader.steps_per_epoch
     sums: dict[str, float] = {}
     for host_batch in loader.batches(0, steps):
         batch = host_batch.to(device)
         images = batch.images(cache.size, mean, std)
-        losses = student(images, stored.decode(batch.codes), noise=batch.noise)
+        noise = noise_of(batch, cache.grid**2, seed=0).to(device)
+        losses = student(images, stored.decode(batch.codes), noise=noise)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value) / steps
     return {"loss": sum(sums.values())} | sums

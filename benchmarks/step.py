@@ -34,12 +34,14 @@ from benchmarks.machine import describe
 from benchmarks.step_parts import parts_of_a_step, plain_base_seconds
 from pipelines.extract import extract
 from pipelines.train import prepare_student
-from pipelines.trainer import Trainer
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ExtractConfig, TrainConfig
 from tec_cache.device import resolve_compute
 from tec_cache.distributed import Ranks
-from tec_cache.loader import Batch, on_device
+from tec_cache.loader import Batch
+from tec_cache.run.feed import on_device
+from tec_cache.run.loop import Loop
+from tec_cache.tasks.pretrain import MaskedBatch, Pretrain
 from tec_cache.types import Targets
 
 WARM_UP = 4
@@ -52,7 +54,8 @@ RELEASED = {"vit_small_patch16_224": (0.43, 1.55), "vit_base_patch16_224": (1.66
 class Kind(NamedTuple):
     """One kind of training, and what does a step of it."""
 
-    trainer: Trainer
+    task: Pretrain
+    loop: Loop[MaskedBatch]
     step: Callable[[], None]
 
 
@@ -87,7 +90,7 @@ def main() -> None:
             print_released(args.model, kinds["online"], rounds)
         for name in ("cached", "online"):
             print(f"\nshares of a step, {name}")
-            for part, share in parts_of_a_step(kinds[name].trainer, kinds[name].step).items():
+            for part, share in parts_of_a_step(*kinds[name]).items():
                 print(f"  {part:42s} {share:6.1%}")
 
 
@@ -128,24 +131,25 @@ def kind(args: argparse.Namespace, cache: str, folder: Path, more: dict[str, Any
     compute = resolve_compute(config.device, config.precision)
     opened = open_cache(cache)
     source, student = prepare_student(config, opened, compute)
-    trainer = Trainer(config, opened, source, student, compute, Ranks())
-    batches = on_device(trainer.loader.batches(0, trainer.total_steps), compute.device)
+    task = Pretrain(config, opened, source, student, compute, Ranks())
+    loop = Loop(task, config, compute, Ranks())
+    batches = on_device(task.batches(0, loop.total_steps), compute.device)
     if ready:
-        make_ready(trainer, next(batches))
+        make_ready(task, loop, next(batches))
         batches.close()
 
     def step() -> None:
-        trainer.train_step(batches, check=False)
+        loop.train_step(batches, check=False)
         if compute.device.type == "cuda":
             torch.cuda.synchronize()
 
-    return Kind(trainer, step)
+    return Kind(task, loop, step)
 
 
-def make_ready(trainer: Trainer, batch: Batch) -> None:
+def make_ready(task: Pretrain, loop: Loop[MaskedBatch], batch: MaskedBatch) -> None:
     """Let a training use one batch for ever, its images and targets made already."""
-    images = batch.images(trainer.size, trainer.mean, trainer.std)
-    targets = trainer.source.targets(batch, images)
+    images = batch.views.images(task.size, task.mean, task.std)
+    targets = task.source.targets(batch.views, images)
 
     class Ready(Batch):
         def images(self, *_: Any) -> torch.Tensor:
@@ -154,9 +158,9 @@ def make_ready(trainer: Trainer, batch: Batch) -> None:
     def ready_targets(*_: Any) -> Targets:
         return targets
 
-    there = Ready(**vars(batch))
-    trainer.next_batch = lambda _: there  # type: ignore[method-assign]
-    trainer.source.targets = ready_targets  # type: ignore[method-assign]
+    there = MaskedBatch(Ready(**vars(batch.views)), batch.noise)
+    loop.next_batch = lambda _: there  # type: ignore[method-assign]
+    task.source.targets = ready_targets  # type: ignore[method-assign]
 
 
 def measure(kinds: dict[str, Kind], steps: int, rounds: int) -> list[dict[str, float]]:
@@ -164,7 +168,7 @@ def measure(kinds: dict[str, Kind], steps: int, rounds: int) -> list[dict[str, f
     found = []
     for _ in range(rounds):
         medians = {}
-        for name, (_, step) in kinds.items():
+        for name, (_, _, step) in kinds.items():
             # a stretch of one kind at a time: the loader of another one must not refill its queue meanwhile
             seconds = []
             for _ in range(WARM_UP + steps):
@@ -184,7 +188,7 @@ def spread(values: list[float], how: str) -> str:
 def print_released(model: str, online: Kind, rounds: list[dict[str, float]]) -> None:
     """Compare with the released program's published seconds, scaled by the speed of one and the same base."""
     base, student = RELEASED[model]
-    here = plain_base_seconds(online.trainer, 8)
+    here = plain_base_seconds(online.task, 8)
     whole = (base + student) * here / base
     cached = statistics.median(found["cached"] for found in rounds)
     print(f"the base with plain attention takes {here:.2f} s here, {base} s where the released program was measured;")

@@ -12,11 +12,12 @@ from unittest import mock
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipelines import trainer as trainer_module
 from pipelines.target_sources import OnlineTargets
-from pipelines.trainer import Trainer
 from tec_cache.loader import Batch
+from tec_cache.run import loop as loop_module
+from tec_cache.run.loop import Loop
 from tec_cache.student import model as model_module
+from tec_cache.tasks.pretrain import MaskedBatch, Pretrain
 
 STEPS = 4
 
@@ -53,22 +54,22 @@ class _Clock:
         return time.perf_counter()
 
 
-def parts_of_a_step(trainer: Trainer, step: Callable[[], None]) -> dict[str, float]:
+def parts_of_a_step(task: Pretrain, loop: Loop[MaskedBatch], step: Callable[[], None]) -> dict[str, float]:
     """Return the share of each part of a step; `step` does one."""
-    clock, student = _Clock(trainer.compute.device), trainer.student
-    targets = "base in the loop" if isinstance(trainer.source, OnlineTargets) else "decoding targets"
+    clock, student = _Clock(loop.compute.device), task.student
+    targets = "base in the loop" if isinstance(task.source, OnlineTargets) else "decoding targets"
     places: list[tuple[Any, str, str]] = [
-        (trainer, "next_batch", "waiting for the loader"),
+        (loop, "next_batch", "waiting for the loader"),
         (Batch, "images", "pixels to images"),
-        (trainer.source, "targets", targets),
+        (task.source, "targets", targets),
         (student, "embed_visible", "patch embedding"),
         (student, "forward_encoder", "encoder"),
         (student.decoder, "forward", "decoder and heads"),
         (model_module, "feature_loss", "losses"),
         (model_module, "attention_loss", "losses"),
         (torch.Tensor, "backward", "backward"),
-        (trainer_module, "gradient_norm", "gradient norm"),
-        (trainer.optimizer, "step", "optimizer"),
+        (loop_module, "gradient_norm", "gradient norm"),
+        (loop.optimizer, "step", "optimizer"),
     ]
     if student.encoder_adapters is not None:
         places.append((student.encoder_adapters, "forward", "encoder adapters"))
@@ -84,9 +85,9 @@ def parts_of_a_step(trainer: Trainer, step: Callable[[], None]) -> dict[str, flo
     return {name: spent / whole for name, spent in sorted(clock.seconds.items(), key=lambda item: -item[1])}
 
 
-def plain_base_seconds(trainer: Trainer, batch: int) -> float:
+def plain_base_seconds(task: Pretrain, batch: int) -> float:
     """Return the seconds of the online base's forward pass with attention as plain products and a softmax."""
-    source = trainer.source
+    source = task.source
     assert isinstance(source, OnlineTargets)
     images = torch.randn(batch, 3, source.base.input_size, source.base.input_size)
     seconds = []

@@ -55,8 +55,8 @@ def trained_student(run: Path, checkpoint: str | Path | None = None) -> tuple[St
     state = load_checkpoint(path, run_identity(settings))
     with torch.device("meta"):
         student = student_of_run(settings)
-    require_weights(state["student"], student, path)
-    student.load_state_dict(state["student"], strict=True, assign=True)
+    require_weights(state["model"], student, path)
+    student.load_state_dict(state["model"], strict=True, assign=True)
     return student, state["step"]
 
 

@@ -1,12 +1,9 @@
-"""Where a training batch's targets come from: the cache, the base in the loop, or the pixels themselves.
-
-All three give the same `Targets`, so the student and its losses cannot tell them apart.
-"""
+"""Which source gives a training its targets: the cache, the base in the loop, or the pixels themselves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -22,46 +19,10 @@ from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.loader import Batch
 from tec_cache.paths import exact_name
 from tec_cache.recipes import recipe_of
-from tec_cache.targets import normalize_targets, pixel_targets
+from tec_cache.targets import normalize_targets
+from tec_cache.tasks.targets import CachedTargets, PixelTargets, TargetSource
 from tec_cache.types import Targets, TargetSpec
 from tec_cache.weights.files import sha256_of_state
-
-
-class TargetSource(Protocol):
-    """Gives the targets of a batch, on the training device."""
-
-    spec: TargetSpec
-    tau: float
-    stored: TargetSet | None
-    """The set that the loader reads beside the crops, if any."""
-    pixel_size: int | None
-    """Size of the pixels it needs beside the student's, if any."""
-
-    def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
-        """Return normalized targets of a batch on the device; images: the student's, (B, 3, S, S) normalized."""
-
-    def identity(self) -> dict[str, Any]:
-        """What identifies the targets; part of a run's settings."""
-
-
-@dataclass
-class CachedTargets:
-    """Decoded from the cache on the training device."""
-
-    stored: TargetSet | None
-    spec: TargetSpec
-    tau: float
-    pixel_size: int | None = None
-
-    def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
-        """Decode what the loader read."""
-        assert self.stored is not None
-        return self.stored.decode(batch.codes)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the target set's name and fingerprint."""
-        assert self.stored is not None
-        return {"kind": "cached", "name": self.stored.name, "fingerprint": self.stored.fingerprint}
 
 
 @dataclass
@@ -88,24 +49,6 @@ class OnlineTargets:
     def identity(self) -> dict[str, Any]:
         """Return the base's identity."""
         return {"kind": "online", "base": self.base.identity, "last_layers": self.base.last_layers}
-
-
-@dataclass
-class PixelTargets:
-    """Patch-normalized pixels: a masked autoencoder, the round zero that needs no base."""
-
-    spec: TargetSpec
-    tau: float = 1.0
-    stored: TargetSet | None = None
-    pixel_size: int | None = None
-
-    def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
-        """Cut the student's images into patches."""
-        return pixel_targets(images, self.spec.grid)
-
-    def identity(self) -> dict[str, Any]:
-        """Say that these are pixels."""
-        return {"kind": "pixels"}
 
 
 def choose_targets(config: TrainConfig, cache: Cache, compute: Compute, student_size: int) -> TargetSource:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipelines.planning.result import Plan
     from pipelines.probe import ProbeSummary
     from pipelines.remove import RemoveSummary
-    from pipelines.trainer import TrainSummary
+    from pipelines.train import TrainSummary
     from pipelines.unpack import UnpackSummary
     from pipelines.verify import Verdict
     from tec_cache.config import ExtractConfig

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from pipelines.target_sources import TargetSource, base_weights_for, choose_targets
-from pipelines.trainer import Trainer, TrainSummary
+from pipelines.target_sources import OnlineTargets, base_weights_for, choose_targets
 from tec_cache.cache.identity import require_same
 from tec_cache.cache.lock import writing
 from tec_cache.cache.reader import Cache, open_cache
@@ -19,13 +18,36 @@ from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks, agreed, process_group
 from tec_cache.errors import CacheError, ConfigError, TecCacheError
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
-from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.checkpoint import FORMAT, checkpoints
 from tec_cache.run.folder import begun_run, clear_run, foreign_files
+from tec_cache.run.loop import Loop, LoopSummary
 from tec_cache.run.settings import comparable, run_identity, save_settings
 from tec_cache.store.staged import StagedStore
 from tec_cache.student.model import Student, create_encoder
+from tec_cache.tasks.pretrain import Pretrain
+from tec_cache.tasks.targets import TargetSource
 from tec_cache.urls import without_secrets
 from tec_cache.weights.load import load_strict
+
+
+@dataclass(kw_only=True)
+class TrainSummary(LoopSummary):
+    """What a pretraining did."""
+
+    base_calls: int | None
+    """How often the base ran, for --online."""
+    left_out: int
+    """Views of each epoch that filled no batch; others in each epoch."""
+    damaged: list[str]
+    """Damaged blocks that this process met and other rows stood in for (--on-error skip)."""
+    target_error: float | None
+    """Relative mean squared error of the stored, normalized features as it was measured; None without such."""
+    foreign: list[str] = field(default_factory=list)
+    """What lies in the run's folder beside the run: nothing of it is ever read or removed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return asdict(self)
 
 
 def train(
@@ -61,16 +83,29 @@ def train(
         source, student = prepare_student(config, cache, compute)
         settings = resolved_settings(config, cache, source, student)
         start = find_start(run, settings, overwrite=overwrite)
-        trainer = Trainer(config, cache, source, student, compute, ranks)
-        settings["total_steps"] = trainer.total_steps
+        task = Pretrain(config, cache, source, student, compute, ranks)
+        loop = Loop(task, config, compute, ranks)
+        settings["total_steps"] = loop.total_steps
         if not dry_run:
             # only now, when nothing can be refused any more, is anything written or replaced
             start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
-        trainer.resume(start.checkpoint, start.identity)
+        loop.resume(start.checkpoint, start.identity)
         if dry_run:
-            return trainer.summary(finished=False, seconds=0.0)
-        summary = trainer.run(run, start.identity, quiet=quiet or not ranks.main)
-        return replace(summary, foreign=foreign_files(run, start.identity))
+            return summary_of(task, loop.summary(finished=False, seconds=0.0), [])
+        done = loop.run(run, start.identity, quiet=quiet or not ranks.main)
+        return summary_of(task, done, foreign_files(run, start.identity))
+
+
+def summary_of(task: Pretrain, done: LoopSummary, foreign: list[str]) -> TrainSummary:
+    """Add to what the loop did what is pretraining's alone."""
+    return TrainSummary(
+        **vars(done),
+        base_calls=task.source.base.num_calls if isinstance(task.source, OnlineTargets) else None,
+        left_out=task.loader.left_out,
+        damaged=sorted(task.loader.damaged),
+        target_error=task.target_error(),
+        foreign=foreign,
+    )
 
 
 def staged(config: TrainConfig, cache: Cache) -> Cache:
@@ -137,6 +172,8 @@ def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tupl
 def resolved_settings(config: TrainConfig, cache: Cache, source: TargetSource, student: Student) -> dict[str, Any]:
     """Return everything that made a run, as it is kept in run.json."""
     return {
+        "format": FORMAT,
+        "task": Pretrain.name,
         "config": asdict(replace(config, cache=without_secrets(config.cache))),
         "targets": source.identity() | {"spec": student.targets.to_json(), "tau": student.tau},
         "cache": cache.fingerprint,

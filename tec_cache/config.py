@@ -7,70 +7,94 @@ goes on with a cache need not repeat how it was made. What is given and differs 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tec_cache.cache.layout import MOST_VIEWS
 from tec_cache.codec.quality import Quality
 from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError, nearest
-from tec_cache.paths import expanded
+from tec_cache.fields import changed, check_choice, check_positive, check_range, expand_paths, setting
 from tec_cache.store import is_url
 
-PLACES = {"input", "cache", "base", "base_weights", "online", "out", "stage", "model", "weights", "train", "test",
-          "classes"}  # fmt: skip
-"""Settings that may name a file or folder, in whichever config."""
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where a run lies, and when it is logged and saved."""
+
+    TITLE: ClassVar[str] = "Run"
+
+    # not --run: torchrun would take it for its own --run-path
+    out: str = setting("", "Folder of the run: settings, checkpoints, metrics.")
+    steps: int | None = setting(None, "Stop after N steps of the schedule.")
+    seed: int = setting(0, "Seed of weights, order and whatever else is drawn.")
+    log_every: int = setting(20, "Steps between two lines of metrics.jsonl.")
+    save_every: float = setting(1.0, "Epochs between two checkpoints.")
 
 
-def setting(default: Any, text: str) -> Any:
-    """Declare a field with its documentation string."""
-    return field(default=default, metadata={"help": text})
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How the weights change."""
+
+    TITLE: ClassVar[str] = "Optimizer and schedule"
+
+    epochs: int = setting(300, "Epochs; one epoch shows each photo once.")
+    warmup_epochs: float | None = setting(None, "Linear warm-up.  [default: 40, a tenth of short runs]")
+    batch_size: int = setting(4096, "Views per step, over all processes.")
+    micro_batch: int | None = setting(None, "Of these, how many in a forward pass.  [default: a process's whole share]")
+    base_lr: float = setting(1.5e-4, "Learning rate per 256 views of the batch.")
+    min_lr: float = setting(0.0, "Learning rate at the end.")
+    weight_decay: float = setting(0.05, "AdamW's, none on biases and norms.")
+    beta1: float = setting(0.9, "AdamW's first beta.")
+    beta2: float = setting(0.95, "AdamW's second beta.")
+    clip_grad: float | None = setting(None, "Clip the gradient's norm.")
 
 
-def _expand_paths(config: Any) -> None:
-    """Replace a leading ~ in every place that a frozen config names."""
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if item.name in PLACES and isinstance(value, str):
-            object.__setattr__(config, item.name, expanded(value))
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings:
+    """On what it is computed."""
+
+    TITLE: ClassVar[str] = "Device"
+
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    precision: str = setting("auto", "auto, float32 or bfloat16.")
+    threads: int | None = setting(None, "Threads of torch on a CPU.  [default: all cores]")
+    workers: int | None = setting(None, "What reads and decodes.  [default: all cores beside a GPU, else 1]")
+    compile: bool = setting(False, "Let torch.compile make the kernels: minutes once, then faster steps.")
+    checkpointing: bool = setting(False, "Compute blocks twice to keep less of them: larger micro-batches.")
 
 
-def _changed(config: Any) -> list[str]:
-    """Name the fields that differ from their defaults: what was given, as far as a config can tell."""
-    missing = dataclasses.MISSING
-    defaults = {
-        f.name: f.default if f.default_factory is missing else f.default_factory() for f in dataclasses.fields(config)
-    }
-    return [name for name, default in defaults.items() if getattr(config, name) != default]
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings(RunSettings, OptimizerSettings, ComputeSettings):
+    """What the one training loop is told, whatever its task."""
 
+    TITLE: ClassVar[str] = "Loop"
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        option = "--" + name.replace("_", "-")
-        raise ConfigError(
-            f"{option} {value}{nearest(str(value), choices)}", todo=f"choose one of: {', '.join(choices)}"
-        )
+    def __post_init__(self) -> None:
+        expand_paths(self)
+        check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
+        check_positive(self, "epochs", "batch_size", "micro_batch", "threads", "workers", "log_every", "steps")
+        check_range(self, 0, "base_lr", "min_lr", "weight_decay")
+        check_range(self, 0, "clip_grad", "save_every", open_end=True)
+        check_range(self, 0, "beta1", "beta2", below=1)
+        if not self.out:
+            raise ConfigError("no out was named", todo="give --out DIR")
+        if is_url(self.out):
+            raise ConfigError("--out is no local folder", where=self.out, todo="give --out a folder of a disk")
+        if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
+            raise ConfigError(
+                f"a warm-up of {self.warmup_epochs} epochs in {self.epochs}", todo="give less --warmup-epochs"
+            )
 
-
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}", todo="give a number of at least 1")
-
-
-def _check_range(config: Any, lowest: float, *names: str, open_end: bool = False, below: float = math.inf) -> None:
-    """Refuse numbers outside [lowest, below), or (lowest, below) with an open end; infinities and NaN too."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not (lowest < value < below or (value == lowest and not open_end)):
-            limits = f"above {lowest}" if open_end else f"of at least {lowest}"
-            limits += f" and below {below}" if below < math.inf else ""
-            raise ConfigError(f"--{name.replace('_', '-')} {value}", todo=f"give a number {limits}")
+    @property
+    def resolved_warmup(self) -> float:
+        """Epochs of warm-up: 40 as in the pretraining recipe from 100 epochs on, a tenth below."""
+        if self.warmup_epochs is not None:
+            return self.warmup_epochs
+        return 40.0 if self.epochs >= 100 else self.epochs / 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +142,16 @@ class ExtractConfig:
     part: str | None = setting(None, "Do part I of N, for instance 3/16: one of N independent jobs.")
 
     def __post_init__(self) -> None:
-        _expand_paths(self)
-        _check_choice("on_error", self.on_error, ("stop", "skip"))
-        _check_choice("crop", self.crop, ("random", "center"))
-        _check_choice("normalization", self.normalization, ("patch", "feature", "none"))
+        expand_paths(self)
+        check_choice("on_error", self.on_error, ("stop", "skip"))
+        check_choice("crop", self.crop, ("random", "center"))
+        check_choice("normalization", self.normalization, ("patch", "feature", "none"))
         if self.quality is not None:
             Quality.parse(self.quality)
         parse_part(self.part)
-        _check_choice("precision", self.precision, ("float32", "bfloat16"))
-        _check_positive(self, "views", "size", "limit", "batch_size", "threads", "workers", "last_layers", "group_size")
-        _check_positive(self, "fit_views")
+        check_choice("precision", self.precision, ("float32", "bfloat16"))
+        check_positive(self, "views", "size", "limit", "batch_size", "threads", "workers", "last_layers", "group_size")
+        check_positive(self, "fit_views")
         if not self.cache:
             raise ConfigError("no cache was named", todo="give --cache DIR")
         if self.grid is not None and self.grid < 2:
@@ -137,16 +161,16 @@ class ExtractConfig:
         if self.group_size is not None and self.group_size > 1024:
             raise ConfigError(f"--group-size {self.group_size}", todo="give at most 1024")
         parse_rows(self.k)
-        require_used(self, _changed(self))
+        require_used(self, changed(self))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(LoopSettings):
     """Stage two: a new ViT from the cache. Defaults are the paper's pretraining recipe."""
 
+    TITLE: ClassVar[str] = "Targets and student"
+
     cache: str = setting("", "Folder or URL of the cache.")
-    # not --run: torchrun would take it for its own --run-path
-    out: str = setting("", "Folder of the run: settings, checkpoints, metrics.")
     target: str | None = setting(None, "Target set to learn from.  [default: the only one]")
     online: str | None = setting(None, "Base model in the loop on the stored crops: the yardstick of caching.")
     base_weights: str | None = setting(None, "Weight file of the base, for --online and --init base.")
@@ -176,51 +200,27 @@ class TrainConfig:
     attention_weight: float = setting(1.0, "Weight of the attention loss.")
     partial: bool = setting(False, "Train on the units that are finished now, while extraction goes on.")
     views: int | None = setting(None, "Views to use; epoch e reads view e mod views.  [default: all]")
-    epochs: int = setting(300, "Epochs; one epoch shows each photo once.")
-    steps: int | None = setting(None, "Stop after N steps of the schedule.")
-    warmup_epochs: float | None = setting(None, "Linear warm-up.  [default: 40, a tenth of short runs]")
-    batch_size: int = setting(4096, "Masked views per step, over all processes.")
-    micro_batch: int | None = setting(None, "Of these, how many in a forward pass.  [default: a process's whole share]")
     masks_per_view: int = setting(1, "Masks of one loaded view in a step; a step then reads batch / masks views.")
     shuffle_buffer: int = setting(1024, "Views that are shuffled among each other, in whole blocks of 32.")
-    base_lr: float = setting(1.5e-4, "Learning rate per 256 views of the batch.")
-    min_lr: float = setting(0.0, "Learning rate at the end.")
-    weight_decay: float = setting(0.05, "AdamW's, none on biases and norms.")
-    beta1: float = setting(0.9, "AdamW's first beta.")
-    beta2: float = setting(0.95, "AdamW's second beta.")
-    clip_grad: float | None = setting(None, "Clip the gradient's norm.")
-    seed: int = setting(0, "Seed of weights, order and masks.")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
-    precision: str = setting("auto", "auto, float32 or bfloat16.")
-    threads: int | None = setting(None, "Threads of torch on a CPU.  [default: all cores]")
-    workers: int | None = setting(None, "Threads that read and decode.  [default: all cores beside a GPU, else 1]")
-    compile: bool = setting(False, "Let torch.compile make the student's kernels: minutes once, then faster steps.")
-    checkpointing: bool = setting(False, "Compute blocks twice to keep less of them: larger micro-batches.")
     stage: str | None = setting(None, "Local folder for copies of what is read from the cache; shared by a node.")
     stage_bytes: str | None = setting(None, "Most bytes of copies: 200GB, 500MB.  [default: 90 % of the free disk]")
     on_error: str = setting("stop", "What a damaged block does: stop, or skip (other rows of the batch stand in).")
-    log_every: int = setting(20, "Steps between two lines of metrics.jsonl.")
-    save_every: float = setting(1.0, "Epochs between two checkpoints.")
 
     def __post_init__(self) -> None:
-        _expand_paths(self)
-        _check_choice("adapters", self.adapters, ("both", "input", "encoder", "none"))
-        _check_choice("init", self.init, ("random", "base"))
-        _check_choice("on_error", self.on_error, ("stop", "skip"))
-        _check_choice("normalization", self.normalization, ("patch", "feature", "none"))
-        _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
-        _check_positive(self, "epochs", "batch_size", "micro_batch", "threads", "workers", "log_every", "steps")
-        _check_positive(self, "views", "decoder_width", "decoder_heads", "last_layers")
-        _check_positive(self, "masks_per_view", "shuffle_buffer")
-        _check_range(self, 0, "decoder_depth", "base_lr", "min_lr", "weight_decay")
-        _check_range(self, 0, "feature_weight", "attention_weight")
-        _check_range(self, 0, "tau", "clip_grad", "save_every", open_end=True)
-        _check_range(self, 0, "beta1", "beta2", below=1)
+        super().__post_init__()
+        check_choice("adapters", self.adapters, ("both", "input", "encoder", "none"))
+        check_choice("init", self.init, ("random", "base"))
+        check_choice("on_error", self.on_error, ("stop", "skip"))
+        check_choice("normalization", self.normalization, ("patch", "feature", "none"))
+        check_positive(self, "views", "decoder_width", "decoder_heads", "last_layers")
+        check_positive(self, "masks_per_view", "shuffle_buffer")
+        check_range(self, 0, "decoder_depth")
+        check_range(self, 0, "feature_weight", "attention_weight")
+        check_range(self, 0, "tau", open_end=True)
         if self.feature_weight == self.attention_weight == 0:
             raise ConfigError("both losses have the weight 0", todo="give one of them a weight")
-        for name in ("cache", "out"):
-            if not getattr(self, name):
-                raise ConfigError(f"no {name} was named", todo=f"give --{name} DIR")
+        if not self.cache:
+            raise ConfigError("no cache was named", todo="give --cache DIR")
         if sum((self.target is not None, self.online is not None, self.pixels)) > 1:
             raise ConfigError(
                 "several kinds of targets were asked for",
@@ -228,23 +228,11 @@ class TrainConfig:
             )
         if self.init == "base" and self.pixels:
             raise ConfigError("--init base needs a base", todo="leave out --pixels or --init")
-        for name, path in (("stage", self.stage), ("out", self.out)):
-            if path is not None and is_url(path):
-                raise ConfigError(f"--{name} is no local folder", where=path, todo=f"give --{name} a folder of a disk")
+        if self.stage is not None and is_url(self.stage):
+            raise ConfigError("--stage is no local folder", where=self.stage, todo="give --stage a folder of a disk")
         parse_bytes(self.stage_bytes)
-        if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
-            raise ConfigError(
-                f"a warm-up of {self.warmup_epochs} epochs in {self.epochs}", todo="give less --warmup-epochs"
-            )
         parse_rows(self.k)
-        require_used(self, _changed(self))
-
-    @property
-    def resolved_warmup(self) -> float:
-        """Epochs of warm-up: 40 as in the recipe from 100 epochs on, a tenth below."""
-        if self.warmup_epochs is not None:
-            return self.warmup_epochs
-        return 40.0 if self.epochs >= 100 else self.epochs / 10
+        require_used(self, changed(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,15 +260,15 @@ class ProbeConfig:
     on_error: str = setting("stop", "What a broken photo does: stop or skip.")
 
     def __post_init__(self) -> None:
-        _expand_paths(self)
-        _check_choice("pool", self.pool, ("patches", "class"))
-        _check_choice("on_error", self.on_error, ("stop", "skip"))
-        _check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
-        _check_positive(self, "neighbours", "batch_size", "limit", "workers", "grid")
+        expand_paths(self)
+        check_choice("pool", self.pool, ("patches", "class"))
+        check_choice("on_error", self.on_error, ("stop", "skip"))
+        check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
+        check_positive(self, "neighbours", "batch_size", "limit", "workers", "grid")
         for name in ("model", "train", "test"):
             if not getattr(self, name):
                 raise ConfigError(f"no {name} was named", todo="tec-cache probe MODEL --train SHARDS --test SHARDS")
-        require_used(self, _changed(self))
+        require_used(self, changed(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,10 +282,10 @@ class PlanConfig:
     seconds: float = setting(20.0, "Seconds to measure for; loading the models comes on top.")
 
     def __post_init__(self) -> None:
-        _check_positive(self, "images")
-        _check_range(self, 0, "seconds", open_end=True)
+        check_positive(self, "images")
+        check_range(self, 0, "seconds", open_end=True)
         # that a training is planned cannot be told from its default settings
-        require_used(self, [name for name in _changed(self) if name != "train"])
+        require_used(self, [name for name in changed(self) if name != "train"])
 
 
 def parse_part(text: str | None) -> tuple[int, int]:

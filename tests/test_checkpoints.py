@@ -68,25 +68,27 @@ def with_one(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 STUDENT = {
-    "NaN": (put("student", WEIGHT, value=with_one(float("nan"))), f"{WEIGHT} of the student is not finite"),
-    "infinite": (put("student", NORM, value=with_one(float("-inf"))), f"{NORM} of the student is not finite"),
-    "int32": (put("student", WEIGHT, value=lambda t: t.int()), "is .144, 48. int32, it should be .144, 48. float32"),
-    "float64": (put("student", WEIGHT, value=lambda t: t.double()), "float64, it should be"),
-    "bfloat16": (put("student", NORM, value=lambda t: t.bfloat16()), "bfloat16, it should be"),
-    "complex": (put("student", NORM, value=lambda t: t.to(torch.complex64)), "complex64, it should be"),
-    "transposed": (put("student", WEIGHT, value=lambda t: t.T), "is .48, 144. float32"),
-    "a huge shape": (put("student", NORM, value=lambda t: t[:1].expand(2**40)), "1099511627776"),
-    "sparse": (put("student", WEIGHT, value=lambda t: t.to_sparse()), "no plain tensor"),
-    "no tensor": (put("student", WEIGHT, value=[1.0]), "no plain tensor"),
-    "missing": (drop("student", WEIGHT), "the student lacks 1: encoder.blocks.0.attn.qkv.weight"),
-    "left over": (put("student", "extra", value=torch.zeros(1)), "the student has besides 1: extra"),
-    "a name that is no text": (put("student", 5, value=torch.zeros(1)), "the student has besides 1: 5"),  # type: ignore[arg-type]
-    "no weights": (put("student", value={}), "the student lacks"),
-    "weights in a list": (put("student", value=list), "student is a list"),
+    "NaN": (put("model", WEIGHT, value=with_one(float("nan"))), f"{WEIGHT} of the model is not finite"),
+    "infinite": (put("model", NORM, value=with_one(float("-inf"))), f"{NORM} of the model is not finite"),
+    "int32": (put("model", WEIGHT, value=lambda t: t.int()), "is .144, 48. int32, it should be .144, 48. float32"),
+    "float64": (put("model", WEIGHT, value=lambda t: t.double()), "float64, it should be"),
+    "bfloat16": (put("model", NORM, value=lambda t: t.bfloat16()), "bfloat16, it should be"),
+    "complex": (put("model", NORM, value=lambda t: t.to(torch.complex64)), "complex64, it should be"),
+    "transposed": (put("model", WEIGHT, value=lambda t: t.T), "is .48, 144. float32"),
+    "a huge shape": (put("model", NORM, value=lambda t: t[:1].expand(2**40)), "1099511627776"),
+    "sparse": (put("model", WEIGHT, value=lambda t: t.to_sparse()), "no plain tensor"),
+    "no tensor": (put("model", WEIGHT, value=[1.0]), "no plain tensor"),
+    "missing": (drop("model", WEIGHT), "the model lacks 1: encoder.blocks.0.attn.qkv.weight"),
+    "left over": (put("model", "extra", value=torch.zeros(1)), "the model has besides 1: extra"),
+    "a name that is no text": (put("model", 5, value=torch.zeros(1)), "the model has besides 1: 5"),  # type: ignore[arg-type]
+    "no weights": (put("model", value={}), "the model lacks"),
+    "weights in a list": (put("model", value=list), "model is a list"),
 }
 WHOLE = {
     "another run": (put("run", value="0" * 64), "another run's"),
-    "no run": (drop("run"), "another version's"),
+    "another format": (put("format", value=1), "of format 1, this program's are of 2"),
+    "no format": (drop("format"), "of format 1"),
+    "no run": (drop("run"), "not a checkpoint of tec-cache"),
     "a run that is a number": (put("run", value=5), "run is a int"),
     "step -5": (put("step", value=-5), "step -5"),
     "step 0": (put("step", value=0), "step 0"),
@@ -96,7 +98,7 @@ WHOLE = {
     "step as a tensor": (put("step", value=torch.tensor(6)), "step is a Tensor"),
     "step as text": (put("step", value="6"), "step is a str"),
     "a huge step": (put("step", value=2**70), "step 1180591620717411303424"),
-    "more than it knows": (put("extra", value=1), "another version's"),
+    "more than it knows": (put("extra", value=1), "its parts differ in 1: extra"),
     "summed beyond its step": (put("summed", value=7), "7 of them to be averaged"),
     "summed before it began": (put("summed", value=-1), "-1 of them to be averaged"),
 }
@@ -140,10 +142,10 @@ def test_without_the_refused_one_the_run_goes_on_from_the_one_before(
     made_cache: Path, made_run: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(made_run, tmp_path / "r"))
-    changed(run, put("student", WEIGHT, value=with_one(float("nan")))).unlink()
+    changed(run, put("model", WEIGHT, value=with_one(float("nan")))).unlink()
     train(tiny_training(made_cache, run, steps=6))
     ours, theirs = last_checkpoint(run), last_checkpoint(made_run)
-    assert all(torch.equal(value, ours["student"][name]) for name, value in theirs["student"].items())
+    assert all(torch.equal(value, ours["model"][name]) for name, value in theirs["model"].items())
 
 
 def test_another_runs_checkpoint_with_the_same_shapes_is_refused_everywhere(
@@ -190,7 +192,7 @@ def test_where_none_is_left_the_run_begins_anew(made_cache: Path, made_run: Path
     path.unlink()
     train(tiny_training(made_cache, run, steps=6))
     ours, theirs = last_checkpoint(run), last_checkpoint(made_run)
-    assert all(torch.equal(value, ours["student"][name]) for name, value in theirs["student"].items())
+    assert all(torch.equal(value, ours["model"][name]) for name, value in theirs["model"].items())
 
 
 def test_a_step_beyond_the_runs_end_is_refused(made_cache: Path, made_run: Path, tmp_path: Path) -> None:

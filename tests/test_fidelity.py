@@ -34,13 +34,14 @@ from benchmarks.fidelity_report import (
 from benchmarks.fidelity_results import read_results, require_same_settings, run_missing
 from benchmarks.fidelity_runs import HELD_OUT, Place, held_out_losses, perform, prepare
 from pipelines.train import prepare_student
-from pipelines.trainer import Trainer
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import TrainConfig
 from tec_cache.device import resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import IdentityError, TecCacheError
+from tec_cache.run.loop import Loop
 from tec_cache.run.metrics import read_metrics
+from tec_cache.tasks.pretrain import Pretrain
 from tests.conftest import write_shards
 
 TINY = replace(
@@ -217,10 +218,10 @@ def test_the_held_out_loss_is_the_trainings_loss(place: Place) -> None:
     )
     source, student = prepare_student(recipe, cache, compute)
     ours = held_out_losses(student, cache, TINY, compute.device)
-    trainer = Trainer(recipe, cache, source, student, compute, Ranks())
+    task = Pretrain(recipe, cache, source, student, compute, Ranks())
+    loop = Loop(task, recipe, compute, Ranks())
     with torch.no_grad():
-        steps = trainer.loader.batches(0, TINY.masks * trainer.loader.steps_per_epoch)
-        theirs = [trainer.losses(batch) for batch in steps]
+        theirs = [loop.losses(batch) for batch in task.batches(0, TINY.masks * task.steps_per_epoch)]
     assert len(theirs) == TINY.masks * (33 // 16)
     for name in ("loss", "feature", "attention"):
         assert ours[name] == pytest.approx(np.mean([float(losses[name]) for losses in theirs]), rel=1e-6)

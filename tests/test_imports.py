@@ -13,9 +13,12 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("tec_cache/**/*.py"), *ROOT.glob("pipelines/**/*.py"), ROOT / "cli.py"])
 
 MAKING = ("tec_cache.data", "tec_cache.base")
-TRAINING = ("tec_cache.loader", "tec_cache.student", "tec_cache.run")
+TRAINING = ("tec_cache.loader", "tec_cache.student", "tec_cache.run", "tec_cache.tasks")
 BOTH_ALLOWED = ("pipelines.train", "pipelines.target_sources")
 """The training program, whose online yardstick puts the base into the loop."""
+
+
+TASKS = ("pretrain", "classify", "segment")
 
 
 def module_name(path: Path) -> str:
@@ -62,6 +65,56 @@ def test_import_law(path: Path) -> None:
         assert not training, "what both sides share must not know the training side"
     elif name not in BOTH_ALLOWED:
         assert not (making and training)
+
+
+def modules_used(path: Path) -> set[str]:
+    """The project's modules that a file imports when it is imported itself, not those of its functions."""
+    known = {module_name(p) for p in FILES}
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & known or {str(node.module)}
+            found |= {str(node.module)} if inner - known else set()
+    return found & known
+
+
+GRAPH = {module_name(path): modules_used(path) for path in FILES}
+
+
+def reachable(name: str) -> set[str]:
+    seen, waiting = set[str](), [name]
+    while waiting:
+        for used in GRAPH[waiting.pop()] - seen:
+            seen.add(used)
+            waiting.append(used)
+    return seen
+
+
+@pytest.mark.parametrize("name", sorted(GRAPH))
+def test_no_circles(name: str) -> None:
+    assert name not in reachable(name)
+
+
+@pytest.mark.parametrize("name", sorted(n for n in GRAPH if n.startswith("tec_cache.")))
+def test_the_law_holds_through_any_number_of_imports(name: str) -> None:
+    beyond = reachable(name)
+    assert not touches(beyond, ("pipelines", "cli"))
+    making, training = touches({name} | beyond, MAKING), touches({name} | beyond, TRAINING)
+    assert not (making and training)
+
+
+def test_the_loop_knows_no_task_and_the_loader_no_mask() -> None:
+    for name in GRAPH:
+        if name.startswith("tec_cache.run"):
+            assert touches(reachable(name), ("tec_cache.tasks",)) <= {"tec_cache.tasks", "tec_cache.tasks.task"}
+        if name.startswith(("tec_cache.run", "tec_cache.loader")) and name != "tec_cache.run.export":
+            assert not touches(reachable(name), ("tec_cache.student",)), name
+        if name.startswith("tec_cache.tasks."):
+            others = {n for n in GRAPH if n.startswith("tec_cache.tasks.") and n.endswith(TASKS)}
+            assert not (reachable(name) & others) - {name}, "a task knows no other"
 
 
 def loaded_by(statement: str) -> set[str]:

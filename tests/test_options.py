@@ -13,8 +13,9 @@ import pytest
 import cli
 from pipelines.verify import verify
 from tec_cache.conditions import USED, require_used
-from tec_cache.config import PLACES, ExtractConfig, PlanConfig, ProbeConfig, TrainConfig, read_toml
+from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig, read_toml
 from tec_cache.errors import ConfigError
+from tec_cache.fields import PLACES
 from tec_cache.paths import expanded
 
 CONFIGS: dict[str, Any] = {c.__name__: c for c in (ExtractConfig, TrainConfig, ProbeConfig, PlanConfig)}

@@ -14,17 +14,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.train import prepare_student, train
-from pipelines.trainer import Trainer
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import TrainConfig
 from tec_cache.device import Compute, default_workers
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, TecCacheError
-from tec_cache.loader import Loader, on_device
+from tec_cache.loader import Batch, Loader
 from tec_cache.run.compiling import explained_compiling
+from tec_cache.run.feed import on_device
+from tec_cache.run.loop import Loop
 from tec_cache.run.metrics import read_metrics
 from tec_cache.student.masking import mask_noise
 from tec_cache.student.model import create_student
+from tec_cache.tasks.pretrain import MaskedBatch, Pretrain, noise_of
 from tec_cache.types import Targets, TargetSpec
 from tests.conftest import last_checkpoint, tiny_training
 
@@ -39,10 +41,11 @@ def example(views: int) -> tuple[torch.Tensor, Targets]:
     return torch.randn(views, 3, 32, 32), Targets(torch.randn(views, 16, 12), torch.randn(views, 3, 4, 16), rows)
 
 
-def trainer(cache: Path, run: Path, **changes: Any) -> Trainer:
+def pretraining(cache: Path, run: Path, **changes: Any) -> tuple[Pretrain, Loop[MaskedBatch]]:
     config, opened = tiny_training(cache, run, epochs=17, **changes), open_cache(cache)
     compute = Compute(torch.device("cpu"), "float32")
-    return Trainer(config, opened, *prepare_student(config, opened, compute), compute, Ranks())
+    task = Pretrain(config, opened, *prepare_student(config, opened, compute), compute, Ranks())
+    return task, Loop(task, config, compute, Ranks())
 
 
 def gradients(model: torch.nn.Module, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -66,19 +69,23 @@ def test_several_masks_of_a_view_are_the_mean_of_a_step_for_each() -> None:
         torch.testing.assert_close(value, (apart[0][name] + apart[1][name]) / 2, atol=1e-5, rtol=1e-4)
 
 
-def test_the_loader_draws_each_mask_of_a_view_from_its_number(made_cache: Path) -> None:
+def test_the_task_draws_each_mask_of_a_view_from_its_number(made_cache: Path) -> None:
     cache = open_cache(made_cache)
-    loader = Loader(cache, None, batch_size=8, pixel_sizes=(32,), masks_per_view=3, seed=5)
+    loader: Loader[Batch] = Loader(cache, None, batch_size=8, pixel_sizes=(32,), seed=5)
     (batch,) = loader.batches(13, 14)
-    assert batch.noise.shape == (24, 16)
-    for mask, part in enumerate(batch.noise.chunk(3)):
+    noise = noise_of(batch, 16, seed=5, masks=3)
+    assert noise.shape == (24, 16)
+    for mask, part in enumerate(noise.chunk(3)):
         expected = mask_noise(batch.sample_keys, seed=5, epoch=1, num_tokens=16, mask_number=mask)
         assert torch.equal(part, expected)
-    assert len({tuple(row) for row in batch.noise.tolist()}) == 24
+    assert len({tuple(row) for row in noise.tolist()}) == 24
 
 
 def test_a_step_of_several_masks_reads_fewer_views_and_belongs_to_the_run(made_cache: Path, tmp_path: Path) -> None:
-    one, four = trainer(made_cache, tmp_path / "a"), trainer(made_cache, tmp_path / "b", masks_per_view=4)
+    (one, _), (four, _) = (
+        pretraining(made_cache, tmp_path / "a"),
+        pretraining(made_cache, tmp_path / "b", masks_per_view=4),
+    )
     assert (one.loader.batch_size, four.loader.batch_size) == (32, 8)
     assert four.loader.steps_per_epoch == 4 * one.loader.steps_per_epoch
     train(tiny_training(made_cache, tmp_path / "r", epochs=17, steps=2, masks_per_view=4))
@@ -131,7 +138,7 @@ def test_checkpointing_and_compiling_are_free_to_change_in_a_run(made_cache: Pat
         train(tiny_training(made_cache, tmp_path / name, epochs=17, steps=3, checkpointing=True))
     plain, compiled = ([line["loss"] for line in read_metrics(tmp_path / n)] for n in ("plain", "compiled"))
     np.testing.assert_allclose(compiled, plain, rtol=1e-5)
-    states = [last_checkpoint(tmp_path / n)["student"] for n in ("plain", "compiled")]
+    states = [last_checkpoint(tmp_path / n)["model"] for n in ("plain", "compiled")]
     assert set(states[0]) == set(states[1])
 
 
@@ -164,8 +171,8 @@ class _HostReads(TorchDispatchMode):
 def test_a_step_asks_the_device_for_no_number(
     quality: str, clip: float | None, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = trainer(request.getfixturevalue(quality), tmp_path, clip_grad=clip, micro_batch=16)
-    batches = ours.loader.batches(0, 3, micro_batches=2)
+    task, ours = pretraining(request.getfixturevalue(quality), tmp_path, clip_grad=clip, micro_batch=16)
+    batches = task.batches(0, 3)
     with monkeypatch.context() as patch:
         patch.setattr(ours, "require_finite", lambda step: None)  # on a GPU only before a log or a checkpoint
         ours.train_step(batches)

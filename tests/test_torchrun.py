@@ -67,7 +67,7 @@ def losses(run: Path) -> np.ndarray:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = last_checkpoint(run)["student"]
+    state: dict[str, torch.Tensor] = last_checkpoint(run)["model"]
     return state
 
 

@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_weight_decay
 
-import pipelines.trainer
+import tec_cache.run.loop
 from pipelines.extract import extract
 from pipelines.texts import train_text
 from pipelines.train import train
-from pipelines.trainer import Trainer
 from tec_cache.cache.reader import TargetSet
 from tec_cache.config import TrainConfig
 from tec_cache.errors import ConfigError, IdentityError, NonFiniteError, TecCacheError, WeightsError
 from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.loop import Loop
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.optimizer import create_optimizer, create_schedule
 from tests.conftest import last_checkpoint, tiny_config, tiny_training, write_tiny_base
@@ -117,20 +118,20 @@ def test_stopped_and_resumed_is_the_same_run_to_the_bit(
     assert summary.finished
     assert [line["step"] for line in read_metrics(run)] == list(range(1, STEPS + 1))
     assert np.array_equal(losses(run), losses(cached_run))
-    ours, theirs = (last_checkpoint(r)["student"] for r in (run, cached_run))
+    ours, theirs = (last_checkpoint(r)["model"] for r in (run, cached_run))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def train_interrupted(config: Any, *, at: int) -> None:
-    step = Trainer.train_step
+    step = Loop.train_step
 
-    def and_interrupt(self: Trainer, *args: Any, **more: Any) -> None:
+    def and_interrupt(self: Loop[Any], *args: Any, **more: Any) -> None:
         step(self, *args, **more)
         if self.step == at:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", and_interrupt)
+        patch.setattr(Loop, "train_step", and_interrupt)
         summary = train(config)
     assert (summary.steps, summary.finished) == (at, False)
 
@@ -139,15 +140,15 @@ def test_a_kill_between_checkpoints_costs_only_the_steps_since(
     cached_run: Path, made_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "r"
-    step = Trainer.train_step
+    step = Loop.train_step
 
-    def die(self: Trainer, *args: Any, **more: Any) -> None:
+    def die(self: Loop[Any], *args: Any, **more: Any) -> None:
         if self.step == 11:
             raise MemoryError
         step(self, *args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", die)
+        patch.setattr(Loop, "train_step", die)
         with pytest.raises(MemoryError):
             train(tiny_training(made_cache, run, epochs=17, steps=20, save_every=2.0))
     assert checkpoints(run)[-1].stem == "step-000000006"
@@ -184,18 +185,18 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
     made_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "r"
-    inner = Trainer.losses
+    inner = Loop.losses
 
-    def spoiled(self: Trainer, *args: Any) -> Any:
+    def spoiled(self: Loop[Any], *args: Any) -> Any:
         values = inner(self, *args)
         return {n: v * float("nan") for n, v in values.items()} if self.step == 7 else values
 
-    monkeypatch.setattr(Trainer, "losses", spoiled)
+    monkeypatch.setattr(Loop, "losses", spoiled)
     with pytest.raises(NonFiniteError, match="step 8"):
         train(tiny_training(made_cache, run, epochs=17, steps=20))
     kept = last_checkpoint(run)
     assert kept["step"] == 6
-    assert all(torch.isfinite(v).all() for v in kept["student"].values())
+    assert all(torch.isfinite(v).all() for v in kept["model"].values())
 
 
 @pytest.mark.parametrize(
@@ -214,34 +215,34 @@ def test_a_gradient_that_is_not_finite_is_never_saved(
     then stands still ever after, and neither loss nor norm tells.
     """
     run = tmp_path / "r"
-    accumulate = Trainer.accumulate
+    accumulate = Loop.accumulate
 
-    def spoiled(self: Trainer, *args: Any, **more: Any) -> None:
+    def spoiled(self: Loop[Any], *args: Any, **more: Any) -> None:
         accumulate(self, *args, **more)
         if self.step + 1 == bad:
-            self.student.encoder.blocks[0].attn.qkv.weight.grad[0, 0] = value
+            self.module.encoder.blocks[0].attn.qkv.weight.grad[0, 0] = value
 
     config = tiny_training(made_cache, run, **({"epochs": 17, "steps": 20, "log_every": 1000} | changes))
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "accumulate", spoiled)
+        patch.setattr(Loop, "accumulate", spoiled)
         with pytest.raises(NonFiniteError) as error:
             train(config)
     assert re.search(f"at step {noticed}( |$)", error.value.what)
     assert [p.stem for p in checkpoints(run)] == [f"step-{kept:09d}"]
-    assert all(torch.isfinite(v).all() for v in last_checkpoint(run)["student"].values())
+    assert all(torch.isfinite(v).all() for v in last_checkpoint(run)["model"].values())
     assert train(config).finished
 
 
 def test_the_gradient_is_measured_only_where_it_is_used(made_cache: Path, tmp_path: Path) -> None:
     measured: list[int] = []
-    norm = pipelines.trainer.gradient_norm
+    norm = tec_cache.run.loop.gradient_norm
 
     def counted(*args: Any) -> torch.Tensor:
         measured[-1] += 1
         return norm(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines.trainer, "gradient_norm", counted)
+        patch.setattr(tec_cache.run.loop, "gradient_norm", counted)
         for changes in ({"log_every": 4}, {"clip_grad": 1.0}):
             measured.append(0)
             train(tiny_training(made_cache, tmp_path / str(len(measured)), steps=9, save_every=100.0, **changes))
@@ -294,7 +295,7 @@ def test_start_from_the_bases_weights(made_cache: Path, tiny_base: Path, tmp_pat
     train(tiny_training(made_cache, tmp_path / "r", epochs=17, steps=1, init="base", base_lr=0.0))
     from safetensors.torch import load_file
 
-    ours = last_checkpoint(tmp_path / "r")["student"]
+    ours = last_checkpoint(tmp_path / "r")["model"]
     for name, value in load_file(tiny_base / "model.safetensors").items():
         assert torch.equal(ours[f"encoder.{name}"], value)
     other = write_tiny_base(tmp_path / "other", seed=3) / "model.safetensors"
@@ -346,7 +347,7 @@ def test_several_kinds_of_targets_at_once_are_refused(made_cache: Path) -> None:
 def test_schedule_is_the_recipes() -> None:
     """Linear from 0 over the warm-up, then half a cosine to the smallest rate; MAE's formula, step by step."""
     model = VisionTransformer(32, 8, embed_dim=48, depth=1, num_heads=3, num_classes=0)
-    optimizer = create_optimizer(model, lr=2.0, weight_decay=0.05, betas=(0.9, 0.95))
+    optimizer = create_optimizer(param_groups_weight_decay(model, 0.05), lr=2.0, betas=(0.9, 0.95))
     schedule = create_schedule(optimizer, total_steps=100, warmup_steps=20, min_lr=0.1)
     for step in range(100):
         schedule.step_update(step)

@@ -12,19 +12,22 @@ import torch
 
 from pipelines.planning.extract import timed
 from pipelines.prepare import TargetJob
-from pipelines.target_sources import OnlineTargets, TargetSource
+from pipelines.target_sources import OnlineTargets
 from pipelines.train import prepare_student
-from pipelines.trainer import Trainer
 from tec_cache.cache.reader import Cache
 from tec_cache.config import TrainConfig
 from tec_cache.device import Compute, available_cores, default_threads, default_workers, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError
 from tec_cache.flops import BACKWARD, base_macs, student_macs
-from tec_cache.loader import Batch, Loader, on_device
+from tec_cache.loader import Batch, Loader
 from tec_cache.progress import Progress
+from tec_cache.run.feed import on_device
+from tec_cache.run.loop import Loop
 from tec_cache.student.masking import num_visible_patches
 from tec_cache.student.model import Student
+from tec_cache.tasks.pretrain import MaskedBatch, Pretrain
+from tec_cache.tasks.targets import TargetSource
 from tec_cache.types import Targets
 
 MOST_MICRO = 256
@@ -130,14 +133,16 @@ def measure_training(made: Prepared, cache: Cache, job: TargetJob, *, seconds: f
     # a loader knows its own target set, so what prepare_student opened before there was a unit is opened again
     made.cached.stored = cache[job.name]
     online = OnlineTargets(job.base, job.spec, made.cached.tau, compute)
-    trainer = Trainer(replace(config, batch_size=count), cache, made.cached, made.student, compute, Ranks())
+    one_step = replace(config, batch_size=count)
+    task = Pretrain(one_step, cache, made.cached, made.student, compute, Ranks())
+    loop = Loop(task, one_step, compute, Ranks())
     workers = config.workers or default_workers(compute.device, 1)
     load_cached, load_online = (
-        _reading(cache, source, trainer.size, workers, READS * seconds) for source in (made.cached, online)
+        _reading(cache, source, task.size, workers, READS * seconds) for source in (made.cached, online)
     )
-    batch = _all_rows(cache, made.cached, {trainer.size, job.base.input_size}, compute.device)
+    batch = _all_rows(cache, made.cached, {task.size, job.base.input_size}, compute.device)
     with Progress("plan: training", quiet=quiet) as progress, torch.random.fork_rng(devices=[]):
-        clock = _Steps(trainer, made.cached, online, batch)
+        clock = _Steps(task, loop, made.cached, online, batch)
         clock.student(min(2, most))
         probe = min(4, most)
         per_view = clock.student(probe) / probe
@@ -168,16 +173,19 @@ def measure_training(made: Prepared, cache: Cache, job: TargetJob, *, seconds: f
 class _Steps:
     """The parts of a training step, one by one."""
 
-    def __init__(self, trainer: Trainer, cached: TargetSource, online: TargetSource, batch: Batch) -> None:
-        self.trainer, self.cached, self.online, self.batch = trainer, cached, online, batch
+    def __init__(
+        self, task: Pretrain, loop: Loop[MaskedBatch], cached: TargetSource, online: TargetSource, batch: Batch
+    ) -> None:
+        self.task, self.loop, self.cached, self.online, self.batch = task, loop, cached, online, batch
 
     def student(self, count: int) -> float:
         """Seconds of forward and backward on some rows, their targets being there."""
-        trainer, part = self.trainer, self.batch.rows(count)
+        task, part = self.task, self.batch.rows(count)
         ready = self._targets(self.cached, part)
-        trainer.source = _Ready(ready, trainer.source.spec, trainer.source.tau)
-        trainer.optimizer.zero_grad(set_to_none=True)
-        return timed(lambda: trainer.losses(part)["loss"].backward())[1]
+        task.source = _Ready(ready, task.source.spec, task.source.tau)
+        self.loop.optimizer.zero_grad(set_to_none=True)
+        masked = task.masked(part).to(self.loop.compute.device)
+        return timed(lambda: self.loop.losses(masked)["loss"].backward())[1]
 
     def targets(self, source: TargetSource, count: int) -> float:
         """Seconds of getting the targets of some rows."""
@@ -186,16 +194,16 @@ class _Steps:
 
     def update(self) -> float:
         """Seconds of the optimizer."""
-        step: Callable[[], Any] = self.trainer.optimizer.step
+        step: Callable[[], Any] = self.loop.optimizer.step
         return timed(step)[1]
 
     def _targets(self, source: TargetSource, part: Batch) -> Targets:
-        images = part.images(self.trainer.size, self.trainer.mean, self.trainer.std)
-        with self.trainer.compute.autocast():
+        images = part.images(self.task.size, self.task.mean, self.task.std)
+        with self.loop.compute.autocast():
             return source.targets(part, images)
 
 
-def _loader(cache: Cache, source: TargetSource, sizes: set[int], batch_size: int, workers: int) -> Loader:
+def _loader(cache: Cache, source: TargetSource, sizes: set[int], batch_size: int, workers: int) -> Loader[Batch]:
     return Loader(cache, source.stored, batch_size=batch_size, pixel_sizes=tuple(sorted(sizes)), workers=workers)
 
 

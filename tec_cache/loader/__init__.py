@@ -5,8 +5,7 @@ as they are stored and pixels stay uint8 until they are on the device.
 """
 
 from tec_cache.loader.batch import Batch
-from tec_cache.loader.feed import on_device
 from tec_cache.loader.loader import Loader
 from tec_cache.loader.order import EpochOrder
 
-__all__ = ["Batch", "EpochOrder", "Loader", "on_device"]
+__all__ = ["Batch", "EpochOrder", "Loader"]

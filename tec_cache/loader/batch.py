@@ -1,4 +1,4 @@
-"""What the loader hands over: some rows of the cache, still as they are stored, and the noise of their masks."""
+"""What the loader hands over: some rows of the cache, still as they are stored."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ class Batch:
     """Some views, on the host or on a device.
 
     pixels: size -> (B, size, size, 3) uint8, for each size asked for. codes: the target set's arrays, batch
-    first (empty without one). noise: (M B, L) float32, M masks for each view; row m B + i is mask m of view i.
-    labels: (B,) int64, -1 where a photo has none. sample_keys: (B,) uint64, a function of (source shard, key),
-    always on the host.
+    first (empty without one). labels: (B,) int64, -1 where a photo has none. sample_keys: (B,) uint64, a function of
+    (source shard, key), always on the host.
     """
 
     epoch: int
     pixels: dict[int, torch.Tensor]
     codes: dict[str, torch.Tensor]
-    noise: torch.Tensor
     labels: torch.Tensor
     sample_keys: npt.NDArray[np.uint64]
 
@@ -40,16 +38,13 @@ class Batch:
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def rows(self, count: int) -> Batch:
-        """Return the first rows. ValueError for a batch of several masks, whose noise is of all views in turn."""
-        if len(self.noise) != len(self):
-            raise ValueError(f"{len(self.noise)} masks of {len(self)} views")
+        """Return the first rows."""
         return replace(self._mapped(lambda tensor: tensor[:count]), sample_keys=self.sample_keys[:count])
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield all that lies on the batch's device."""
         yield from self.pixels.values()
         yield from self.codes.values()
-        yield self.noise
         yield self.labels
 
     def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -57,6 +52,5 @@ class Batch:
             self,
             pixels={size: change(values) for size, values in self.pixels.items()},
             codes={name: change(values) for name, values in self.codes.items()},
-            noise=change(self.noise),
             labels=change(self.labels),
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ from tec_cache.loader.batch import Batch
 from tec_cache.loader.blocks import BlockCache, Name
 from tec_cache.loader.order import EpochOrder
 from tec_cache.loader.units import Epoch, OpenUnit
-from tec_cache.student.masking import mask_noise
+
+T = TypeVar("T")
 
 SHUFFLE_BUFFER = 1024
 """Rows that are shuffled among each other, unless asked otherwise: 32 blocks."""
@@ -47,16 +49,20 @@ class _Rows:
         return [(unit.unit, number) for unit, number, _ in self.blocks()]
 
 
-class Loader:
+def _as_read(batch: Batch) -> Any:
+    return batch
+
+
+class Loader(Generic[T]):
     """Batches of a cache, with the targets of one set or of none.
 
     batch_size: views of a step, over all ranks. Step s takes the positions [s B, (s + 1) B) of the epoch's order,
     divided evenly among `world_size` ranks; neither ranks nor workers change the order. Epoch e reads view
     e mod `num_views` and no other file. The tail of less than one batch is left out; it differs in each epoch.
     pixel_sizes: sizes to which the crops are resized (the stored size costs nothing).
-    masks_per_view: masks that each view gets in its step. shuffle_buffer: rows that are shuffled among each other, in
-    whole blocks. workers: threads. skip_damage: let other rows of the batch stand in for those of a damaged
-    block, and name it in `damaged`, instead of raising CacheError.
+    shuffle_buffer: rows that are shuffled among each other, in whole blocks. workers: threads. finish: what is made of
+    each batch before it is handed over, in these threads; by default nothing. skip_damage: let other rows of the batch
+    stand in for those of a damaged block, and name it in `damaged`, instead of raising CacheError.
 
     Memory: the rows of the buffer and of `workers` + 1 batches, and about 80 bytes for each view of an epoch.
     """
@@ -69,7 +75,6 @@ class Loader:
         batch_size: int,
         pixel_sizes: tuple[int, ...],
         num_views: int | None = None,
-        masks_per_view: int = 1,
         shuffle_buffer: int = SHUFFLE_BUFFER,
         seed: int = 0,
         rank: int = 0,
@@ -77,6 +82,7 @@ class Loader:
         workers: int = 2,
         pin_memory: bool = False,
         skip_damage: bool = False,
+        finish: Callable[[Batch], T] = _as_read,
     ) -> None:
         self.cache, self.targets = cache, targets
         self.num_views = num_views or cache.num_views
@@ -90,7 +96,7 @@ class Loader:
             )
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.seed, self.workers, self.pin_memory = seed, max(1, workers), pin_memory
-        self.pixel_sizes, self.masks_per_view, self.skip_damage = pixel_sizes, masks_per_view, skip_damage
+        self.pixel_sizes, self.skip_damage, self._finish = pixel_sizes, skip_damage, finish
         self.damaged: set[str] = set()
         self._buffer_blocks = max(1, -(-shuffle_buffer // BLOCK_ROWS))
         self._blocks = BlockCache(self._buffer_blocks)
@@ -100,7 +106,7 @@ class Loader:
             raise ConfigError(
                 f"a batch of {batch_size} does not fit into an epoch of {self.num_samples} views",
                 where=cache.store.url,
-                todo=f"use --batch-size {self.num_samples * masks_per_view} or less",
+                todo=f"use --batch-size {self.num_samples} or less (times --masks-per-view)",
             )
 
     @property
@@ -113,7 +119,7 @@ class Loader:
         """Views of an epoch that fill no batch; others in each epoch."""
         return self.num_samples % self.batch_size
 
-    def batches(self, start_step: int, stop_step: int, *, micro_batches: int = 1) -> Generator[Batch, None, None]:
+    def batches(self, start_step: int, stop_step: int, *, micro_batches: int = 1) -> Generator[T, None, None]:
         """Yield this rank's batches of steps start..stop, counted over all epochs, `micro_batches` for each step.
 
         Steps before the first are not read.
@@ -176,10 +182,10 @@ class Loader:
         sort = np.lexsort((rows, units))
         return units[sort], rows[sort]
 
-    def _load(self, wanted: _Rows) -> Batch:
+    def _load(self, wanted: _Rows) -> T:
         """Load some rows, and let go of their blocks."""
         try:
-            return self._read(self._undamaged(wanted) if self.skip_damage else wanted)
+            return self._finish(self._read(self._undamaged(wanted) if self.skip_damage else wanted))
         finally:
             self._blocks.release(wanted.names())
 
@@ -199,11 +205,7 @@ class Loader:
                     codes[name] = self._empty((count, *values.shape[1:]), _torch_type(values.dtype))
                 codes[name].numpy()[places] = values[within]
             keys[places], labels[places] = unit.sample_keys[rows], unit.labels[rows]
-        epoch, tokens = wanted.epoch.number, self.cache.grid**2
-        noise = self._empty((self.masks_per_view * count, tokens), torch.float32)
-        for mask, part in enumerate(noise.view(self.masks_per_view, count, tokens)):
-            part.copy_(mask_noise(keys, seed=self.seed, epoch=epoch, num_tokens=tokens, mask_number=mask))
-        return Batch(epoch, pixels, codes, noise, torch.from_numpy(labels), keys)
+        return Batch(wanted.epoch.number, pixels, codes, torch.from_numpy(labels), keys)
 
     def _decode(self, jpeg: bytes, pixels: dict[int, torch.Tensor], place: int) -> None:
         """Decode a crop into its place, in each size."""

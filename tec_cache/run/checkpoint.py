@@ -20,7 +20,10 @@ from tec_cache.errors import TecCacheError, listed
 from tec_cache.store.files import write_durably
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
-_PARTS = {"run": str, "step": int, "student": dict, "optimizer": dict, "sums": dict, "summed": int}
+FORMAT = 2
+"""Of run folders and checkpoints; another one is refused. 1 had no number, and the student alone."""
+
+_PARTS = {"format": int, "run": str, "step": int, "model": dict, "optimizer": dict, "sums": dict, "summed": int}
 KEEP = 2
 
 
@@ -45,7 +48,9 @@ def save_checkpoint(run: Path, identity: str, step: int, state: dict[str, Any]) 
     """
     path = checkpoint_file(run, step)
     try:
-        write_durably(path, lambda stream: torch.save(state | {"run": identity, "step": step}, stream))
+        write_durably(
+            path, lambda stream: torch.save(state | {"format": FORMAT, "run": identity, "step": step}, stream)
+        )
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         free = shutil.disk_usage(run).free
         raise TecCacheError(
@@ -69,8 +74,9 @@ def drafts(run: Path) -> list[Path]:
 def load_checkpoint(path: Path, identity: str, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint of the run of that identity.
 
-    Returns {"run", "step", "student", "optimizer", "sums", "summed"}; `require_weights` and the optimizer check the
-    tensors. Raises TecCacheError for a damaged file, another run's, and one whose step is not the one in its name.
+    Returns {"format", "run", "step", "model", "optimizer", "sums", "summed"}; `require_weights` and the optimizer
+    check the tensors. Raises TecCacheError for a damaged file, another run's or format's, and one whose step is not the
+    one in its name.
     """
     if not path.is_file():
         raise unfit(path, "there is no such checkpoint" if not path.exists() else "a checkpoint is a file")
@@ -80,8 +86,13 @@ def load_checkpoint(path: Path, identity: str, device: torch.device | str = "cpu
     except Exception as error:
         # torch raises RuntimeError, EOFError, UnpicklingError and others for a damaged file
         raise unfit(path, f"damaged checkpoint: {str(error).partition(chr(10))[0]}") from error
-    if not isinstance(state, dict) or set(state) != set(_PARTS):
-        raise unfit(path, "this is not a checkpoint of tec-cache train, or another version's")
+    if not isinstance(state, dict) or not {"run", "step"} <= set(state):
+        raise unfit(path, "this is not a checkpoint of tec-cache")
+    found, odd = state.get("format", 1), sorted(map(str, set(state) ^ set(_PARTS)))
+    if found != FORMAT:
+        raise unfit(path, f"this checkpoint is of format {found!s:.20}, this program's are of {FORMAT}")
+    if odd:
+        raise unfit(path, f"damaged checkpoint: its parts differ in {listed(odd)}")
     wrong = [name for name, kind in _PARTS.items() if type(state[name]) is not kind]
     if wrong:
         raise unfit(path, f"damaged checkpoint: {wrong[0]} is a {type(state[wrong[0]]).__name__}")
@@ -95,13 +106,13 @@ def load_checkpoint(path: Path, identity: str, device: torch.device | str = "cpu
     return state
 
 
-def require_weights(state: Mapping[Any, Any], student: nn.Module, path: Path) -> None:
-    """Refuse weights that are not exactly a student's: in names, shapes, dtypes, and finite.
+def require_weights(state: Mapping[Any, Any], model: nn.Module, path: Path) -> None:
+    """Refuse weights that are not exactly a model's: in names, shapes, dtypes, and finite.
 
-    The student may lie on the meta device: nothing of it is read but the shapes.
+    The model may lie on the meta device: nothing of it is read but the shapes.
     """
-    own = student.state_dict()
-    require_tensors(state, {name: (value.shape, value.dtype) for name, value in own.items()}, path, "the student")
+    own = model.state_dict()
+    require_tensors(state, {name: (value.shape, value.dtype) for name, value in own.items()}, path, "the model")
 
 
 def require_tensors(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
@@ -18,11 +17,9 @@ MOST_COUNTED = 2**24
 """AdamW counts its steps in float32, which ends here."""
 
 
-def create_optimizer(
-    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
-    """AdamW in one kernel; no decay on biases, norms and other 1-D parameters. Frozen parameters are left out."""
-    return torch.optim.AdamW(param_groups_weight_decay(model, weight_decay), lr=lr, betas=betas, fused=True)
+def create_optimizer(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW in one kernel, of a task's groups of parameters."""
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def create_schedule(
@@ -64,7 +61,7 @@ def restore_optimizer(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if set(state) != set(trained) or any(not isinstance(entry, dict) for entry in state.values()):
         odd = sorted(map(str, set(state) ^ set(trained))) or ["entries that are no tables"]
-        raise unfit(path, f"the optimizer's parameters are not the student's; they differ in {listed(odd)}")
+        raise unfit(path, f"the optimizer's parameters are not the model's; they differ in {listed(odd)}")
     for name, p in trained.items():
         wanted = {
             "step": (torch.Size(), torch.float32),

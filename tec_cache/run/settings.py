@@ -14,6 +14,7 @@ from tec_cache.cache.schema import require_shallow
 from tec_cache.config import TrainConfig
 from tec_cache.errors import TecCacheError, listed
 from tec_cache.model_args import MOST_TOKENS, check_model_args
+from tec_cache.run.checkpoint import FORMAT
 from tec_cache.store.files import write_atomically
 from tec_cache.types import TargetSpec
 
@@ -43,6 +44,8 @@ class _Targets(msgspec.Struct):
 class _Settings(msgspec.Struct, forbid_unknown_fields=True):
     """The whole of run.json."""
 
+    format: int
+    task: Literal["pretrain"]
     config: dict[str, Any]
     targets: _Targets
     cache: str
@@ -82,6 +85,7 @@ def load_settings(run: Path) -> dict[str, Any]:
         ) from error
     try:
         settings: dict[str, Any] = json.loads(data)
+        _require_format(settings, path)
         _check(settings)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         first = str(error).partition("\n")[0] or type(error).__name__
@@ -95,6 +99,17 @@ def load_settings(run: Path) -> dict[str, Any]:
     decoder = {name: config[of] for name, of in _DECODER.items() if config[of]}
     check_model_args(decoder, f"{path}, the decoder")
     return settings
+
+
+def _require_format(settings: Any, path: Path) -> None:
+    """Refuse a run of another format by its number: this program cannot know what its fields mean."""
+    found = settings.get("format", 1) if isinstance(settings, dict) and "config" in settings else FORMAT
+    if found != FORMAT:
+        raise TecCacheError(
+            f"this run is of format {found!s:.20}, this program's are of {FORMAT}",
+            where=str(path),
+            todo="go on with the version of tec-cache that made it, or train again with another --out",
+        )
 
 
 def _check(settings: Any) -> None:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
+from typing import Protocol, Self, TypeVar
 
 import torch
-
-from tec_cache.loader.batch import Batch
 
 AHEAD = 2
 """Batches that are copied, or being copied, beside the one in use."""
 
 
-def on_device(batches: Generator[Batch, None, None], device: torch.device) -> Generator[Batch, None, None]:
+class Copied(Protocol):
+    """A batch, as far as it is fed."""
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same batch on a device; copies from pinned memory do not wait."""
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield all that lies on the batch's device."""
+
+
+B = TypeVar("B", bound=Copied)
+
+
+def on_device(batches: Generator[B, None, None], device: torch.device) -> Generator[B, None, None]:
     """Yield the batches on the device; on a CPU they are there already.
 
     The host never waits for a copy, and the device for none but the first: batches of pinned memory are copied
@@ -24,7 +36,7 @@ def on_device(batches: Generator[Batch, None, None], device: torch.device) -> Ge
         yield from batches
         return
     stream = torch.cuda.Stream(device)
-    copied: deque[tuple[Batch, torch.cuda.Event]] = deque()
+    copied: deque[tuple[B, torch.cuda.Event]] = deque()
     with closing(batches):
         for batch in batches:
             with torch.cuda.stream(stream):
@@ -35,7 +47,7 @@ def on_device(batches: Generator[Batch, None, None], device: torch.device) -> Ge
             yield _arrived(*copied.popleft(), device)
 
 
-def _arrived(batch: Batch, event: torch.cuda.Event, device: torch.device) -> Batch:
+def _arrived(batch: B, event: torch.cuda.Event, device: torch.device) -> B:
     """Let the device's work wait for a copy, and the memory be given back only after that work."""
     current = torch.cuda.current_stream(device)
     current.wait_event(event)

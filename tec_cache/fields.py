@@ -1,0 +1,70 @@
+"""How settings are declared and checked: a field with its help, and what its value may be. Without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import field
+from typing import Any
+
+from tec_cache.errors import ConfigError, nearest
+from tec_cache.paths import expanded
+
+PLACES = {"input", "cache", "base", "base_weights", "online", "out", "stage", "model", "weights", "train", "test",
+          "classes"}  # fmt: skip
+"""Settings that may name a file or folder, in whichever config."""
+
+
+def setting(default: Any, text: str) -> Any:
+    """Declare a field with its documentation string."""
+    return field(default=default, metadata={"help": text})
+
+
+def varied(component: type, name: str, default: Any) -> Any:
+    """Declare a component's field anew with another default, its help as it is there."""
+    (declared,) = (f for f in dataclasses.fields(component) if f.name == name)
+    return field(default=default, metadata=dict(declared.metadata))
+
+
+def expand_paths(config: Any) -> None:
+    """Replace a leading ~ in every place that a frozen config names."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if item.name in PLACES and isinstance(value, str):
+            object.__setattr__(config, item.name, expanded(value))
+
+
+def changed(config: Any) -> list[str]:
+    """Name the fields that differ from their defaults: what was given, as far as a config can tell."""
+    missing = dataclasses.MISSING
+    defaults = {
+        f.name: f.default if f.default_factory is missing else f.default_factory() for f in dataclasses.fields(config)
+    }
+    return [name for name, default in defaults.items() if getattr(config, name) != default]
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices; None is always one."""
+    if value is not None and value not in choices:
+        option = "--" + name.replace("_", "-")
+        raise ConfigError(
+            f"{option} {value}{nearest(str(value), choices)}", todo=f"choose one of: {', '.join(choices)}"
+        )
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Refuse numbers below 1; None stays."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}", todo="give a number of at least 1")
+
+
+def check_range(config: Any, lowest: float, *names: str, open_end: bool = False, below: float = math.inf) -> None:
+    """Refuse numbers outside [lowest, below), or (lowest, below) with an open end; infinities and NaN too."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (lowest < value < below or (value == lowest and not open_end)):
+            limits = f"above {lowest}" if open_end else f"of at least {lowest}"
+            limits += f" and below {below}" if below < math.inf else ""
+            raise ConfigError(f"--{name.replace('_', '-')} {value}", todo=f"give a number {limits}")

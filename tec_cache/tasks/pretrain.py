@@ -1,0 +1,144 @@
+"""Pretraining: a student that sees a quarter of the patches predicts targets of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from tec_cache.cache.reader import Cache
+from tec_cache.config import TrainConfig
+from tec_cache.device import Compute, default_workers
+from tec_cache.distributed import Ranks
+from tec_cache.loader import Batch, Loader
+from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
+from tec_cache.run.micro_batches import count_micro_batches
+from tec_cache.student.masking import mask_noise
+from tec_cache.student.model import Student
+from tec_cache.tasks.targets import TargetSource
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """Some views and the noise of their masks.
+
+    noise: (M B, L) float32, M masks for each of B views; row m B + i is mask m of view i.
+    """
+
+    views: Batch
+    noise: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def to(self, device: torch.device) -> MaskedBatch:
+        """Return the same batch on a device; from pinned memory the copies run beside what the host does next."""
+        return MaskedBatch(self.views.to(device), self.noise.to(device, non_blocking=True))
+
+    def rows(self, count: int) -> MaskedBatch:
+        """Return the first rows. ValueError for a batch of several masks, whose noise is of all views in turn."""
+        if len(self.noise) != len(self):
+            raise ValueError(f"{len(self.noise)} masks of {len(self)} views")
+        return MaskedBatch(self.views.rows(count), self.noise[:count])
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield all that lies on the batch's device."""
+        yield from self.views.tensors()
+        yield self.noise
+
+
+def noise_of(views: Batch, num_tokens: int, *, seed: int, masks: int = 1, pin_memory: bool = False) -> torch.Tensor:
+    """Return the noise of each view's masks, as in `MaskedBatch`: a function of (seed, epoch, sample, mask number)."""
+    noise = torch.empty(masks * len(views), num_tokens, pin_memory=pin_memory)
+    for mask, part in enumerate(noise.view(masks, len(views), num_tokens)):
+        part.copy_(mask_noise(views.sample_keys, seed=seed, epoch=views.epoch, num_tokens=num_tokens, mask_number=mask))
+    return noise
+
+
+class Pretrain:
+    """A student, the crops of a cache, and the targets that a source gives."""
+
+    name: str = "pretrain"
+    draws: bool = False
+    evaluates: bool = False
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        cache: Cache,
+        source: TargetSource,
+        student: Student,
+        compute: Compute,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.source, self.student = config, source, student.to(compute.device)
+        self.size = int(student.encoder.patch_embed.img_size[0])
+        self.micro_batches = count_micro_batches(config, ranks, config.masks_per_view)
+        self.tokens, self.pinned = cache.grid**2, compute.device.type == "cuda"
+        sizes = {self.size} | ({source.pixel_size} if source.pixel_size else set())
+        self.loader: Loader[MaskedBatch] = Loader(
+            cache,
+            source.stored,
+            batch_size=config.batch_size // config.masks_per_view,
+            pixel_sizes=tuple(sorted(sizes)),
+            num_views=config.views,
+            shuffle_buffer=config.shuffle_buffer,
+            seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            workers=config.workers or default_workers(compute.device, ranks.local_world_size),
+            pin_memory=self.pinned,
+            skip_damage=config.on_error == "skip",
+            finish=self.masked,
+        )
+        self.module: nn.Module = self.student
+        self.steps_per_epoch = self.loader.steps_per_epoch
+        self.mean = torch.tensor(IMAGENET_MEAN, device=compute.device)
+        self.std = torch.tensor(IMAGENET_STD, device=compute.device)
+        self.terms: tuple[str, ...] = ("loss", "feature", *(("attention",) if student.targets.k is not None else ()))
+
+    def masked(self, views: Batch) -> MaskedBatch:
+        """Add the noise of each view's masks."""
+        config = self.config
+        noise = noise_of(views, self.tokens, seed=config.seed, masks=config.masks_per_view, pin_memory=self.pinned)
+        return MaskedBatch(views, noise)
+
+    def batches(self, start_step: int, stop_step: int) -> Generator[MaskedBatch, None, None]:
+        """Yield this rank's batches of steps start..stop, counted over all epochs."""
+        return self.loader.batches(start_step, stop_step, micro_batches=self.micro_batches)
+
+    def losses(self, model: nn.Module, batch: MaskedBatch) -> dict[str, torch.Tensor]:
+        """Return the losses of one micro-batch, their weighted sum under "loss"."""
+        images = batch.views.images(self.size, self.mean, self.std)
+        losses: dict[str, torch.Tensor] = model(images, self.source.targets(batch.views, images), noise=batch.noise)
+        total = self.config.feature_weight * losses["feature"]
+        if "attention" in losses:
+            total = total + self.config.attention_weight * losses["attention"]
+        return {"loss": total, **losses}
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Return two groups: no decay on biases, norms and other 1-D parameters. Frozen ones are left out."""
+        groups: list[dict[str, Any]] = param_groups_weight_decay(self.student, weight_decay)
+        return groups
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return nothing: a student is judged by what comes after it."""
+        return {}
+
+    def note(self) -> str:
+        """Say how many damaged blocks were met."""
+        return f"{len(self.loader.damaged)} damaged blocks" if self.loader.damaged else ""
+
+    def target_error(self) -> float | None:
+        """Return by how much coding may lower the feature loss: what it left out need not be predicted.
+
+        The squared error of what is left out, where targets have a mean square of about 1.
+        """
+        stored = self.source.stored
+        if stored is None or self.source.spec.normalization == "none":
+            return None
+        return stored.codec_record.errors.get("mse")
