@@ -213,10 +213,10 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
     if losses:
         lines.append(f"losses       {losses}")
     if losses and summary.target_error and summary.target_error > NEGLIGIBLE:
-        lines.append(
-            f"             the feature loss is up to about {summary.target_error:.2g} lower than with --online:\n"
-            "             what coding left out of the targets need not be predicted (docs/fidelity.md)"
-        )
+        lines += [
+            f"             the feature loss is up to about {summary.target_error:.2g} lower than with --online:",
+            "             what coding left out of the targets need not be predicted (docs/fidelity.md)",
+        ]
     if dry_run:
         lines.append("dry run: nothing was written")
     else:

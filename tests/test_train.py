@@ -97,7 +97,9 @@ def test_a_loss_on_coded_targets_is_lower_by_about_their_stated_error_and_the_ou
     assert summary.target_error is not None
     lower = (losses(cached_run, "feature") - losses(tmp_path / "r", "feature")).mean()
     assert 0.3 * summary.target_error < lower < summary.target_error
-    assert f"up to about {summary.target_error:.2g} lower than with --online" in train_text(summary, False, "")
+    said = train_text(summary, False, "")
+    assert f"up to about {summary.target_error:.2g} lower than with --online" in said
+    assert "\\n" not in said, "an escaped line break"
     exact = train(tiny_training(cache, tmp_path / "exact", epochs=17, steps=1, target="tiny"))
     assert "lower than with --online" not in train_text(exact, False, "")
     pixels = train(tiny_training(cache, tmp_path / "pixels", epochs=17, steps=1, pixels=True))
