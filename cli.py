@@ -23,6 +23,7 @@ import click
 from pipelines import info_texts, texts
 from pipelines.terminal.options import (
     ExistingPlace,
+    Grouped,
     Place,
     by_name,
     common,
@@ -41,6 +42,8 @@ from tec_cache.urls import scrubbed, without_secrets
 
 class Commands(click.Group):
     """A group that names the nearest command for a mistyped one."""
+
+    command_class = Grouped
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the command, or fail with the nearest names."""

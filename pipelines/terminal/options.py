@@ -16,8 +16,31 @@ from tec_cache.errors import ConfigError
 from tec_cache.paths import expanded
 
 
+class Grouped(click.Command):
+    """A command whose help lists its options by the component that they set."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each component, in the order in which they come, and the command's own at the end."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", ""), []).append(record)
+        own = sections.pop("", [])
+        for title, records in [*sections.items(), ("Options", own)]:
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
 class Once(click.Option):
-    """An option that takes one value, and so may be given once: the last of several would win without a word."""
+    """An option that takes one value, and so may be given once: the last of several would win without a word.
+
+    section: title of the part of the help in which it stands; empty for the command's own.
+    """
+
+    def __init__(self, *args: Any, section: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         """Let the parser keep every value."""
@@ -63,10 +86,13 @@ class ExistingPlace(click.Path):
 
 
 def options_of(config: type, without: Iterable[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make an option of every field of a config dataclass, with its documentation as help."""
+    """Make an option of every field of a config dataclass, with its documentation as help.
+
+    Those of one component stand together, the config's own first.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        for item in reversed(dataclasses.fields(config)):
+        for item, section in reversed(_by_component(config)):
             if item.name in ("input", "model", *without):
                 continue  # the argument of the command, or no option of it
             help_text, kind = item.metadata["help"], str(item.type)
@@ -74,19 +100,30 @@ def options_of(config: type, without: Iterable[str] = ()) -> Callable[[Callable[
             default = item.default if item.default is not dataclasses.MISSING else None
             shown = isinstance(default, int | float | str) and not isinstance(default, bool) and default != ""
             text = f"{help_text}  [default: {default}]" if shown else help_text
+            made = functools.partial(option, flag, item.name, default=None, help=text, section=section)
             if kind == "bool":
-                made = option(flag, item.name, is_flag=True, help=text)
+                function = option(flag, item.name, is_flag=True, help=text, section=section)(function)
             elif kind.startswith("tuple"):
-                made = option(flag, item.name, type=float, nargs=kind.count("float"), default=None, help=text)
+                function = made(type=float, nargs=kind.count("float"))(function)
             elif kind.startswith("dict"):
-                made = option(flag.removesuffix("s"), item.name, multiple=True, metavar="NAME=VALUE", help=text)
+                several = {"multiple": True, "metavar": "NAME=VALUE", "help": text, "section": section}
+                function = option(flag.removesuffix("s"), item.name, **several)(function)
             else:
                 types = {"int": int, "float": float, "str": str}
-                made = option(flag, item.name, type=types[kind.split(" ")[0]], default=None, help=text)
-            function = made(function)
+                function = made(type=types[kind.split(" ")[0]])(function)
         return function
 
     return decorate
+
+
+def _by_component(config: type) -> list[tuple[dataclasses.Field[Any], str]]:
+    """Return the fields of a config with the titles of the components that declare them."""
+    components = [part for part in config.__mro__ if "TITLE" in vars(part)]
+    of = {name: part for part in reversed(components) for name in vars(part).get("__annotations__", {})}
+    found = [(field, of[field.name]) for field in dataclasses.fields(config) if field.name in of]
+    found.sort(key=lambda item: components.index(item[1]))
+    plain = [(field, "") for field in dataclasses.fields(config) if field.name not in of]
+    return [*((field, str(vars(part)["TITLE"])) for field, part in found), *plain]
 
 
 def common(function: Callable[..., None]) -> Callable[..., None]:
