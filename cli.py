@@ -36,6 +36,7 @@ from tec_cache import __version__
 from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
+from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.printable import block, printable, shell_words
 from tec_cache.urls import scrubbed, without_secrets
 
@@ -231,6 +232,45 @@ def train(
         return
     show(as_json, summary.to_json(), texts.train_text(summary, dry_run, command_line()))
     # torchrun takes any other code than 0 for a failure, and would start the run again that was asked to stop
+    if not dry_run and not summary.finished and not under_torchrun():
+        raise SystemExit(signals.EXIT_INTERRUPTED)
+
+
+@cli.command()
+@click.argument("model")
+@options_of(FinetuneConfig)
+@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
+@option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
+@option("--overwrite", is_flag=True, help="Replace a run that was made with other settings.")
+@common
+def finetune(
+    file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
+) -> None:
+    """Fine-tune a model on labelled photos and judge it: the number that the paper reports.
+
+    MODEL is an exported folder, a base name, timm:NAME, a weight file, or random:NAME (untrained): the same program
+    judges the base and the new model. --tune trains all of it, the head alone, or the adapters. What the recipe says
+    can be changed by options; choose them on a part of --train (--select 0.1), not on --test. An interrupted run goes
+    on with the same command.
+
+    \b
+    Recipes: mae-b-300, mae-b-800, ibot-b-300, ibot-b-800, mae-l-300, small, linear, light.
+
+    \b
+    Example:
+      tec-cache finetune vit-b-tec --train 'train/*.tar' --test 'val/*.tar' --out runs/tuned
+      tec-cache finetune mae --base-lr 1e-3 --train 'train/*.tar' --select 0.1 --out runs/choose
+      tec-cache finetune vit-b-tec --tune head --train 'train/*.tar' --test 'val/*.tar' --out runs/probe
+    """
+    config = settings(FinetuneConfig, values, file)
+    from pipelines.finetune import finetune as run_finetune
+    from tec_cache.distributed import Ranks, under_torchrun
+
+    ranks = Ranks.from_environment()
+    summary = run_finetune(config, overwrite=overwrite, dry_run=dry_run, quiet=quiet or as_json, ranks=ranks)
+    if not ranks.main:
+        return
+    show(as_json, summary.to_json(), texts.finetune_text(summary, dry_run, command_line()))
     if not dry_run and not summary.finished and not under_torchrun():
         raise SystemExit(signals.EXIT_INTERRUPTED)
 

@@ -22,7 +22,7 @@ def export(run: str | Path, out: str | Path, *, checkpoint: str | Path | None = 
     there; a folder that holds anything else is refused. Raises TecCacheError, also for weights that are not finite.
     """
     run, out = Path(run), Path(out)
-    settings = load_settings(run)
+    settings = load_settings(run, "pretrain")
     config: dict[str, Any] = settings["config"]
     try:
         require_free(out, overwrite=overwrite)
@@ -47,7 +47,7 @@ def trained_student(run: Path, checkpoint: str | Path | None = None) -> tuple[St
 
     Nothing is allocated for a student that the weights do not fit. Raises TecCacheError.
     """
-    settings = load_settings(run)
+    settings = load_settings(run, "pretrain")
     found = checkpoints(run)
     path = Path(checkpoint) if checkpoint else found[-1] if found else None
     if path is None:

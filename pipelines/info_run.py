@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tec_cache.config import TrainConfig
 from tec_cache.printable import shell_words
 
 TAIL = 1 << 16
@@ -25,19 +24,21 @@ def describe_run(place: Path) -> dict[str, Any]:
     step = int(kept[-1].stem.rpartition("-")[2]) if kept else 0
     logged = last_metrics(place / "metrics.jsonl")
     speed: dict[str, Any] = {name: logged.pop(name) for name in ("images_per_second", "waited") if name in logged}
+    task = settings["task"]
+    own = ("targets", "num_views") if task == "pretrain" else ("recipe", "rule", "model", "num_classes", "classes")
     return {
         "run": str(place),
+        "task": task,
         "config": settings["config"],
-        "targets": settings["targets"],
-        "cache_fingerprint": settings["cache"],
-        "num_views": settings["num_views"],
+        **{name: settings[name] for name in own},
+        **({"cache_fingerprint": settings["cache"]} if task == "pretrain" else {}),
         "step": step,
         "total_steps": settings["total_steps"],
         "finished": step >= settings["total_steps"],
         "checkpoints": [path.name for path in kept],
         "logged": logged,
         **speed,
-        "go_on": train_command(_unfinished(settings["config"], step), str(place)),
+        "go_on": go_on_command(task, _unfinished(settings["config"], step), str(place)),
     }
 
 
@@ -65,10 +66,14 @@ def last_metrics(file: Path) -> dict[str, float]:
     return {}
 
 
-def train_command(config: dict[str, Any], run: str) -> str:
+def go_on_command(task: str, config: dict[str, Any], run: str) -> str:
     """Return the command that goes on with a run: its settings that are not the defaults."""
-    words = ["tec-cache", "train"]
-    for item in dataclasses.fields(TrainConfig):
+    from tec_cache.run.settings import CONFIGS, PROGRAMS
+
+    words = ["tec-cache", PROGRAMS[task], *([config["model"]] if "model" in config else [])]
+    for item in dataclasses.fields(CONFIGS[task]):
+        if item.name == "model":
+            continue
         value = run if item.name == "out" else config.get(item.name)
         if value is None or value is False or (item.name != "out" and value == item.default):
             continue

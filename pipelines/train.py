@@ -10,18 +10,16 @@ from typing import Any, NamedTuple
 import torch
 
 from pipelines.target_sources import OnlineTargets, base_weights_for, choose_targets
-from tec_cache.cache.identity import require_same
-from tec_cache.cache.lock import writing
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import TrainConfig, parse_bytes
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks, agreed, process_group
 from tec_cache.errors import CacheError, ConfigError, TecCacheError
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
-from tec_cache.run.checkpoint import FORMAT, checkpoints
-from tec_cache.run.folder import begun_run, clear_run, foreign_files
+from tec_cache.run.beginning import begin_run, find_start
+from tec_cache.run.checkpoint import FORMAT
+from tec_cache.run.folder import begun_run, foreign_files
 from tec_cache.run.loop import Loop, LoopSummary
-from tec_cache.run.settings import comparable, run_identity, save_settings
 from tec_cache.store.staged import StagedStore
 from tec_cache.student.model import Student, create_encoder
 from tec_cache.tasks.pretrain import Pretrain
@@ -72,7 +70,7 @@ def train(
     cache = staged(config, open_cache(config.cache))
     run = Path(config.out)
     with process_group(ranks, compute.device.type), ExitStack() as lock:
-        begun = begun_run(run)
+        begun = begun_run(run, Pretrain.name)
         if begun is not None and not overwrite:
             config = as_begun(config, begun)
         if config.partial:
@@ -182,52 +180,3 @@ def resolved_settings(config: TrainConfig, cache: Cache, source: TargetSource, s
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
     }
-
-
-class Start(NamedTuple):
-    """Where a run begins."""
-
-    begun: dict[str, Any] | None
-    """The settings of the run that lies in the folder."""
-    checkpoint: Path | None
-    """The checkpoint to go on from."""
-    identity: str
-    """The identity of the run that goes on or begins."""
-
-
-def find_start(run: Path, settings: dict[str, Any], *, overwrite: bool) -> Start:
-    """Look for a checkpoint to go on from, after checking that what lies in the folder is the same run."""
-    begun = begun_run(run)
-    if begun is None or overwrite:
-        return Start(begun, None, run_identity(settings))
-    require_same(
-        comparable(begun),
-        comparable(settings),
-        what="the run",
-        where=str(run),
-        todo="give the settings as they were, name another --out, or replace it with --overwrite",
-    )
-    found = checkpoints(run)
-    return Start(begun, found[-1] if found else None, run_identity(begun))
-
-
-def begin_run(run: Path, settings: dict[str, Any], *, overwrite: bool, ranks: Ranks, lock: ExitStack) -> Start:
-    """Lock the run's folder until `lock` is closed; empty it and write the settings unless a run goes on.
-
-    Looks again for a checkpoint: a job that held the lock may have written one while this one waited.
-    """
-    if overwrite and ranks.world_size > 1:
-        raise ConfigError("--overwrite in several processes at once", todo="remove the run's folder yourself")
-    try:
-        lock.enter_context(writing(run, "this run", ranks))
-        start = find_start(run, settings, overwrite=overwrite)
-        if start.checkpoint is None and ranks.main:
-            if start.begun is not None:
-                clear_run(run, start.begun)
-            if start.begun is None or overwrite:
-                save_settings(run, settings)
-    except OSError as error:
-        raise TecCacheError(
-            f"the run cannot be written: {error.strerror}", where=str(run), todo="choose another --out"
-        ) from error
-    return start

@@ -39,6 +39,12 @@ _ONLINE = Condition(lambda c: c.online is not None, "the base runs with --online
 _BLOCKS = Condition(lambda c: c.decoder_depth > 0, "a decoder of depth 0 has no blocks")
 _STAGE = Condition(lambda c: c.stage is not None, "copies are made where --stage names a folder")
 _TRAINED = Condition(lambda c: not c.model.startswith("random:"), "a random model has none")
+_ADAPTERS = Condition(
+    lambda c: c.tune in ("input-adapter", "adapters") or c.rule == "tec", "there are no adapters in this tuning"
+)
+_WHOLE = Condition(lambda c: c.tune == "full", "the encoder's blocks are frozen")
+_MOMENTUM = Condition(lambda c: c.optimizer != "adamw", "AdamW has betas instead")
+_ADAMW = Condition(lambda c: c.optimizer in (None, "adamw"), "they are AdamW's")
 _PLANNED_PHOTOS = Condition(lambda c: c.extract.input is not None, "no photos were given")
 _PLANNED_TRAINING = Condition(lambda c: bool(c.extract.base or c.extract.name), "without a base no training is planned")
 
@@ -133,6 +139,23 @@ USED: dict[str, dict[str, Conditions]] = {
         "on_error": ALWAYS,
         "log_every": ALWAYS,
         "save_every": ALWAYS,
+    },
+    "FinetuneConfig": {
+        **dict.fromkeys(
+            ("model", "train", "test", "select", "mean", "std", "base_args", "grid", "classes", "label_field",
+             "tune", "rule", "recipe", "mixup", "cutmix", "smoothing", "optimizer", "on_error", "out", "steps", "seed",
+             "log_every", "save_every", "epochs", "warmup_epochs", "batch_size", "micro_batch", "base_lr", "min_lr",
+             "weight_decay", "clip_grad", "device", "precision", "workers", "compile", "checkpointing"),
+            ALWAYS,
+        ),
+        "weights": (_TRAINED,),
+        "adapters_from": (_ADAPTERS,),
+        "layer_decay": (_WHOLE,),
+        "drop_path": (_WHOLE,),
+        "momentum": (_MOMENTUM,),
+        "beta1": (_ADAMW,),
+        "beta2": (_ADAMW,),
+        "threads": (_CPU,),
     },
     "ProbeConfig": {
         "model": ALWAYS,

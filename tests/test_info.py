@@ -15,7 +15,7 @@ import pytest
 import cli
 from pipelines.export import export
 from pipelines.info import info
-from pipelines.info_run import train_command
+from pipelines.info_run import go_on_command
 from pipelines.info_texts import text_of
 from pipelines.pack import pack
 from pipelines.train import train
@@ -99,7 +99,7 @@ def test_a_command_means_the_settings_that_it_was_made_from(
 
     config = TrainConfig(**({"cache": "the cache", "out": "r"} | changes))
     monkeypatch.setattr(pipelines.train, "train", remember)
-    monkeypatch.setattr("sys.argv", shlex.split(train_command(dataclasses.asdict(config), "r")))
+    monkeypatch.setattr("sys.argv", shlex.split(go_on_command("pretrain", dataclasses.asdict(config), "r")))
     with pytest.raises(SystemExit):
         cli.main()
     assert seen == [config], capsys.readouterr().err

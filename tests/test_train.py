@@ -29,7 +29,7 @@ from tec_cache.errors import ConfigError, IdentityError, NonFiniteError, TecCach
 from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.loop import Loop
 from tec_cache.run.metrics import read_metrics
-from tec_cache.run.optimizer import create_optimizer, create_schedule
+from tec_cache.run.optimizer import create_schedule
 from tests.conftest import last_checkpoint, tiny_config, tiny_training, write_tiny_base
 
 STEPS = 50
@@ -349,7 +349,7 @@ def test_several_kinds_of_targets_at_once_are_refused(made_cache: Path) -> None:
 def test_schedule_is_the_recipes() -> None:
     """Linear from 0 over the warm-up, then half a cosine to the smallest rate; MAE's formula, step by step."""
     model = VisionTransformer(32, 8, embed_dim=48, depth=1, num_heads=3, num_classes=0)
-    optimizer = create_optimizer(param_groups_weight_decay(model, 0.05), lr=2.0, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(param_groups_weight_decay(model, 0.05), lr=2.0)
     schedule = create_schedule(optimizer, total_steps=100, warmup_steps=20, min_lr=0.1)
     for step in range(100):
         schedule.step_update(step)

@@ -20,17 +20,17 @@ _LOCK = ".lock"
 _DRAFT = re.compile(r"\.(run\.json|metrics\.jsonl)\.[0-9a-f]{12}\.tmp")
 
 
-def begun_run(run: Path) -> dict[str, Any] | None:
+def begun_run(run: Path, task: str) -> dict[str, Any] | None:
     """Return the settings of the run in a folder, None where the folder is empty or not there.
 
-    Raises TecCacheError where something lies in it that is no run.
+    Raises TecCacheError where something lies in it that is no run of this task.
     """
     if run_file(run).exists():
-        return load_settings(run)
+        return load_settings(run, task)
     others = [p.name for p in _entries(run) if p.name != _LOCK and not _DRAFT.fullmatch(p.name)]
     if others:
         raise TecCacheError(
-            f"this folder holds something that is no run of tec-cache train: {listed(others)}",
+            f"this folder holds something that is no run of tec-cache: {listed(others)}",
             where=str(run),
             todo="name another --out; what lies here can only be removed by you",
         )

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tec_cache.config import LoopSettings
+from tec_cache.loop_settings import LoopSettings
 from tec_cache.device import Compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import NonFiniteError, TecCacheError
@@ -28,7 +28,6 @@ from tec_cache.run.compiling import compile_in_place, explained_compiling
 from tec_cache.run.feed import B, on_device
 from tec_cache.run.metrics import Metrics
 from tec_cache.run.optimizer import (
-    create_optimizer,
     create_schedule,
     gradient_norm,
     optimizer_state,
@@ -68,11 +67,7 @@ class Loop(Generic[B]):
         self.module = task.module
         self.total_steps = config.epochs * task.steps_per_epoch
         self.stop_step = min(self.total_steps, config.steps or self.total_steps)
-        self.optimizer = create_optimizer(
-            task.parameter_groups(config.weight_decay),
-            lr=scaled_lr(config.base_lr, config.batch_size),
-            betas=(config.beta1, config.beta2),
-        )
+        self.optimizer = task.optimizer(scaled_lr(config.base_lr, config.batch_size))
         self.schedule = create_schedule(
             self.optimizer,
             total_steps=self.total_steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tec_cache.config import LoopSettings
+from tec_cache.loop_settings import LoopSettings
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""AdamW and the schedule of the pretraining recipe, from timm."""
+"""The schedule of the recipes, from timm; and what a checkpoint keeps of an optimizer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from tec_cache.errors import listed
 from tec_cache.run.checkpoint import require_tensors, unfit
 
+KEPT = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "SGD": ("momentum_buffer",), "Lars": ("momentum_buffer",)}
+"""Optimizer -> what it holds of each parameter."""
 MOST_COUNTED = 2**24
 """AdamW counts its steps in float32, which ends here."""
-
-
-def create_optimizer(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW in one kernel, of a task's groups of parameters."""
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def create_schedule(
@@ -43,7 +40,7 @@ def scaled_lr(base_lr: float, batch_size: int) -> float:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Return what AdamW holds of each trained parameter, by the parameter's name: step, exp_avg, exp_avg_sq.
+    """Return what the optimizer holds of each trained parameter, by the parameter's name: see `KEPT`.
 
     The rest, learning rates and the like, follows from the run's settings.
     """
@@ -62,16 +59,13 @@ def restore_optimizer(
     if set(state) != set(trained) or any(not isinstance(entry, dict) for entry in state.values()):
         odd = sorted(map(str, set(state) ^ set(trained))) or ["entries that are no tables"]
         raise unfit(path, f"the optimizer's parameters are not the model's; they differ in {listed(odd)}")
+    kept = KEPT[type(optimizer).__name__]
     for name, p in trained.items():
-        wanted = {
-            "step": (torch.Size(), torch.float32),
-            "exp_avg": (p.shape, p.dtype),
-            "exp_avg_sq": (p.shape, p.dtype),
-        }
+        wanted = {n: (torch.Size(), torch.float32) if n == "step" else (p.shape, p.dtype) for n in kept}
         require_tensors(state[name], wanted, path, f"the optimizer's {name}")
-        if int(state[name]["step"]) != min(step, MOST_COUNTED):
+        if "step" in kept and int(state[name]["step"]) != min(step, MOST_COUNTED):
             raise unfit(path, f"the optimizer's {name} is of step {int(state[name]['step'])}, the checkpoint of {step}")
-        if (state[name]["exp_avg_sq"] < 0).any():
+        if "exp_avg_sq" in kept and (state[name]["exp_avg_sq"] < 0).any():
             raise unfit(path, f"exp_avg_sq of the optimizer's {name} is negative")
     numbers = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     by_number = {numbers[id(p)]: state[name] for name, p in trained.items()}

@@ -13,6 +13,7 @@ from tec_cache.cache.identity import fingerprint
 from tec_cache.cache.schema import require_shallow
 from tec_cache.config import TrainConfig
 from tec_cache.errors import TecCacheError, listed
+from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.model_args import MOST_TOKENS, check_model_args
 from tec_cache.run.checkpoint import FORMAT
 from tec_cache.store.files import write_atomically
@@ -22,18 +23,30 @@ MOST_CHANNELS = 2**20
 """Of a feature target; pixels of a patch of 256 have 196,608."""
 
 # What may differ between a run and its resumption: it changes how fast the numbers come, not which.
-_FREE = {"cache", "out", "base_weights", "device", "precision", "threads", "workers", "micro_batch", "log_every",
-         "save_every", "steps", "on_error", "stage", "stage_bytes", "compile", "checkpointing"}  # fmt: skip
-# What is compared as it was resolved: the targets' identity, spec and tau, and the number of views.
-_RESOLVED = {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers", "mean", "std",
-             "base_args"}  # fmt: skip
+_FREE = {"out", "device", "precision", "threads", "workers", "micro_batch", "log_every", "save_every", "steps",
+         "on_error", "compile", "checkpointing"}  # fmt: skip
+_FREE_OF = {
+    "pretrain": {"cache", "base_weights", "stage", "stage_bytes"},
+    # what they name is compared by what it holds
+    "classify": {"model", "train", "test", "weights", "classes"},
+}
+# What is compared as it was resolved: the targets' identity, spec and tau, and the number of views; the model's.
+_RESOLVED_OF = {
+    "pretrain": {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers", "mean", "std",
+                 "base_args"},
+    "classify": {"mean", "std", "base_args", "recipe"},
+}  # fmt: skip
+CONFIGS: dict[str, type] = {"pretrain": TrainConfig, "classify": FinetuneConfig}
+"""Task -> the settings that its program takes."""
+PROGRAMS = {"pretrain": "train", "classify": "finetune"}
+"""Task -> its command."""
 
 # A decoder's settings as the arguments of a model with the same bounds.
 _DECODER = {"depth": "decoder_depth", "embed_dim": "decoder_width", "num_heads": "decoder_heads"}
 
 
 class _Targets(msgspec.Struct):
-    """What a run learns from, as far as it is read again."""
+    """What a pretraining learns from, as far as it is read again."""
 
     kind: Literal["cached", "online", "pixels"]
     spec: TargetSpec
@@ -41,8 +54,8 @@ class _Targets(msgspec.Struct):
     name: str | None = None
 
 
-class _Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """The whole of run.json."""
+class _Pretrain(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole of run.json of a pretraining."""
 
     format: int
     task: Literal["pretrain"]
@@ -56,6 +69,25 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True):
     total_steps: int
 
 
+class _Classify(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole of run.json of a classification."""
+
+    format: int
+    task: Literal["classify"]
+    config: dict[str, Any]
+    recipe: str
+    rule: Literal["mae", "tec"]
+    model: dict[str, Any]
+    num_classes: int
+    classes: list[str] | None
+    train: str
+    test: str
+    total_steps: int
+
+
+_WHOLE: dict[str, Any] = {"pretrain": _Pretrain, "classify": _Classify}
+
+
 def run_file(run: Path) -> Path:
     """Path of the settings of a run."""
     return run / "run.json"
@@ -66,11 +98,11 @@ def save_settings(run: Path, settings: dict[str, Any]) -> None:
     write_atomically(run_file(run), json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n")
 
 
-def load_settings(run: Path) -> dict[str, Any]:
-    """Read the settings of a run.
+def load_settings(run: Path, task: str | None = None) -> dict[str, Any]:
+    """Read the settings of a run; task: which it must be, where that matters.
 
-    Raises TecCacheError where there are none or they are not as `save_settings` writes them, ConfigError where they
-    ask for a student that is never created.
+    Raises TecCacheError where there are none, they are not as `save_settings` writes them or are another task's,
+    ConfigError where they ask for a model that is never created.
     """
     path = run_file(run)
     try:
@@ -94,10 +126,19 @@ def load_settings(run: Path) -> dict[str, Any]:
             where=str(path),
             todo="put back a copy of it; without one, train again with another --out",
         ) from error
+    if task is not None and settings["task"] != task:
+        raise TecCacheError(
+            f"this is a run of tec-cache {PROGRAMS[settings['task']]}, not of {PROGRAMS[task]}",
+            where=str(run),
+            todo="give the folder of the other one, or another --out",
+        )
     config = settings["config"]
-    check_model_args(config["student_args"], str(path))
-    decoder = {name: config[of] for name, of in _DECODER.items() if config[of]}
-    check_model_args(decoder, f"{path}, the decoder")
+    if settings["task"] == "pretrain":
+        check_model_args(config["student_args"], str(path))
+        decoder = {name: config[of] for name, of in _DECODER.items() if config[of]}
+        check_model_args(decoder, f"{path}, the decoder")
+    else:
+        check_model_args(settings["model"].get("model_args", {}), str(path))
     return settings
 
 
@@ -115,11 +156,17 @@ def _require_format(settings: Any, path: Path) -> None:
 def _check(settings: Any) -> None:
     """Raise ValueError unless every field is there, has its type and is within bounds."""
     require_shallow(settings)
-    read = msgspec.convert(settings, _Settings)
-    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    task = settings.get("task") if isinstance(settings, dict) else None
+    if task not in _WHOLE:
+        raise ValueError(f"its task is {task!s:.40}")
+    read = msgspec.convert(settings, _WHOLE[task])
+    kind = CONFIGS[task]
+    fields = {field.name for field in dataclasses.fields(kind)}
     if fields != set(read.config):
         raise ValueError(f"its config differs in the fields {listed(sorted(fields ^ set(read.config)))}")
-    msgspec.convert(read.config, TrainConfig)
+    msgspec.convert(read.config, kind)
+    if not isinstance(read, _Pretrain):
+        return
     if read.targets.kind == "cached" and read.targets.name is None:
         raise ValueError("its target set has no name")
     spec = read.targets.spec
@@ -131,7 +178,9 @@ def _check(settings: Any) -> None:
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a run's settings that a resumption must share."""
-    config = {name: value for name, value in settings["config"].items() if name not in _FREE | _RESOLVED}
+    task = settings["task"]
+    left = _FREE | _FREE_OF[task] | _RESOLVED_OF[task]
+    config = {name: value for name, value in settings["config"].items() if name not in left}
     rest = {name: value for name, value in settings.items() if name != "total_steps"}  # these settings' consequence
     return rest | {"config": config}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -120,10 +119,10 @@ class Pretrain:
             total = total + self.config.attention_weight * losses["attention"]
         return {"loss": total, **losses}
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return two groups: no decay on biases, norms and other 1-D parameters. Frozen ones are left out."""
-        groups: list[dict[str, Any]] = param_groups_weight_decay(self.student, weight_decay)
-        return groups
+    def optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """AdamW in one kernel; no decay on biases, norms and other 1-D parameters. Frozen ones are left out."""
+        groups = param_groups_weight_decay(self.student, self.config.weight_decay)
+        return torch.optim.AdamW(groups, lr=lr, betas=(self.config.beta1, self.config.beta2), fused=True)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return nothing: a student is judged by what comes after it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -37,8 +37,11 @@ class Task(Protocol[B]):
         model: the module, or what makes its gradients travel between processes.
         """
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the optimizer's groups; "lr_scale" of one multiplies its learning rate, also in the schedule."""
+    def optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """Create the optimizer over the module's groups of parameters.
+
+        lr: the peak of the schedule; "lr_scale" of a group multiplies it, at every step.
+        """
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Judge the module; every rank calls it, all get the same numbers. Weights and generators stay as they are."""

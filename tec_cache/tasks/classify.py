@@ -1,0 +1,138 @@
+"""Classification: labelled photos, a classifier on a pretrained encoder, and how many it gets right."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from tec_cache.device import Compute, default_workers
+from tec_cache.distributed import Ranks
+from tec_cache.finetune.classifier import Classifier
+from tec_cache.finetune.config import FinetuneConfig
+from tec_cache.finetune.groups import parameter_groups
+from tec_cache.finetune.mixing import soft_target_loss, soft_targets
+from tec_cache.finetune.optimizers import create_optimizer
+from tec_cache.finetune.recipes import FinetuneRecipe
+from tec_cache.labelled import (
+    EvaluationReader,
+    LabelledBatch,
+    PhotoIndex,
+    PhotoReader,
+    evaluation_transform,
+    train_transform,
+)
+from tec_cache.rng import key64
+from tec_cache.run.micro_batches import count_micro_batches
+
+TOP = 5
+
+
+class Classify:
+    """A classifier, the photos that it learns from, and those that it is judged on."""
+
+    name: str = "classify"
+    draws: bool = True
+    evaluates: bool = True
+    terms: tuple[str, ...] = ("loss",)
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        recipe: FinetuneRecipe,
+        model: Classifier,
+        train: PhotoIndex,
+        test: PhotoIndex,
+        compute: Compute,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.compute, self.ranks = config, compute, ranks
+        self.mixing = replace(recipe, mixup=config.mixup, cutmix=config.cutmix, smoothing=config.smoothing)
+        self.classifier = model.to(compute.device)
+        self.module: nn.Module = self.classifier
+        self.micro_batches = count_micro_batches(config, ranks)
+        if config.checkpointing:
+            model.vit.set_grad_checkpointing(True)
+        look = {"mean": model.mean, "std": model.std}
+        shared: dict[str, Any] = {
+            "rank": ranks.rank,
+            "world_size": ranks.world_size,
+            "workers": config.workers or default_workers(compute.device, ranks.local_world_size),
+            "pin_memory": compute.device.type == "cuda",
+            "on_error": config.on_error,
+        }
+        augmented = train_transform(
+            model.input_size,
+            scale=recipe.crop_scale,
+            ratio=recipe.crop_ratio,
+            flip=recipe.flip,
+            auto_augment=recipe.auto_augment,
+            erase=recipe.reprob,
+            **look,
+        )
+        self.reader = PhotoReader(train, augmented, batch_size=config.batch_size, seed=config.seed, **shared)
+        judged = evaluation_transform(model.input_size, model.mean, model.std)
+        share = max(1, config.batch_size // ranks.world_size // self.micro_batches)
+        self.judge = EvaluationReader(test, judged, batch_size=share, **shared)
+        self.steps_per_epoch = self.reader.steps_per_epoch
+
+    def batches(self, start_step: int, stop_step: int) -> Generator[LabelledBatch, None, None]:
+        """Yield this rank's batches of steps start..stop, counted over all epochs."""
+        return self.reader.batches(start_step, stop_step, micro_batches=self.micro_batches)
+
+    def losses(self, model: nn.Module, batch: LabelledBatch) -> dict[str, torch.Tensor]:
+        """Return the cross entropy against labels that are smoothed, and mixed as the images are."""
+        drawn = key64("batch", batch.epoch, *batch.numbers.tolist())
+        images, targets = soft_targets(
+            batch.images,
+            batch.labels,
+            self.mixing,
+            num_classes=self.classifier.num_classes,
+            seed=self.config.seed,
+            step=drawn,
+            rank=self.ranks.rank,
+        )
+        return {"loss": soft_target_loss(model(images), targets)}
+
+    def optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """Create the optimizer of the recipe over groups with their shares of the learning rate."""
+        config = self.config
+        groups = parameter_groups(
+            self.classifier, weight_decay=config.weight_decay, layer_decay=float(config.layer_decay or 1.0)
+        )
+        return create_optimizer(
+            config.optimizer,  # type: ignore[arg-type]
+            groups,
+            lr=lr,
+            momentum=float(config.momentum or 0.0),
+            betas=(config.beta1, config.beta2),
+        )
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return loss, top-1 and top-5 accuracy (0 to 1) on the photos that are judged, each counted once."""
+        counts = torch.zeros(4, dtype=torch.float64)
+        top = min(TOP, self.classifier.num_classes)
+        with closing(self.judge.once()) as batches:
+            for host in batches:
+                batch = host.to(self.compute.device)
+                logits = model(batch.images).float()
+                hits = logits.topk(top, dim=1).indices == batch.labels[:, None]
+                loss = cross_entropy(logits, batch.labels, reduction="sum")
+                found = torch.stack([loss, hits[:, 0].sum(), hits.sum()]).double().cpu()
+                counts += torch.cat([torch.tensor([float(len(batch))], dtype=torch.float64), found])
+        if self.ranks.world_size > 1:
+            counts = counts.to(self.compute.device)
+            torch.distributed.all_reduce(counts)
+        total, loss, first, among = counts.tolist()
+        scores = {"test_loss": loss / total, "test_top1": first / total}
+        return scores | ({f"test_top{TOP}": among / total} if top == TOP else {}) | {"test_images": total}
+
+    def note(self) -> str:
+        """Say how many broken photos were met."""
+        broken = len(self.reader.damaged | self.judge.damaged)
+        return f"{broken} broken photos" if broken else ""
