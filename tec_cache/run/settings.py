@@ -13,6 +13,7 @@ from tec_cache.cache.identity import fingerprint
 from tec_cache.cache.schema import require_shallow
 from tec_cache.config import TrainConfig
 from tec_cache.errors import TecCacheError, listed
+from tec_cache.kinds import RUN_FILE
 from tec_cache.model_args import MOST_TOKENS, check_model_args
 from tec_cache.store.files import write_atomically
 from tec_cache.types import TargetSpec
@@ -55,7 +56,7 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True):
 
 def run_file(run: Path) -> Path:
     """Path of the settings of a run."""
-    return run / "run.json"
+    return run / RUN_FILE
 
 
 def save_settings(run: Path, settings: dict[str, Any]) -> None:
