@@ -18,7 +18,8 @@ JSON_FIELDS = ("label", "cls", "class", "class_id", "label_id", "target")
 MOST_CHARACTERS = 200
 """Characters of a class's name. A caption, which is no class, is often longer."""
 
-_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # of 64 bits, which the losses of torch want
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+"""A whole number that surely has 64 bits, as the arrays of labels that are made of it; a longer one is unreadable."""
 
 
 class Label(NamedTuple):
