@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tec_cache.data.labels import JSON_FIELDS, Label, Labels, json_fields
+from tec_cache.data.labels import LOOKED_FOR, Label, Labels, json_fields
 from tec_cache.data.tars import TarShard
 from tec_cache.errors import ConfigError, LayoutError, SourceError, listed
 from tec_cache.progress import Progress
@@ -127,8 +127,7 @@ def find_labels(shards: Sequence[TarShard], field: str | None, *, quiet: bool) -
         return Labels(field, collect(shards, field, quiet=quiet)), ""
     if seen.any:
         return Labels(field), ""
-    looked_for = f"KEY.{field}" if field else f"KEY.cls and {', '.join(JSON_FIELDS)} in KEY.json"
-    remark = f"no label was found: looked for {looked_for}"
+    remark = f"no label was found: looked for {f'KEY.{field}' if field else LOOKED_FOR}"
     if seen.fields:
         remark += f"; the photos have {listed(sorted(seen.fields))}; --label-field NAME says which it is"
     return Labels(field), remark

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 JSON_FIELDS = ("label", "cls", "class", "class_id", "label_id", "target")
 """Fields of KEY.json in which a label is looked for, in this order."""
 
+LOOKED_FOR = f"KEY.cls and {', '.join(JSON_FIELDS)} in KEY.json"
+"""Where a label is looked for if nobody says where, for people."""
+
 MOST_CHARACTERS = 200
 """Characters of a class's name. A caption, which is no class, is often longer."""
 
