@@ -15,6 +15,7 @@ from pipelines.merge import merge
 from pipelines.pack import pack
 from pipelines.plan import plan
 from pipelines.remove import remove
+from pipelines.texts import extract_text
 from pipelines.unpack import unpack
 from pipelines.verify import verify
 from tec_cache.cache.layout import Unit, file_of
@@ -155,6 +156,25 @@ def test_rm_says_what_it_left(pair: Path, tmp_path: Path) -> None:
     assert remove(str(cache), target="tiny", dry_run=True).left_alone == expected
     assert remove(str(cache), target="tiny").left_alone == expected
     assert (cache / "targets/tiny/README").read_text() == "mine"
+
+
+def test_overwriting_says_what_it_left(pair: Path, five: Path, tiny_base: Path, tmp_path: Path) -> None:
+    cache = shutil.copytree(pair / "cache", tmp_path / "cache")
+    names = ["mine/plan.txt", "notes.txt", "views/README.md", "targets/tiny/README", "records/views/notes.json"]
+    for name in names:
+        (cache / name).parent.mkdir(exist_ok=True)
+        (cache / name).write_text("mine")
+    named = ["mine", *names[1:]]
+    for changes in ({"seed": 7}, {"seed": 7, "quality": "exact"}):  # another cache, another target set
+        config = tiny_config(five, cache, tiny_base, **({"quality": "default"} | changes))
+        assert extract(config, overwrite=True, dry_run=True).foreign == []
+        summary = extract(config, overwrite=True)
+        assert summary.foreign == named
+        assert f"kept         what is not this cache's, 5: {', '.join(named)}" in extract_text(
+            summary, False, config, True
+        )
+        assert all((cache / name).read_text() == "mine" for name in names)
+    assert extract(config).foreign == []
 
 
 @pytest.mark.parametrize("name", ["target.json", "codec.json"])
