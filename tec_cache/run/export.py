@@ -21,10 +21,12 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import TecCacheError, listed
 from tec_cache.kinds import EXPORT_FILE
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.store.files import hash_file, make_folder, sync_file, sync_folder
+from tec_cache.store.local import read_regular
 from tec_cache.student.model import Student
 
 WEIGHTS_FILE = "model.safetensors"
@@ -154,7 +156,7 @@ def _is_ours(out: Path, name: str) -> bool:
 def _named_hashes(config: Path) -> set[str]:
     """Return the hashes of weights that a config.json of ours names, none for a file that is something else."""
     try:
-        made = json.loads(config.read_bytes())["tec_cache"]
+        made = json.loads(read_regular(config, MOST_BYTES))["tec_cache"]
         return {made["model_sha256"], made["adapters_sha256"]} - {None}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
