@@ -14,7 +14,7 @@ from pipelines.tally import Tally
 from tec_cache.background import Stages
 from tec_cache.busy import TimedPool
 from tec_cache.cache.reader import Cache
-from tec_cache.cache.remove import working
+from tec_cache.cache.remove import foreign_files, working
 from tec_cache.cache.writer import commit_content
 from tec_cache.config import ExtractConfig, parse_part
 from tec_cache.data.tars import TarShard
@@ -81,6 +81,8 @@ def extract(
         describe(summary, Cache(cache.store, cache.manifest), job, views.source)
         if ranks.alone and not dry_run and not fit_only:
             require_photos(summary, config.input)
+        if overwrite and not dry_run:
+            summary.foreign = foreign_files(store)
         summary.seconds = time.monotonic() - begin
         return summary
 

@@ -69,6 +69,8 @@ class Summary:
     missing: int = 0
     to_remove: int = 0
     """Units of targets that --overwrite would remove; of a dry run."""
+    foreign: list[str] = field(default_factory=list)
+    """What lies in the cache and is not its own: --overwrite left it there."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from tec_cache.finetune.classifier import LoadedEncoder
+from tec_cache.finetune.model import create_classifier
+from tec_cache.finetune.recipes import Chosen, named_recipe, recipe_for, rule_for
+from tec_cache.labelled import PhotoIndex, index_photos
 
 from pipelines.base_given import given_by
 from pipelines.encoder_source import load_encoder
@@ -18,11 +22,7 @@ from tec_cache.data.source import open_source
 from tec_cache.device import default_threads, resolve_compute
 from tec_cache.distributed import Ranks, process_group
 from tec_cache.errors import ConfigError
-from tec_cache.finetune.classifier import LoadedEncoder
 from tec_cache.finetune.config import FinetuneConfig
-from tec_cache.finetune.model import create_classifier
-from tec_cache.finetune.recipes import Chosen, named_recipe, recipe_for, rule_for
-from tec_cache.labelled import PhotoIndex, index_photos
 from tec_cache.run.beginning import begin_run, find_start
 from tec_cache.run.checkpoint import FORMAT
 from tec_cache.run.folder import foreign_files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,13 +13,15 @@ import fsspec
 from tec_cache.cache import layout
 from tec_cache.cache.layout import BLOCK_ROWS
 from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.data.files import LocalFile
+from tec_cache.data.labels import LOOKED_FOR
 from tec_cache.data.photos import Photo, Shard, plain_text
 from tec_cache.data.source import open_source
 from tec_cache.data.tars import SHARD_SUFFIXES
-from tec_cache.errors import ConfigError, listed
+from tec_cache.errors import ConfigError, SourceError, listed, nearest
 from tec_cache.store import is_url, open_store
 
-LOOKED_FOR = "a tar's label is a number in KEY.cls, a folder's photos lie in class folders"
+NO_LABEL = f"looked for {LOOKED_FOR} of a tar, and for class folders"
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,38 @@ class Part:
 def open_part(source: str) -> Part:
     """Find out what an input is by what lies there, and open it.
 
-    source: a cache or a pack of one (a folder or a URL), or photos as `extract` takes them.
+    source: a cache or a pack of one (a folder or a URL), or photos as `extract` takes them. Raises SourceError where
+    there is none of them.
     """
     if is_cache(source):
         cache = open_cache(source)
         cache.require_complete(1)
         names = cache.identity.get("classes")
         return Part(source, None if names is None else tuple(names), cache=cache)
+    _require_there(source)
     photos = open_source(source).with_labels()
     return Part(source, photos.classes, photos.shards)
 
 
 def is_cache(source: str) -> bool:
     """Say whether a folder or URL holds a cache or a pack; a pattern or a tar is not asked about."""
-    if is_url(source) and (any(c in source for c in "{*?[") or source.lower().endswith(SHARD_SUFFIXES)):
+    if is_url(source) and _names_tars(source):
         return False
     store = open_store(source)
     return any(store.size(name) is not None for name in (layout.MANIFEST, layout.PACK))
+
+
+def _names_tars(source: str) -> bool:
+    return any(c in source for c in "{*?[") or source.lower().endswith(SHARD_SUFFIXES)
+
+
+def _require_there(source: str) -> None:
+    """Raise SourceError for a local path with nothing at it; a missing tar is `open_source`'s to explain."""
+    path = None if _names_tars(source) else open_store(source).folder
+    if path is not None and not os.path.lexists(path):
+        near = nearest(path.name, LocalFile(str(path)).neighbours())
+        todo = "give a cache or a pack (the folder with its cache.json or pack.json), a folder of photos, or tars"
+        raise SourceError(f"nothing lies here{near}", where=source, todo=todo)
 
 
 def _crops(cache: Cache) -> Iterator[tuple[Photo, str]]:
@@ -135,7 +153,7 @@ def no_label(photo: Photo, place: str) -> str:
     """Say that a photo has no label, what its sample consists of, and where a label is looked for."""
     fields = _fields(place, photo.key)
     beside = f"; its sample has {', '.join(fields)}" if fields else ""
-    return f"no label{beside} ({photo.note or LOOKED_FOR})"
+    return f"no label{beside} ({photo.note or NO_LABEL})"
 
 
 def _fields(tar: str, key: str) -> list[str]:

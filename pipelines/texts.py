@@ -15,12 +15,12 @@ from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from pipelines.extract_summary import Summary
+    from pipelines.finetune import FinetuneSummary
     from pipelines.merge import MergeSummary
     from pipelines.pack import PackSummary
     from pipelines.planning.result import Plan
     from pipelines.probe import ProbeSummary
     from pipelines.remove import RemoveSummary
-    from pipelines.finetune import FinetuneSummary
     from pipelines.train import TrainSummary
     from pipelines.unpack import UnpackSummary
     from pipelines.verify import Verdict
@@ -98,6 +98,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
             lines.append(f"to remove    target set {summary.target}: {summary.to_remove} finished units, and its codec")
         lines.append(f"to do        {summary.missing} units{more}")
         return block([*lines, "dry run: nothing was written"])
+    lines += _kept_text(summary.foreign, "cache")
     seconds = human_seconds(summary.seconds)
     who = "this run    " if alone else "this part   "
     lines.append(f"{who} {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
@@ -118,6 +119,11 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
 def _quality_lines(summary: Summary) -> list[str]:
     errors = errors_text(summary.errors, summary.asked_errors, summary.checked_views)
     return f"quality      {summary.quality}{errors}".splitlines()
+
+
+def _kept_text(foreign: list[str], whose: str) -> list[str]:
+    """Say what stays in a folder because it is others'."""
+    return [f"kept         what is not this {whose}'s, {listed(foreign)}"] if foreign else []
 
 
 def _notes_text(notes: list[list[str]], most: int = 5) -> list[str]:
@@ -229,8 +235,7 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         if summary.damaged:
             lines.append(f"damaged      {len(summary.damaged)} blocks, other rows stood in for theirs:")
             lines += [f"  {place}" for place in summary.damaged[:10]]
-        if summary.foreign:
-            lines.append(f"kept         what is not this run's, {listed(summary.foreign)}")
+        lines += _kept_text(summary.foreign, "run")
         if summary.finished:
             lines.append(f"next         tec-cache export {shell_words([summary.run])} OUT")
         else:
@@ -449,6 +454,7 @@ def fit_text(summary: Summary, go_on: str) -> str:
     lines = [
         f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
         *_quality_lines(summary),
+        *_kept_text(summary.foreign, "cache"),
         f"next         {go_on}",
     ]
     return block(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -14,7 +14,7 @@ from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import TrainConfig, parse_bytes
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks, agreed, process_group
-from tec_cache.errors import CacheError, ConfigError, TecCacheError
+from tec_cache.errors import CacheError
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.beginning import begin_run, find_start
 from tec_cache.run.checkpoint import FORMAT

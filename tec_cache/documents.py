@@ -9,14 +9,18 @@ from typing import Any, TypeVar
 import msgspec
 
 from tec_cache.errors import TecCacheError
+from tec_cache.store.local import read_regular
 
 T = TypeVar("T")
 
+MOST_BYTES = 64 << 20
+"""Of a document. The settings of a run that names each of a million groups have 40 MB."""
+
 
 def read_document(file: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises TecCacheError where the file is missing, or anything else."""
+    """Read a JSON object. Raises TecCacheError where the file is missing, larger than MOST_BYTES, or anything else."""
     try:
-        document = json.loads(file.read_bytes())
+        document = json.loads(read_regular(file, MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(file, error) from error
     if not isinstance(document, dict):

@@ -17,9 +17,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipelines.extract import extract
+from pipelines.pack import pack
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import Cache
+from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import ExtractConfig, TrainConfig
+from tec_cache.loader import Loader
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint
 from tec_cache.run.settings import load_settings, run_identity
 
@@ -147,6 +149,21 @@ def coded_cache(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_bas
     return cache
 
 
+@pytest.fixture(scope="session")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard of five labelled photos."""
+    return write_shards(tmp_path_factory.mktemp("five"), [5])
+
+
+@pytest.fixture(scope="session")
+def pair(five: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of two units of those five with a fitted set, and beside it a pack of it; tests copy what they change."""
+    folder = tmp_path_factory.mktemp("pair")
+    extract(tiny_config(five, folder / "cache", tiny_base, quality="default"))
+    pack(str(folder / "cache"), str(folder / "pack"))
+    return folder
+
+
 def tiny_training(cache: Path, run: Path, **changes: object) -> TrainConfig:
     values: dict[str, Any] = {
         "cache": str(cache),
@@ -180,3 +197,11 @@ def payload_of(cache: Cache, unit: Unit, target: str | None = None) -> Path:
 
 def files_below(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def load_everything(path: Path) -> None:
+    """Read all that training reads."""
+    cache = open_cache(path)
+    loader = Loader(cache, cache["tiny"], batch_size=1, pixel_sizes=(32,))
+    for _ in loader.batches(0, loader.steps_per_epoch * loader.num_views):
+        pass

@@ -30,6 +30,7 @@ from safetensors.torch import save
 
 import pipelines.make_views as make_views
 from pipelines.extract import extract
+from pipelines.info_export import describe_export
 from pipelines.unpack import unpack
 from pipelines.verify import verify
 from tec_cache.audit.payloads import sensible, tar_problem, zip_problem
@@ -47,11 +48,15 @@ from tec_cache.data.files import LocalFile
 from tec_cache.data.photos import MOST_PHOTO_BYTES, Photo
 from tec_cache.data.source import open_source
 from tec_cache.data.tars import TarShard
-from tec_cache.errors import CacheError, SourceError, StorageError
+from tec_cache.documents import MOST_BYTES
+from tec_cache.errors import CacheError, SourceError, StorageError, TecCacheError
+from tec_cache.kinds import Kind, what_is
 from tec_cache.pack.frames import most_member_bytes, read_members, write_member
+from tec_cache.run.settings import load_settings
 from tec_cache.store import MOST_WHOLE, open_store
 from tec_cache.store.local import read_local, read_regular
 from tec_cache.tar_headers import MOST_HEADER_BYTES
+from tec_cache.weights.content import read_json
 from tests import forked
 from tests.conftest import encoded, photo, tiny_config, write_shards, write_tar
 
@@ -523,8 +528,28 @@ def test_a_document_of_gigabytes_is_not_read(small: Path, tmp_path: Path) -> Non
             stream.truncate(MOST_WHOLE + 1)
         with little_memory(), pytest.raises(OSError, match="too many"):
             open_store(cache).read(name)
-        verdict = verify(str(cache))
-        assert name in {finding.where for finding in verdict.findings if finding.level == "damage"}
+        (what,) = (f.what for f in verify(str(cache)).findings if f.level == "damage" and f.where == name)
+        assert f"{MOST_WHOLE + 1:,} bytes are too many, at most {MOST_WHOLE:,} are read" in what
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "cache.json": lambda file: open_cache(file.parent),
+    "run.json": lambda file: load_settings(file.parent),
+    "config.json": lambda file: describe_export(file.parent),
+    "preprocessor_config.json": read_json,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_document_that_is_too_large_is_named_with_its_size_and_the_bound(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as stream:
+        stream.truncate(TERABYTE)
+    with little_memory(), pytest.raises(TecCacheError) as error:
+        READERS[name](tmp_path / name)
+    most = MOST_WHOLE if name == "cache.json" else MOST_BYTES
+    assert all(word in str(error.value) for word in (str(tmp_path / name), f"{TERABYTE:,} bytes", f"{most:,} are read"))
+    kind = {"cache.json": Kind.CACHE, "run.json": Kind.RUN}.get(name, Kind.OTHER)
+    assert what_is(str(tmp_path)) is kind
 
 
 def test_pipes_in_a_cache_are_damage_and_nobody_waits(small: Path, tmp_path: Path) -> None:

@@ -28,8 +28,7 @@ from tec_cache.data.passed_over import PassedOver
 from tec_cache.data.photos import Photo
 from tec_cache.data.tars import TarShard
 from tec_cache.errors import CacheError, ConfigError, IdentityError, SourceError
-from tec_cache.loader import Loader
-from tests.conftest import encoded, files_below, photo, tiny_config, write_tar
+from tests.conftest import encoded, files_below, load_everything, photo, tiny_config, write_tar
 
 COUNTS = [6, 5]
 """Photos of each shard: two groups of at most four."""
@@ -98,14 +97,6 @@ def mixed(twins: Path, out: Path, whats: Iterable[str], units: list[Unit]) -> Pa
         for name in parts_of(twins / "two", what, units):
             shutil.copy(twins / "two" / name, out / name)
     return out
-
-
-def load_everything(path: Path) -> None:
-    """Read all that training reads."""
-    cache = open_cache(path)
-    loader = Loader(cache, cache["tiny"], batch_size=1, pixel_sizes=(32,))
-    for _ in loader.batches(0, loader.steps_per_epoch * loader.num_views):
-        pass
 
 
 def require_bad(cache: Path) -> None:

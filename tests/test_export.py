@@ -323,5 +323,5 @@ def test_what_cannot_be_exported_is_said(runs: dict[str, Path], tmp_path: Path) 
             export(runs["both"], tmp_path / "out2", checkpoint=checkpoint)
     (tmp_path / "piped").mkdir()
     os.mkfifo(tmp_path / "piped" / "run.json")
-    with pytest.raises(TecCacheError, match="not a file"):
+    with pytest.raises(TecCacheError, match="not a regular file"):
         export(tmp_path / "piped", tmp_path / "out2")

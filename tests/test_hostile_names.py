@@ -32,7 +32,7 @@ from tec_cache.store import Store, open_store
 from tec_cache.store.files import hash_file
 from tec_cache.store.names import checked_name
 from tec_cache.store.staged import StagedStore
-from tests.conftest import tiny_config, tiny_training, write_shards
+from tests.conftest import tiny_config, tiny_training
 
 UNIT = Unit(0, 0, 0)
 SHA = "0" * 64
@@ -40,20 +40,6 @@ SHA = "0" * 64
 LEADING_OUT = ["../x", "../../x", "views/../../x", "targets/tiny/../../../x", "/x", "//x", "..", ".", "", "views/",
                "views//x", "./x", "views\\..\\..\\x", "..\\x", "C:/x", "C:x", "a\0b", "views/a\nb", "\x1b[2Jx",
                "x" * 256, "/".join(["x" * 200] * 6), "\ud800"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("few"), [5])
-
-
-@pytest.fixture(scope="module")
-def small(photos: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of two units and a fitted set, and beside it a pack of it."""
-    folder = tmp_path_factory.mktemp("small")
-    extract(tiny_config(photos, folder / "cache", tiny_base, quality="default"))
-    pack(str(folder / "cache"), str(folder / "pack"))
-    return folder
 
 
 def tree(folder: Path, *without: Path) -> dict[str, tuple[str, bytes]]:
@@ -155,9 +141,9 @@ def test_the_layout_knows_the_names_that_it_makes_and_their_neighbours_not() -> 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../x", ".hidden", "-x", "a b", "x" * 101, "a\n", "ä", "a\\b"])
 def test_names_of_target_sets_are_refused_by_every_command(
-    small: Path, photos: Path, tiny_base: Path, tmp_path: Path, name: str
+    pair: Path, five: Path, tiny_base: Path, tmp_path: Path, name: str
 ) -> None:
-    cache = shutil.copytree(small / "cache", tmp_path / "cache")
+    cache = shutil.copytree(pair / "cache", tmp_path / "cache")
     before = tree(tmp_path)
     commands: list[Callable[[], Any]] = [
         lambda: remove(str(cache), target=name),
@@ -166,7 +152,7 @@ def test_names_of_target_sets_are_refused_by_every_command(
         lambda: verify(str(cache), base=True, target=name or ".", base_weights=None),
     ]
     if name:
-        commands.append(lambda: extract(tiny_config(photos, cache, tiny_base, name=name), dry_run=True))
+        commands.append(lambda: extract(tiny_config(five, cache, tiny_base, name=name), dry_run=True))
     for command in commands:
         assert code_of(command) == 2
     for make in (layout.target_manifest, layout.codec_record, layout.target_records):
@@ -206,10 +192,10 @@ RECORDS = {
 @pytest.mark.parametrize("number", range(13))
 @pytest.mark.parametrize("kind", RECORDS)
 def test_a_payload_is_never_copied_or_removed_by_what_a_record_names(
-    small: Path, tmp_path: Path, kind: str, number: int
+    pair: Path, tmp_path: Path, kind: str, number: int
 ) -> None:
-    name = hostile_names(small)[number]
-    part = shutil.copytree(small / "cache", tmp_path / "in" / "part")
+    name = hostile_names(pair)[number]
+    part = shutil.copytree(pair / "cache", tmp_path / "in" / "part")
     # what the record names is there, and is what the record says
     real = open_store(part)
     body = unseal((part / RECORDS[kind]).read_bytes())
@@ -241,8 +227,8 @@ def test_a_payload_is_never_copied_or_removed_by_what_a_record_names(
     assert (part / "cache.json").exists()
 
 
-def test_copying_goes_by_the_layouts_name_whatever_was_read(small: Path, tmp_path: Path) -> None:
-    cache = open_cache(small / "cache")
+def test_copying_goes_by_the_layouts_name_whatever_was_read(pair: Path, tmp_path: Path) -> None:
+    cache = open_cache(pair / "cache")
     payload = cache.views_record(UNIT).payload
     assert payload is not None
     out = open_store(tmp_path / "out")
@@ -257,8 +243,8 @@ def test_copying_goes_by_the_layouts_name_whatever_was_read(small: Path, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["../victim.tar", "/victim.tar", "cache.json", "pack.json", "views/x.tar", "x.tar"])
-def test_a_pack_unpacks_only_its_own_files(small: Path, tmp_path: Path, name: str) -> None:
-    packed = shutil.copytree(small / "pack", tmp_path / "in" / "pack")
+def test_a_pack_unpacks_only_its_own_files(pair: Path, tmp_path: Path, name: str) -> None:
+    packed = shutil.copytree(pair / "pack", tmp_path / "in" / "pack")
     record = packed / layout.pack_record(UNIT)
     real = packed / unseal(record.read_bytes())["payload"]["name"]
     shutil.copy(real, tmp_path / "in" / "victim.tar")
@@ -271,8 +257,8 @@ def test_a_pack_unpacks_only_its_own_files(small: Path, tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", ["..", "../../x", "a/b", "/x", "x" * 200])
 @pytest.mark.parametrize("where", ["pack.json", "record"])
-def test_a_pack_names_no_target_set_that_is_none(small: Path, tmp_path: Path, name: str, where: str) -> None:
-    packed = shutil.copytree(small / "pack", tmp_path / "in" / "pack")
+def test_a_pack_names_no_target_set_that_is_none(pair: Path, tmp_path: Path, name: str, where: str) -> None:
+    packed = shutil.copytree(pair / "pack", tmp_path / "in" / "pack")
 
     def rename(sets: dict[str, Any]) -> None:
         sets[name] = sets.pop("tiny")
@@ -293,12 +279,12 @@ LINKS = ["views", "targets", "targets/tiny", "records", "records/views", "record
 
 @pytest.mark.parametrize("link", LINKS)
 def test_nothing_is_written_or_removed_through_a_link_that_leads_out(
-    small: Path, photos: Path, tiny_base: Path, tmp_path: Path, link: str
+    pair: Path, five: Path, tiny_base: Path, tmp_path: Path, link: str
 ) -> None:
     """The folder behind the link is somebody else's cache: full of names that would be removed."""
     (tmp_path / "in").mkdir()
-    theirs = shutil.copytree(small / "cache", tmp_path / "theirs")
-    cache = shutil.copytree(small / "cache", tmp_path / "in" / "cache")
+    theirs = shutil.copytree(pair / "cache", tmp_path / "theirs")
+    cache = shutil.copytree(pair / "cache", tmp_path / "in" / "cache")
     shutil.rmtree(cache / link)
     (cache / link).symlink_to(theirs / link, target_is_directory=True)
     (theirs / "views" / f"{UNIT}.{'0' * 16}.tar").write_bytes(b"a leftover of theirs")
@@ -308,21 +294,21 @@ def test_nothing_is_written_or_removed_through_a_link_that_leads_out(
         lambda: verify(str(cache), full=True, repair=True),
         lambda: remove(str(cache), views=1),
         lambda: remove(str(cache), target="tiny"),
-        lambda: merge(str(cache), [str(small / "cache")]),
-        lambda: extract(tiny_config(photos, cache, tiny_base, quality="default", views=3)),
-        lambda: extract(tiny_config(photos, cache, tiny_base, quality="exact"), overwrite=True),
-        lambda: extract(tiny_config(photos, cache, tiny_base, seed=5), overwrite=True),
+        lambda: merge(str(cache), [str(pair / "cache")]),
+        lambda: extract(tiny_config(five, cache, tiny_base, quality="default", views=3)),
+        lambda: extract(tiny_config(five, cache, tiny_base, quality="exact"), overwrite=True),
+        lambda: extract(tiny_config(five, cache, tiny_base, seed=5), overwrite=True),
     ):
         assert code_of(command) in (0, 3)
         assert tree(tmp_path, cache) == before
-    assert code_of(lambda: extract(tiny_config(photos, cache, tiny_base, seed=5), overwrite=True)) == 3
+    assert code_of(lambda: extract(tiny_config(five, cache, tiny_base, seed=5), overwrite=True)) == 3
 
 
 @pytest.mark.parametrize("link", ["views", "targets", "records", ".drafts", ".lock"])
-def test_no_new_file_comes_to_be_behind_a_link(small: Path, tmp_path: Path, link: str) -> None:
-    for name, command in (("merged", lambda out: merge(out, [str(small / "cache")])),
-                          ("unpacked", lambda out: unpack(str(small / "pack"), out)),
-                          ("packed", lambda out: pack(str(small / "cache"), out))):  # fmt: skip
+def test_no_new_file_comes_to_be_behind_a_link(pair: Path, tmp_path: Path, link: str) -> None:
+    for name, command in (("merged", lambda out: merge(out, [str(pair / "cache")])),
+                          ("unpacked", lambda out: unpack(str(pair / "pack"), out)),
+                          ("packed", lambda out: pack(str(pair / "cache"), out))):  # fmt: skip
         outside, out = tmp_path / f"{name}-outside", tmp_path / name
         outside.mkdir()
         out.mkdir()
@@ -334,9 +320,9 @@ def test_no_new_file_comes_to_be_behind_a_link(small: Path, tmp_path: Path, link
 
 
 def test_links_within_a_cache_are_followed_and_a_linked_file_is_replaced_not_its_target(
-    small: Path, photos: Path, tiny_base: Path, tmp_path: Path
+    pair: Path, five: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    cache = shutil.copytree(small / "cache", tmp_path / "cache")
+    cache = shutil.copytree(pair / "cache", tmp_path / "cache")
     shutil.move(cache / "views", cache / "more")
     (cache / "views").symlink_to("more")
     victim = tmp_path / "victim"
@@ -346,6 +332,6 @@ def test_links_within_a_cache_are_followed_and_a_linked_file_is_replaced_not_its
     (cache / payload.name).unlink()
     (cache / payload.name).symlink_to(victim)
     assert code_of(lambda: verify(str(cache), full=True, repair=True)) == 3
-    extract(tiny_config(photos, cache, tiny_base, quality="default"))
+    extract(tiny_config(five, cache, tiny_base, quality="default"))
     assert victim.read_bytes() == b"mine"
     assert verify(str(cache), full=True).clean

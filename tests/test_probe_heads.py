@@ -292,6 +292,15 @@ def test_a_label_never_trained_on_counts_as_wrong(probe: Any) -> None:
 
 
 @pytest.mark.parametrize("probe", PROBES)
+def test_the_numbers_of_classes_may_be_as_large_as_64_bits_hold(probe: Any) -> None:
+    train, train_labels, test, test_labels = random_split(60, 30, 4, 3)
+    numbers = torch.tensor([0, 10**17, 2**63 - 1])
+    assert probe(train, numbers[train_labels], test, numbers[test_labels]) == probe(
+        train, train_labels, test, test_labels
+    )
+
+
+@pytest.mark.parametrize("probe", PROBES)
 def test_labels_may_be_of_any_integer_dtype(probe: Any) -> None:
     train, train_labels, test, test_labels = random_split(200, 100, 6, 3)
     small = probe(train, train_labels.to(torch.uint8), test, test_labels.to(torch.int32))

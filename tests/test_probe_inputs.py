@@ -172,7 +172,19 @@ def test_a_photo_without_a_label_says_what_there_is_and_what_is_looked_for(
         judged(inputs["model"], inputs["tars"], tar)
     assert "photo 'a/x': no label" in caught.value.what
     assert "jpg, caption, seg.png" in caught.value.what
-    assert "KEY.cls" in caught.value.what
+    assert "looked for KEY.cls and label, cls, class, class_id" in caught.value.what
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_path_with_nothing_at_it_is_called_so(inputs: dict[str, str], tmp_path: Path, prefix: str) -> None:
+    (tmp_path / "cache").mkdir()
+    place = f"{prefix}{tmp_path}/cahce"
+    with pytest.raises(SourceError, match=r"nothing lies here \(did you mean cache\?\)") as caught:
+        judged(inputs["model"], place, inputs["tars"])
+    assert caught.value.where == place
+    assert all(word in caught.value.todo for word in ("cache.json", "pack.json", "folder of photos", "tars"))
+    with pytest.raises(SourceError, match="no such shard"):
+        judged(inputs["model"], f"{place}.tar", inputs["tars"])
 
 
 def test_photos_left_out_are_told_by_kind(inputs: dict[str, str], tmp_path: Path) -> None:

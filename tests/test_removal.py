@@ -15,6 +15,7 @@ from pipelines.merge import merge
 from pipelines.pack import pack
 from pipelines.plan import plan
 from pipelines.remove import remove
+from pipelines.texts import extract_text
 from pipelines.unpack import unpack
 from pipelines.verify import verify
 from tec_cache.cache.layout import Unit, file_of
@@ -24,7 +25,7 @@ from tec_cache.config import PlanConfig
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.store import open_store
 from tec_cache.store.staged import StagedStore
-from tests.conftest import files_below, tiny_config, tiny_training, write_shards
+from tests.conftest import files_below, tiny_config, tiny_training
 
 UNIT = Unit(0, 0, 0)
 HASH = "0123456789abcdef"
@@ -45,20 +46,6 @@ THEIRS = ["notes.txt", "cache.json.bak", "cache.json~", "views.tar", "records/RE
           "targets/mine/codec.json", f"targets/mine/codec.{HASH}.safetensors", f"{UNIT}.{HASH}.tar", f"{UNIT}.tar",
           ".drafts/notes.txt", ".drafts/.hidden.tmp", ".drafts/0123", ".drafts/work/plan.txt", ".git/config",
           ".drafts/.tec-cache-plan-notes/x"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("few"), [5])
-
-
-@pytest.fixture(scope="module")
-def small(photos: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of two units and a fitted set, and beside it a pack of it."""
-    folder = tmp_path_factory.mktemp("small")
-    extract(tiny_config(photos, folder / "cache", tiny_base, quality="default"))
-    pack(str(folder / "cache"), str(folder / "pack"))
-    return folder
 
 
 def neighbours(cache: Path, seed: int, count: int) -> list[str]:
@@ -96,38 +83,38 @@ def ours(cache: Path) -> dict[str, bytes]:
 Command = Callable[[Path, Path, Path, Path], Any]
 
 COMMANDS: dict[str, Command] = {
-    "extract": lambda cache, photos, base, small: extract(tiny_config(photos, cache, base, quality="default")),
-    "more views": lambda cache, photos, base, small: extract(
-        tiny_config(photos, cache, base, quality="default", views=3)
+    "extract": lambda cache, five, base, pair: extract(tiny_config(five, cache, base, quality="default")),
+    "more views": lambda cache, five, base, pair: extract(
+        tiny_config(five, cache, base, quality="default", views=3)
     ),
-    "other set": lambda cache, photos, base, small: extract(
-        tiny_config(photos, cache, base, quality="exact"), overwrite=True
+    "other set": lambda cache, five, base, pair: extract(
+        tiny_config(five, cache, base, quality="exact"), overwrite=True
     ),
-    "other views": lambda cache, photos, base, small: extract(
-        tiny_config(photos, cache, base, quality="default", seed=7), overwrite=True
+    "other views": lambda cache, five, base, pair: extract(
+        tiny_config(five, cache, base, quality="default", seed=7), overwrite=True
     ),
-    "repair": lambda cache, photos, base, small: verify(str(cache), full=True, repair=True),
-    "rm views": lambda cache, photos, base, small: remove(str(cache), views=1),
-    "rm set": lambda cache, photos, base, small: remove(str(cache), target="tiny"),
-    "merge": lambda cache, photos, base, small: merge(str(cache), [str(small / "cache")]),
-    "unpack": lambda cache, photos, base, small: unpack(str(small / "pack"), str(cache)),
-    "remove all": lambda cache, photos, base, small: remove_all(open_store(cache)),
-    "clear": lambda cache, photos, base, small: clear_leftovers(open_store(cache)),
+    "repair": lambda cache, five, base, pair: verify(str(cache), full=True, repair=True),
+    "rm views": lambda cache, five, base, pair: remove(str(cache), views=1),
+    "rm set": lambda cache, five, base, pair: remove(str(cache), target="tiny"),
+    "merge": lambda cache, five, base, pair: merge(str(cache), [str(pair / "cache")]),
+    "unpack": lambda cache, five, base, pair: unpack(str(pair / "pack"), str(cache)),
+    "remove all": lambda cache, five, base, pair: remove_all(open_store(cache)),
+    "clear": lambda cache, five, base, pair: clear_leftovers(open_store(cache)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_removing_command_leaves_every_foreign_byte(
-    small: Path, photos: Path, tiny_base: Path, tmp_path: Path, name: str
+    pair: Path, five: Path, tiny_base: Path, tmp_path: Path, name: str
 ) -> None:
-    cache = shutil.copytree(small / "cache", tmp_path / "cache")
+    cache = shutil.copytree(pair / "cache", tmp_path / "cache")
     mine = scatter(cache, seed=len(name))
     leftover = cache / f"views/{UNIT}.{HASH}.tar"
     leftover.write_bytes(b"of a killed job")
     draft = cache / ".drafts" / ("0" * 32)
     draft.write_bytes(b"half a payload")
     before = ours(cache)
-    COMMANDS[name](cache, photos, tiny_base, small)
+    COMMANDS[name](cache, five, tiny_base, pair)
     assert {path: path.read_bytes() for path in mine} == mine
     assert not leftover.exists()
     if name != "remove all":
@@ -148,21 +135,21 @@ def test_every_removing_command_leaves_every_foreign_byte(
         assert expected - told <= hidden | {"targets/mine/codec.json"}, "each is named"
 
 
-def test_packing_leaves_every_foreign_byte(small: Path, tmp_path: Path) -> None:
-    packed = shutil.copytree(small / "pack", tmp_path / "pack")
+def test_packing_leaves_every_foreign_byte(pair: Path, tmp_path: Path) -> None:
+    packed = shutil.copytree(pair / "pack", tmp_path / "pack")
     names = ["notes.tar", f"{UNIT}.tar", f"{UNIT}.{HASH}.zip", f"old/{UNIT}.{HASH}.tar", "pack.json.bak",
              f"views/{UNIT}.{HASH}.tar", f"records/packed/{UNIT}.txt"]  # fmt: skip
     for name in names:
         (packed / name).parent.mkdir(exist_ok=True)
         (packed / name).write_text(name)
     (packed / f"{UNIT}.{HASH}.tar").write_bytes(b"of a killed job")
-    pack(str(small / "cache"), str(packed))
+    pack(str(pair / "cache"), str(packed))
     assert [(packed / name).read_text() for name in names] == names
     assert not (packed / f"{UNIT}.{HASH}.tar").exists()
 
 
-def test_rm_says_what_it_left(small: Path, tmp_path: Path) -> None:
-    cache = shutil.copytree(small / "cache", tmp_path / "cache")
+def test_rm_says_what_it_left(pair: Path, tmp_path: Path) -> None:
+    cache = shutil.copytree(pair / "cache", tmp_path / "cache")
     for name in ("targets/tiny/README", "records/targets/tiny/notes.json"):
         (cache / name).write_text("mine")
     expected = ["records/targets/tiny/notes.json", "targets/tiny/README"]
@@ -171,11 +158,30 @@ def test_rm_says_what_it_left(small: Path, tmp_path: Path) -> None:
     assert (cache / "targets/tiny/README").read_text() == "mine"
 
 
+def test_overwriting_says_what_it_left(pair: Path, five: Path, tiny_base: Path, tmp_path: Path) -> None:
+    cache = shutil.copytree(pair / "cache", tmp_path / "cache")
+    names = ["mine/plan.txt", "notes.txt", "views/README.md", "targets/tiny/README", "records/views/notes.json"]
+    for name in names:
+        (cache / name).parent.mkdir(exist_ok=True)
+        (cache / name).write_text("mine")
+    named = ["mine", *names[1:]]
+    for changes in ({"seed": 7}, {"seed": 7, "quality": "exact"}):  # another cache, another target set
+        config = tiny_config(five, cache, tiny_base, **({"quality": "default"} | changes))
+        assert extract(config, overwrite=True, dry_run=True).foreign == []
+        summary = extract(config, overwrite=True)
+        assert summary.foreign == named
+        assert f"kept         what is not this cache's, 5: {', '.join(named)}" in extract_text(
+            summary, False, config, True
+        )
+        assert all((cache / name).read_text() == "mine" for name in names)
+    assert extract(config).foreign == []
+
+
 @pytest.mark.parametrize("name", ["target.json", "codec.json"])
 @pytest.mark.parametrize("content", [b'{"targets": []}', b"mine", b'{"body": 1}', b"\x7fELF" + b"\0" * 50])
-def test_documents_of_another_program_are_not_removed(small: Path, tmp_path: Path, name: str, content: bytes) -> None:
+def test_documents_of_another_program_are_not_removed(pair: Path, tmp_path: Path, name: str, content: bytes) -> None:
     """target.json and codec.json are names that anybody may give; only what is sealed as ours is ours."""
-    cache = shutil.copytree(small / "cache", tmp_path / "cache")
+    cache = shutil.copytree(pair / "cache", tmp_path / "cache")
     theirs = cache / "targets" / "theirs" / name
     theirs.parent.mkdir()
     theirs.write_bytes(content)
@@ -187,8 +193,8 @@ def test_documents_of_another_program_are_not_removed(small: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "empty", "zeros"])
-def test_our_own_documents_go_even_if_they_are_damaged(small: Path, tmp_path: Path, harm: str) -> None:
-    cache = shutil.copytree(small / "cache", tmp_path / "cache")
+def test_our_own_documents_go_even_if_they_are_damaged(pair: Path, tmp_path: Path, harm: str) -> None:
+    cache = shutil.copytree(pair / "cache", tmp_path / "cache")
     for name in ("target.json", "codec.json"):
         path = cache / "targets" / "tiny" / name
         data = bytearray(path.read_bytes())
@@ -201,7 +207,7 @@ def test_our_own_documents_go_even_if_they_are_damaged(small: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("content", [b'{"version": 3}', b"mine"])
 def test_a_folder_with_another_programs_cache_json_is_refused(
-    small: Path, photos: Path, tiny_base: Path, tmp_path: Path, content: bytes
+    pair: Path, five: Path, tiny_base: Path, tmp_path: Path, content: bytes
 ) -> None:
     """Whatever lies there may bear our names: without a manifest of ours nothing is known to be ours."""
     folder = tmp_path / "theirs"
@@ -210,13 +216,13 @@ def test_a_folder_with_another_programs_cache_json_is_refused(
     (folder / "views" / f"{UNIT}.{HASH}.tar").write_bytes(b"theirs")
     before = files_below(folder)
     for command in (
-        lambda: extract(tiny_config(photos, folder, tiny_base)),
-        lambda: extract(tiny_config(photos, folder, tiny_base), overwrite=True),
-        lambda: extract(tiny_config(photos, folder, tiny_base), dry_run=True),
+        lambda: extract(tiny_config(five, folder, tiny_base)),
+        lambda: extract(tiny_config(five, folder, tiny_base), overwrite=True),
+        lambda: extract(tiny_config(five, folder, tiny_base), dry_run=True),
         lambda: remove(str(folder), views=1),
-        lambda: merge(str(folder), [str(small / "cache")]),
-        lambda: unpack(str(small / "pack"), str(folder)),
-        lambda: pack(str(small / "cache"), str(folder)),
+        lambda: merge(str(folder), [str(pair / "cache")]),
+        lambda: unpack(str(pair / "pack"), str(folder)),
+        lambda: pack(str(pair / "cache"), str(folder)),
     ):
         with pytest.raises((CacheError, ConfigError)):
             command()
@@ -226,17 +232,17 @@ def test_a_folder_with_another_programs_cache_json_is_refused(
 
 @pytest.mark.parametrize("name", ["notes.txt", "views/photo.jpg", "records/2024.csv", "src/main.py", "targets/a/b.txt"])
 def test_a_new_cache_wants_a_folder_of_its_own(
-    small: Path, photos: Path, tiny_base: Path, tmp_path: Path, name: str
+    pair: Path, five: Path, tiny_base: Path, tmp_path: Path, name: str
 ) -> None:
     folder = tmp_path / "project"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("mine")
     for command in (
-        lambda: extract(tiny_config(photos, folder, tiny_base)),
-        lambda: extract(tiny_config(photos, folder, tiny_base), dry_run=True),
-        lambda: merge(str(folder), [str(small / "cache")]),
-        lambda: unpack(str(small / "pack"), str(folder)),
-        lambda: pack(str(small / "cache"), str(folder)),
+        lambda: extract(tiny_config(five, folder, tiny_base)),
+        lambda: extract(tiny_config(five, folder, tiny_base), dry_run=True),
+        lambda: merge(str(folder), [str(pair / "cache")]),
+        lambda: unpack(str(pair / "pack"), str(folder)),
+        lambda: pack(str(pair / "cache"), str(folder)),
     ):
         with pytest.raises(ConfigError, match="no cache here, and there are other files") as caught:
             command()
@@ -245,32 +251,32 @@ def test_a_new_cache_wants_a_folder_of_its_own(
 
 
 @pytest.mark.parametrize("name", ["", "lost+found/x", ".hidden", f"views/{UNIT}.{HASH}.tar", "records/asked/00.json"])
-def test_an_empty_folder_and_what_is_left_of_a_cache_are_taken(small: Path, tmp_path: Path, name: str) -> None:
+def test_an_empty_folder_and_what_is_left_of_a_cache_are_taken(pair: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
     if name:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"")
-    merge(str(folder), [str(small / "cache")])
-    assert open_cache(folder).view_units == open_cache(small / "cache").view_units
+    merge(str(folder), [str(pair / "cache")])
+    assert open_cache(folder).view_units == open_cache(pair / "cache").view_units
 
 
-def test_planning_leaves_nothing_and_takes_nothing(small: Path, photos: Path, tiny_base: Path, tmp_path: Path) -> None:
-    cache = shutil.copytree(small / "cache", tmp_path / "cache")
+def test_planning_leaves_nothing_and_takes_nothing(pair: Path, five: Path, tiny_base: Path, tmp_path: Path) -> None:
+    cache = shutil.copytree(pair / "cache", tmp_path / "cache")
     mine = scatter(cache, seed=3)
     before = files_below(tmp_path)
-    config = tiny_config(photos, cache, tiny_base, quality="default", views=3)
+    config = tiny_config(five, cache, tiny_base, quality="default", views=3)
     plan(PlanConfig(extract=config, train=tiny_training(cache, tmp_path / "run"), seconds=0.1))
     assert files_below(tmp_path) == before
     assert all(path.read_bytes() == data for path, data in mine.items())
 
 
-def test_a_caches_own_folder_is_no_place_for_copies(small: Path, tmp_path: Path) -> None:
+def test_a_caches_own_folder_is_no_place_for_copies(pair: Path, tmp_path: Path) -> None:
     """Copies have the names of payloads: what makes room among them would make room among the payloads."""
-    for folder in (small / "cache" / "views", small / "cache" / "targets" / "tiny", small / "pack"):
+    for folder in (pair / "cache" / "views", pair / "cache" / "targets" / "tiny", pair / "pack"):
         before = files_below(folder)
         with pytest.raises(ConfigError, match="no stage folder"):
-            StagedStore(open_store(small / "cache"), folder, 1)
+            StagedStore(open_store(pair / "cache"), folder, 1)
         assert files_below(folder) == before
 
 

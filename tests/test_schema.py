@@ -19,12 +19,10 @@ from pipelines.unpack import unpack
 from pipelines.verify import verify
 from tec_cache.audit.audit import audit
 from tec_cache.cache.identity import canonical_json, fingerprint
-from tec_cache.cache.reader import open_cache
 from tec_cache.cache.sealed import HEAD, MIDDLE, TAIL
 from tec_cache.errors import CacheError
-from tec_cache.loader import Loader
 from tec_cache.store import open_store
-from tests.conftest import files_below, tiny_config, write_shards
+from tests.conftest import files_below, load_everything, tiny_config, write_shards
 
 DEEP = 100_000
 ODD = [
@@ -115,14 +113,6 @@ def packed(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packs") / "pack"
     pack(str(small), str(out))
     return out
-
-
-def load_everything(path: Path) -> None:
-    """Read all that training reads."""
-    cache = open_cache(path)
-    loader = Loader(cache, cache["tiny"], batch_size=1, pixel_sizes=(32,))
-    for _ in loader.batches(0, loader.steps_per_epoch * loader.num_views):
-        pass
 
 
 def check(path: Path) -> None:

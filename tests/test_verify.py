@@ -33,7 +33,7 @@ from tec_cache.cache.writer import TargetArrays, commit_targets
 from tec_cache.errors import CacheError, ConfigError, TecCacheError
 from tec_cache.store import open_store
 from tec_cache.store.local import LocalStore
-from tests.conftest import files_below, tiny_config, write_shards
+from tests.conftest import files_below, tiny_config, write_shards, write_tiny_base
 
 UNIT, OTHER, SISTER = Unit(0, 0, 0), Unit(0, 1, 0), Unit(0, 0, 1)
 """A unit, one of other photos, and another view of the same photos."""
@@ -529,6 +529,28 @@ def test_a_base_that_has_moved(photos: Path, tiny_base: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError, match="not where it was"):
         verify(str(tmp_path / "cache"), base=True)
     assert verify(str(tmp_path / "cache"), base=True, base_weights=str(tmp_path / "there")).clean
+
+
+def test_a_named_base_is_run_for_the_sets_that_it_made(cache: Path, tiny_base: Path, tmp_path: Path) -> None:
+    other = write_tiny_base(tmp_path / "other", seed=1)
+    extract(tiny_config(None, cache, other))
+    verdict = verify(str(cache), base=str(other), sample=4)
+    assert verdict.clean
+    assert [(figures["target"], figures["base"], figures["views"]) for figures in verdict.base] == [
+        ("other", str(other), 4)
+    ]
+    told = CliRunner().invoke(cli, ["verify", str(cache), "--base", str(tiny_base), "--sample", "4", "--json"])
+    assert told.exit_code == 0
+    assert [figures["target"] for figures in json.loads(told.stdout)["base"]] == ["tiny"]
+    # a name that made none of them; with --target any base is held against that set
+    moved = shutil.copytree(tiny_base, tmp_path / "moved")
+    with pytest.raises(ConfigError, match="no target set was made by") as error:
+        verify(str(cache), base=str(moved))
+    assert error.value.details == (f"other: made by {other}", f"tiny: made by {tiny_base}")
+    assert verify(str(cache), base=str(moved), target="tiny", sample=4).clean
+    verdict = verify(str(cache), base=str(other), target="tiny", sample=4)
+    assert {(finding.kind, finding.where) for finding in verdict.findings} == {("base", "targets/tiny/target.json")}
+    assert verdict.count("damage")
 
 
 def test_rows_that_both_chose_are_compared_in_any_order() -> None:

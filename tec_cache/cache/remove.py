@@ -68,12 +68,22 @@ def refuse_foreign_folder(store: Store) -> None:
             raise ConfigError("tec-cache did not write this file", where=store.place(name), todo=todo)
     if manifests:
         return
-    ours = (layout.VIEWS, layout.TARGETS, "records")
-    others = [name for name in store.entries() if name not in ours and name not in _NO_FILES]
-    inside = [name for folder in ours for name in store.names(folder)]
-    if (others or inside) and not any(layout.file_of(name) for name in [*others, *inside]):
-        what = f"there is no cache here, and there are other files: {listed([*others, *inside], most=4)}"
+    names = _names(store)
+    if names and not any(map(layout.file_of, names)):
+        what = f"there is no cache here, and there are other files: {listed(names, most=4)}"
         raise ConfigError(what, where=store.url, todo="name a new or an empty folder for the cache")
+
+
+def foreign_files(store: Store) -> list[str]:
+    """List what lies in a cache and has no name of this format; a folder of others by its own name alone."""
+    return [name for name in _names(store) if layout.file_of(name) is None]
+
+
+def _names(store: Store) -> list[str]:
+    """List what lies in the root, and below the folders of a cache."""
+    folders = (layout.VIEWS, layout.TARGETS, "records")
+    others = [name for name in store.entries() if name not in folders and name not in _NO_FILES]
+    return others + [name for folder in folders for name in store.names(folder)]
 
 
 def remove_all(store: Store) -> Removed:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tec_cache.data.labels import JSON_FIELDS, Label, Labels, json_fields
+from tec_cache.data.labels import LOOKED_FOR, Label, Labels, json_fields
 from tec_cache.data.tars import TarShard
 from tec_cache.errors import ConfigError, LayoutError, SourceError, listed
 from tec_cache.progress import Progress
@@ -56,13 +56,18 @@ def _from_json(text: str, path: str) -> list[str]:
     if isinstance(value, dict):
         pairs = [(number, name) for name, number in value.items()]
         if not all(type(number) is int for number, _ in pairs):
-            pairs = [(int(number) if number.isdecimal() else -1, _name(name)) for number, name in value.items()]
+            pairs = [(_number(number), _name(name)) for number, name in value.items()]
         if sorted(number for number, _ in pairs) != list(range(len(pairs))):
             raise ConfigError("its numbers are not 0, 1, 2, ...", where=path, todo="number the classes from 0 on")
         value = [name for _, name in sorted(pairs)]
     if not all(isinstance(name, str) for name in value):
         raise ConfigError("its names are not strings", where=path, todo="give a list of names")
     return list(value)
+
+
+def _number(text: str) -> int:
+    """Read the number of a class; -1 for any other text, and for more digits than Python reads."""
+    return int(text) if text.isdecimal() and len(text) < 20 else -1
 
 
 def _name(value: Any) -> Any:
@@ -122,8 +127,7 @@ def find_labels(shards: Sequence[TarShard], field: str | None, *, quiet: bool) -
         return Labels(field, collect(shards, field, quiet=quiet)), ""
     if seen.any:
         return Labels(field), ""
-    looked_for = f"KEY.{field}" if field else f"KEY.cls and {', '.join(JSON_FIELDS)} in KEY.json"
-    remark = f"no label was found: looked for {looked_for}"
+    remark = f"no label was found: looked for {f'KEY.{field}' if field else LOOKED_FOR}"
     if seen.fields:
         remark += f"; the photos have {listed(sorted(seen.fields))}; --label-field NAME says which it is"
     return Labels(field), remark

@@ -15,10 +15,14 @@ from typing import Any, NamedTuple
 JSON_FIELDS = ("label", "cls", "class", "class_id", "label_id", "target")
 """Fields of KEY.json in which a label is looked for, in this order."""
 
+LOOKED_FOR = f"KEY.cls and {', '.join(JSON_FIELDS)} in KEY.json"
+"""Where a label is looked for if nobody says where, for people."""
+
 MOST_CHARACTERS = 200
 """Characters of a class's name. A caption, which is no class, is often longer."""
 
-_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # of 64 bits, which the losses of torch want
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+"""A whole number that surely has 64 bits, as the arrays of labels that are made of it; a longer one is unreadable."""
 
 
 class Label(NamedTuple):

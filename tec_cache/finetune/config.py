@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from tec_cache.finetune.recipes import FinetuneRecipe
+
 from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError
 from tec_cache.fields import changed, check_choice, check_positive, check_range, setting, varied
-from tec_cache.finetune.recipes import FinetuneRecipe
 from tec_cache.loop_settings import LoopSettings
 
 # settings of the loop and of the classifier that a recipe has as well, by the same name

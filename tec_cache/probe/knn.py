@@ -68,15 +68,15 @@ def knn_accuracy(
         )
     check_inputs(train, train_labels, test, test_labels, num_classes)
     train_labels, test_labels = (t.to(train.device, torch.int64) for t in (train_labels, test_labels))
+    # only a class of the training set can be voted for: the ballot lists those, however large their numbers are
+    classes, train_labels = train_labels.unique(return_inverse=True)
 
     with full_precision(train.device):
         similarity, voters = _nearest(train, train_labels, test, min(k, len(train)), batch_size, bank_size)
-    # Only a class of the training set can be voted for, so the labels bound the size of the ballot.
-    ballot_size = int(train_labels.max()) + 1
     correct = 0
     for start in range(0, len(test), batch_size):
         rows = slice(start, start + batch_size)
-        predicted = _vote(similarity[rows], voters[rows], temperature, ballot_size)
+        predicted = classes[_vote(similarity[rows], voters[rows], temperature, len(classes))]
         correct += int((predicted == test_labels[rows]).sum())
     return correct / len(test)
 

@@ -21,12 +21,14 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import TecCacheError, listed
+from tec_cache.kinds import EXPORT_FILE
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.store.files import hash_file, make_folder, sync_file, sync_folder
+from tec_cache.store.local import read_regular
 from tec_cache.student.model import Student
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ADAPTERS_FILE = "adapters/adapters.safetensors"
 """In a folder of its own: some versions of timm take any .safetensors beside config.json for the model's."""
@@ -78,7 +80,7 @@ def write_export(
         "adapters_sha256": hashlib.sha256(files[ADAPTERS_FILE]).hexdigest() if ADAPTERS_FILE in files else None,
     }
     description = describe(student, encoder_name, model_args) | {"tec_cache": made}
-    files[CONFIG_FILE] = json.dumps(description, indent=2).encode() + b"\n"
+    files[EXPORT_FILE] = json.dumps(description, indent=2).encode() + b"\n"
     with _alone(out):
         require_free(out, overwrite=overwrite)
         _replace(out, files)
@@ -123,7 +125,7 @@ def require_free(out: Path, *, overwrite: bool) -> None:
             where=str(out),
             todo="name another OUT; what lies here can only be removed by you",
         )
-    if (out / CONFIG_FILE).exists() and not overwrite:
+    if (out / EXPORT_FILE).exists() and not overwrite:
         raise TecCacheError("there is an export here already", where=str(out), todo="name another OUT, or --overwrite")
 
 
@@ -143,18 +145,18 @@ def _is_ours(out: Path, name: str) -> bool:
     path = out / name
     if not path.is_file():
         return False
-    if name == CONFIG_FILE:
+    if name == EXPORT_FILE:
         return bool(_named_hashes(path))
     if name in (WEIGHTS_FILE, ADAPTERS_FILE):
-        configs = (out / CONFIG_FILE, *_drafts(out, CONFIG_FILE))
+        configs = (out / EXPORT_FILE, *_drafts(out, EXPORT_FILE))
         return hash_file(path) in set().union(*map(_named_hashes, configs))
-    return any(path in _drafts(out, of) for of in (CONFIG_FILE, WEIGHTS_FILE, ADAPTERS_FILE))
+    return any(path in _drafts(out, of) for of in (EXPORT_FILE, WEIGHTS_FILE, ADAPTERS_FILE))
 
 
 def _named_hashes(config: Path) -> set[str]:
     """Return the hashes of weights that a config.json of ours names, none for a file that is something else."""
     try:
-        made = json.loads(config.read_bytes())["tec_cache"]
+        made = json.loads(read_regular(config, MOST_BYTES))["tec_cache"]
         return {made["model_sha256"], made["adapters_sha256"]} - {None}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
@@ -177,11 +179,11 @@ def _replace(out: Path, files: dict[str, bytes]) -> None:
     """
     for left in (*_drafts(out, WEIGHTS_FILE), *_drafts(out, ADAPTERS_FILE)):
         left.unlink()
-    outdated = _drafts(out, CONFIG_FILE)
+    outdated = _drafts(out, EXPORT_FILE)
     drafts = _write_drafts(out, files)
-    if (out / CONFIG_FILE).exists():
-        outdated.append(_draft(out / CONFIG_FILE))
-        os.replace(out / CONFIG_FILE, outdated[-1])
+    if (out / EXPORT_FILE).exists():
+        outdated.append(_draft(out / EXPORT_FILE))
+        os.replace(out / EXPORT_FILE, outdated[-1])
         sync_folder(out)
     adapters = (out / ADAPTERS_FILE).parent
     if ADAPTERS_FILE not in files and adapters.is_dir():

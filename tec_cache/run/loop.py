@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tec_cache.loop_settings import LoopSettings
 from tec_cache.device import Compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import NonFiniteError, TecCacheError
+from tec_cache.loop_settings import LoopSettings
 from tec_cache.progress import Progress
 from tec_cache.rng import key64
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint, require_tensors, require_weights, save_checkpoint

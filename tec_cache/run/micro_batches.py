@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from tec_cache.loop_settings import LoopSettings
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError
+from tec_cache.loop_settings import LoopSettings
 
 
 def count_micro_batches(config: LoopSettings, ranks: Ranks, masks: int = 1) -> int:

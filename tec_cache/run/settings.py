@@ -12,11 +12,14 @@ import msgspec
 from tec_cache.cache.identity import fingerprint
 from tec_cache.cache.schema import require_shallow
 from tec_cache.config import TrainConfig
+from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import TecCacheError, listed
 from tec_cache.finetune.config import FinetuneConfig
+from tec_cache.kinds import RUN_FILE
 from tec_cache.model_args import MOST_TOKENS, check_model_args
 from tec_cache.run.checkpoint import FORMAT
 from tec_cache.store.files import write_atomically
+from tec_cache.store.local import read_regular
 from tec_cache.types import TargetSpec
 
 MOST_CHANNELS = 2**20
@@ -90,7 +93,7 @@ _WHOLE: dict[str, Any] = {"pretrain": _Pretrain, "classify": _Classify}
 
 def run_file(run: Path) -> Path:
     """Path of the settings of a run."""
-    return run / "run.json"
+    return run / RUN_FILE
 
 
 def save_settings(run: Path, settings: dict[str, Any]) -> None:
@@ -106,12 +109,11 @@ def load_settings(run: Path, task: str | None = None) -> dict[str, Any]:
     """
     path = run_file(run)
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("run.json is not a file")  # a pipe would keep its reader waiting
-        data = path.read_bytes()
+        data = read_regular(path, MOST_BYTES)
     except OSError as error:
+        gone = isinstance(error, FileNotFoundError | NotADirectoryError)
         raise TecCacheError(
-            f"there is no run here: {error}",
+            f"{'there is no run here' if gone else 'run.json cannot be read'}: {error}",
             where=str(run),
             todo="give the folder that tec-cache train --out made",
         ) from error

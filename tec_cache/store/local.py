@@ -164,8 +164,9 @@ def read_regular(path: Path, most: int) -> bytes:
         data = b"" if length > most else stream.read(length + 1)
         while 0 < length < len(data) <= most and (rest := stream.read(most + 1 - len(data))):
             data += rest
-    if max(length, len(data)) > most:
-        raise OSError(errno.EFBIG, f"{max(length, len(data)):,} bytes are too many", str(path))
+    size = max(length, len(data))
+    if size > most:
+        raise OSError(errno.EFBIG, f"{size:,} bytes are too many, at most {most:,} are read", str(path))
     return data
 
 

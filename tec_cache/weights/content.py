@@ -90,7 +90,8 @@ def read_json(path: Path, most_bytes: int = MOST_INDEX_BYTES) -> dict[str, Any]:
     where = str(path)
     try:
         if path.stat().st_size > most_bytes:
-            raise WeightsError(f"{path.stat().st_size:,} bytes are no configuration", where=where)
+            what = f"{path.stat().st_size:,} bytes are no configuration: at most {most_bytes:,} are read"
+            raise WeightsError(what, where=where)
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from tec_cache.weights.layouts.layout import Converted, Layout, State, renamed
@@ -35,11 +37,14 @@ def applies(tensors: State) -> bool:
 
 def convert(tensors: dict[str, Tensor]) -> Converted:
     """Return timm's names; the projection to the common space is left out."""
-    converted = renamed(tensors, _RULES, _DROPPED)
+    return as_in_timm(renamed(tensors, _RULES, _DROPPED))
+
+
+def as_in_timm(converted: Converted) -> Converted:
+    """Give CLIP's class token (C,) and positions (N, C) timm's shapes, (1, 1, C) and (1, N, C)."""
     state = converted.state
-    state["cls_token"] = state["cls_token"].reshape(1, 1, -1)
-    state["pos_embed"] = state["pos_embed"][None]
-    return converted
+    shaped = {"cls_token": state["cls_token"].reshape(1, 1, -1), "pos_embed": state["pos_embed"][None]}
+    return replace(converted, state=state | shaped)
 
 
 LAYOUT = Layout("CLIP's own", "conv1.weight", _BLOCK, applies, convert, lambda _: "clip")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -63,11 +63,12 @@ def renamed(tensors: State, rules: Iterable[tuple[str, str]], dropped: Iterable[
 _PART = re.compile(r"(.*\.attn\.)([qkv])_proj\.(weight|bias)")
 
 
-def stack_qkv(tensors: State) -> dict[str, Tensor]:
+def stack_qkv(converted: Converted) -> Converted:
     """Put `attn.q_proj`, `k_proj` and `v_proj`, each (C, C), in that order into one `attn.qkv` (3 C, C).
 
     Biases likewise. Raises KeyError where one of three is missing.
     """
+    tensors = converted.state
     result = {name: value for name, value in tensors.items() if not _PART.fullmatch(name)}
     for name in tensors:
         match = _PART.fullmatch(name)
@@ -80,4 +81,4 @@ def stack_qkv(tensors: State) -> dict[str, Tensor]:
     )
     if left:
         raise KeyError(left.replace(".k_proj.", ".q_proj.").replace(".v_proj.", ".q_proj."))
-    return result
+    return replace(converted, state=result)

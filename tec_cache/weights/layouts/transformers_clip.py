@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tec_cache.weights.layouts.clip import as_in_timm
 from tec_cache.weights.layouts.layout import Converted, Layout, State, renamed, stack_qkv
 
 _BLOCK = r"encoder\.layers\.(\d+)\."
@@ -27,11 +28,7 @@ def applies(tensors: State) -> bool:
 
 def convert(tensors: dict[str, Tensor]) -> Converted:
     """Return timm's names; query, key and value are stacked."""
-    converted = renamed(tensors, _RULES, (r"embeddings\.position_ids$",))
-    state = stack_qkv(converted.state)
-    state["cls_token"] = state["cls_token"].reshape(1, 1, -1)
-    state["pos_embed"] = state["pos_embed"][None]
-    return Converted(state, converted.dropped)
+    return as_in_timm(stack_qkv(renamed(tensors, _RULES, (r"embeddings\.position_ids$",))))
 
 
 LAYOUT = Layout(

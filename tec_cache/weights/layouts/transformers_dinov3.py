@@ -34,8 +34,7 @@ def convert(tensors: dict[str, Tensor]) -> Converted:
     """Return timm's names; query, key and value are stacked."""
     gated = any(".mlp.gate_proj." in name for name in tensors)
     up = (_UP, r"blocks.\1.mlp.fc1_x.\2" if gated else r"blocks.\1.mlp.fc1.\2")
-    converted = renamed(tensors, (*_RULES, up), _DROPPED)
-    return Converted(stack_qkv(converted.state), converted.dropped)
+    return stack_qkv(renamed(tensors, (*_RULES, up), _DROPPED))
 
 
 LAYOUT = Layout(

@@ -49,8 +49,8 @@ def applies(tensors: State) -> bool:
 
 def convert(tensors: dict[str, Tensor]) -> Converted:
     """Return timm's names; query, key and value are stacked, and so are the gate and the rest of a SwiGLU."""
-    converted = renamed(tensors, _RULES, _DROPPED)
-    state = stack_qkv(converted.state)
+    converted = stack_qkv(renamed(tensors, _RULES, _DROPPED))
+    state = converted.state
     for name in [name for name in state if _GATE.fullmatch(name)]:
         match = _GATE.fullmatch(name)
         assert match is not None
