@@ -30,6 +30,9 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ADAPTERS_FILE = "adapters/adapters.safetensors"
 """In a folder of its own: some versions of timm take any .safetensors beside config.json for the model's."""
+INPUT_ADAPTER, ENCODER_ADAPTERS = "input_adapter.", "encoder_adapters."
+"""How the names in ADAPTERS_FILE begin."""
+CLASS_TOKEN = INPUT_ADAPTER + "class_token"
 
 _METADATA = {"format": "pt"}
 """What transformers asks for. No second entry: safetensors writes several in an order that chance decides."""
@@ -43,10 +46,29 @@ def export_state(student: Student) -> dict[str, torch.Tensor]:
     """
     state = _plain(student.encoder)
     state["cls_token"] = student.class_token().detach().cpu().float().contiguous()
+    return _finite(state, "the exported model")
+
+
+def adapters_state(student: Student) -> dict[str, torch.Tensor]:
+    """Return what fine-tuning takes beside the encoder, CPU float32; empty for a student without adapters.
+
+    input_adapter.class_token: T (1, 1, C), as it was before MLP(T) replaced it. input_adapter.NAME: that MLP.
+    encoder_adapters.NAME: what makes Z_e. Raises TecCacheError for a weight that is not finite.
+    """
+    state: dict[str, torch.Tensor] = {}
+    if student.input_adapter is not None:
+        state[CLASS_TOKEN] = student.encoder.cls_token.detach().cpu().float().contiguous()
+    for part, module in ((INPUT_ADAPTER, student.input_adapter), (ENCODER_ADAPTERS, student.encoder_adapters)):
+        if module is not None:
+            state |= {part + name: value for name, value in _plain(module).items()}
+    return _finite(state, "the exported adapters")
+
+
+def _finite(state: dict[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]:
     for name, value in state.items():
         if not value.isfinite().all():
             raise TecCacheError(
-                f"{name} of the exported model is not finite", todo="export an earlier checkpoint with --checkpoint"
+                f"{name} of {what} is not finite", todo="export an earlier checkpoint with --checkpoint"
             )
     return state
 
@@ -64,15 +86,15 @@ def write_export(
     model_args: dict[str, Any],
     overwrite: bool = False,
 ) -> None:
-    """Write model.safetensors and config.json (timm's local-dir layout), and the encoder adapters beside them.
+    """Write model.safetensors and config.json (timm's local-dir layout), and the adapters beside them.
 
     config: how the run was made, kept in config.json under "tec_cache" for whoever asks later; the weights' hashes
     join it. overwrite: replace an export that is there. Raises TecCacheError where OUT holds anything else.
     """
     require_free(out, overwrite=overwrite)
     files = {WEIGHTS_FILE: save(export_state(student), metadata=_METADATA)}
-    if student.encoder_adapters is not None:
-        files[ADAPTERS_FILE] = save(_plain(student.encoder_adapters), metadata=_METADATA)
+    if adapters := adapters_state(student):
+        files[ADAPTERS_FILE] = save(adapters, metadata=_METADATA)
     made = config | {
         "model_sha256": hashlib.sha256(files[WEIGHTS_FILE]).hexdigest(),
         "adapters_sha256": hashlib.sha256(files[ADAPTERS_FILE]).hexdigest() if ADAPTERS_FILE in files else None,
