@@ -18,8 +18,9 @@ from tec_cache.types import TargetSpec
 def export(run: str | Path, out: str | Path, *, checkpoint: str | Path | None = None, overwrite: bool = False) -> Path:
     """Write OUT/model.safetensors and OUT/config.json from a run's last checkpoint (or a named one).
 
-    The encoder adapters, which light tuning reads, are written to OUT/adapters. overwrite: replace an export that is
-    there; a folder that holds anything else is refused. Raises TecCacheError, also for weights that are not finite.
+    The adapters, which fine-tuning can take up, are written to OUT/adapters: the class token before its MLP with that
+    MLP, and the encoder adapters. overwrite: replace an export that is there; a folder that holds anything else is
+    refused. Raises TecCacheError, also for weights that are not finite.
     """
     run, out = Path(run), Path(out)
     settings = load_settings(run, "pretrain")

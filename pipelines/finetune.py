@@ -9,17 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from tec_cache.finetune.classifier import LoadedEncoder
+from tec_cache.finetune.classifier import Classifier, LoadedEncoder
 from tec_cache.finetune.model import create_classifier
-from tec_cache.finetune.recipes import Chosen, named_recipe, recipe_for, rule_for
-from tec_cache.labelled import PhotoIndex, index_photos
+from tec_cache.finetune.recipes import Chosen, FinetuneRecipe, named_recipe, recipe_for, rule_for
+from tec_cache.labelled import (
+    EvaluationReader,
+    PhotoIndex,
+    PhotoReader,
+    evaluation_transform,
+    index_photos,
+    train_transform,
+)
 
 from pipelines.base_given import given_by
 from pipelines.encoder_source import load_encoder
 from pipelines.probe_inputs import Part, number_classes
 from tec_cache.data.labels import read_classes
 from tec_cache.data.source import open_source
-from tec_cache.device import default_threads, resolve_compute
+from tec_cache.device import Compute, default_threads, default_workers, resolve_compute
 from tec_cache.distributed import Ranks, process_group
 from tec_cache.errors import ConfigError
 from tec_cache.finetune.config import FinetuneConfig
@@ -28,6 +35,7 @@ from tec_cache.run.checkpoint import FORMAT
 from tec_cache.run.folder import foreign_files
 from tec_cache.run.loop import Loop, LoopSummary
 from tec_cache.run.metrics import read_metrics
+from tec_cache.run.micro_batches import count_micro_batches
 from tec_cache.tasks.classify import Classify
 from tec_cache.urls import without_secrets
 
@@ -104,7 +112,8 @@ def finetune(
         )
         settings = resolved_settings(config, chosen, rule, encoder, photos)
         start = find_start(run, settings, overwrite=overwrite)
-        task = Classify(config, chosen.recipe, model, photos.train, photos.test, compute, ranks)
+        learned, judged = readers(config, chosen.recipe, model, photos, compute, ranks)
+        task = Classify(config, chosen.recipe, model, learned, judged, compute, ranks)
         loop = Loop(task, config, compute, ranks)
         settings["total_steps"] = loop.total_steps
         if not dry_run:
@@ -129,14 +138,50 @@ def finetune(
             judged_on=photos.judged_on,
             classes=photos.num_classes,
             remarks=photos.remarks,
-            left_out=task.reader.left_out,
+            left_out=learned.left_out,
             last=scores_of(scores[-1]) if scores else {},
             best=scores_of(max(scores, key=lambda line: float(line["test_top1"]))) if scores else {},
-            damaged=sorted(task.reader.damaged | task.judge.damaged),
+            damaged=sorted(learned.damaged | judged.damaged),
             foreign=[] if dry_run else foreign_files(run, start.identity),
         )
 
 
+def readers(
+    config: FinetuneConfig,
+    recipe: FinetuneRecipe,
+    model: Classifier,
+    photos: Photos,
+    compute: Compute,
+    ranks: Ranks,
+) -> tuple[PhotoReader, EvaluationReader]:
+    """Return what reads the photos to learn from, augmented, and those to judge on."""
+    shared: dict[str, Any] = {
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "workers": config.workers or default_workers(compute.device, ranks.local_world_size),
+        "pin_memory": compute.device.type == "cuda",
+        "on_error": config.on_error,
+    }
+    augmented = train_transform(
+        model.input_size,
+        mean=model.mean,
+        std=model.std,
+        scale=recipe.crop_scale,
+        ratio=recipe.crop_ratio,
+        flip=recipe.flip,
+        auto_augment=recipe.auto_augment,
+        erase=recipe.reprob,
+    )
+    plain = evaluation_transform(model.input_size, model.mean, model.std)
+    each = max(1, config.batch_size // ranks.world_size // count_micro_batches(config, ranks))
+    return (
+        PhotoReader(photos.train, augmented, batch_size=config.batch_size, seed=config.seed, **shared),
+        EvaluationReader(photos.test, plain, batch_size=min(each, MOST_JUDGED), **shared),
+    )
+
+
+MOST_JUDGED = 256
+"""Photos of a batch that is judged."""
 SHOWN = ("epochs", "warmup_epochs", "batch_size", "optimizer", "base_lr", "min_lr", "weight_decay", "layer_decay",
          "drop_path", "mixup", "cutmix", "smoothing")  # fmt: skip
 

@@ -30,7 +30,7 @@ from tec_cache.errors import TecCacheError
 from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.export import write_export
 from tec_cache.store.files import hash_file
-from tec_cache.student.adapters import EncoderAdapters
+from tec_cache.student.adapters import EncoderAdapters, Mlp
 from tec_cache.student.masking import random_mask
 from tests import forked
 from tests.conftest import TINY, files_below, tiny_config, tiny_training
@@ -72,14 +72,47 @@ def test_timm_loads_the_export_and_gives_the_training_encoders_features(
 def test_adapters_are_exported_beside_it(runs: dict[str, Path], tmp_path: Path) -> None:
     out = export(runs["both"], tmp_path / "out")
     student = trained_student(runs["both"])[0]
+    state = load_file(out / "adapters" / "adapters.safetensors")
     adapters = EncoderAdapters(3, 48, 4 * 32)
-    adapters.load_state_dict(load_file(out / "adapters" / "adapters.safetensors"), strict=True)
+    adapters.load_state_dict(below("encoder_adapters.", state), strict=True)
     layers = [torch.randn(2, 5, 48) for _ in range(3)]
     assert torch.equal(adapters(layers), student.encoder_adapters(layers))
+    mlp, given = Mlp(48, 4 * 48), below("input_adapter.", state)
+    token = given.pop("class_token")
+    assert torch.equal(token, student.encoder.cls_token)
+    mlp.load_state_dict(given, strict=True)
+    assert torch.equal(mlp(token), load_file(out / "model.safetensors")["cls_token"])
+    assert len(state) == len(adapters.state_dict()) + 5
     assert not (export(runs["none"], tmp_path / "none") / "adapters" / "adapters.safetensors").exists()
     config = json.loads((out / "config.json").read_text())
     assert config["tec_cache"]["step"] == 3
     assert config["tec_cache"]["settings"]["config"]["student"] == "vit_tiny_patch16_224"
+
+
+def below(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("kept", ["input", "encoder"])
+def test_either_kind_of_adapter_is_exported_alone(runs: dict[str, Path], kept: str, tmp_path: Path) -> None:
+    student = trained_student(runs["both"])[0]
+    if kept == "input":
+        student.encoder_adapters = None
+    else:
+        student.input_adapter = None
+    write_export(student, tmp_path / "out", config={}, encoder_name="vit_tiny_patch16_224", model_args=TINY)
+    names = load_file(tmp_path / "out" / "adapters" / "adapters.safetensors")
+    assert {name.partition(".")[0] for name in names} == {f"{kept}_adapter" + "s" * (kept == "encoder")}
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 0
+
+
+def test_an_adapter_that_is_not_finite_is_not_exported(runs: dict[str, Path], tmp_path: Path) -> None:
+    student, _ = trained_student(runs["both"])
+    with torch.no_grad():
+        student.encoder_adapters.norm_after.bias[0] = float("nan")
+    with pytest.raises(TecCacheError, match=r"encoder_adapters\.norm_after\.bias of the exported adapters"):
+        write_export(student, tmp_path / "out", config={}, encoder_name="vit_tiny_patch16_224", model_args=TINY)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_export_is_the_base_of_the_next_round(

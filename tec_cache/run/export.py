@@ -12,7 +12,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ from tec_cache.student.model import Student
 WEIGHTS_FILE = "model.safetensors"
 ADAPTERS_FILE = "adapters/adapters.safetensors"
 """In a folder of its own: some versions of timm take any .safetensors beside config.json for the model's."""
+INPUT_ADAPTER, ENCODER_ADAPTERS = "input_adapter.", "encoder_adapters."
+"""How the names in ADAPTERS_FILE begin."""
+CLASS_TOKEN = INPUT_ADAPTER + "class_token"
 
 _METADATA = {"format": "pt"}
 """What transformers asks for. No second entry: safetensors writes several in an order that chance decides."""
@@ -45,10 +48,29 @@ def export_state(student: Student) -> dict[str, torch.Tensor]:
     """
     state = _plain(student.encoder)
     state["cls_token"] = student.class_token().detach().cpu().float().contiguous()
+    return _finite(state, "the exported model")
+
+
+def adapters_state(student: Student) -> dict[str, torch.Tensor]:
+    """Return what fine-tuning takes beside the encoder, CPU float32; empty for a student without adapters.
+
+    input_adapter.class_token: T (1, 1, C), as it was before MLP(T) replaced it. input_adapter.NAME: that MLP.
+    encoder_adapters.NAME: what makes Z_e. Raises TecCacheError for a weight that is not finite.
+    """
+    state: dict[str, torch.Tensor] = {}
+    if student.input_adapter is not None:
+        state[CLASS_TOKEN] = student.encoder.cls_token.detach().cpu().float().contiguous()
+    for part, module in ((INPUT_ADAPTER, student.input_adapter), (ENCODER_ADAPTERS, student.encoder_adapters)):
+        if module is not None:
+            state |= {part + name: value for name, value in _plain(module).items()}
+    return _finite(state, "the exported adapters")
+
+
+def _finite(state: dict[str, torch.Tensor], what: str) -> dict[str, torch.Tensor]:
     for name, value in state.items():
         if not value.isfinite().all():
             raise TecCacheError(
-                f"{name} of the exported model is not finite", todo="export an earlier checkpoint with --checkpoint"
+                f"{name} of {what} is not finite", todo="export an earlier checkpoint with --checkpoint"
             )
     return state
 
@@ -66,38 +88,73 @@ def write_export(
     model_args: dict[str, Any],
     overwrite: bool = False,
 ) -> None:
-    """Write model.safetensors and config.json (timm's local-dir layout), and the encoder adapters beside them.
+    """Write model.safetensors and config.json (timm's local-dir layout), and the adapters beside them.
 
     config: how the run was made, kept in config.json under "tec_cache" for whoever asks later; the weights' hashes
     join it. overwrite: replace an export that is there. Raises TecCacheError where OUT holds anything else.
     """
+    encoder: Any = student.encoder
+    description = describe(
+        encoder_name,
+        model_args,
+        size=int(encoder.patch_embed.img_size[0]),
+        width=encoder.embed_dim,
+        statistics=(IMAGENET_MEAN, IMAGENET_STD),
+    )
+    write_model(out, export_state(student), adapters_state(student), description, config, overwrite=overwrite)
+
+
+def write_model(
+    out: Path,
+    state: dict[str, torch.Tensor],
+    adapters: dict[str, torch.Tensor],
+    description: dict[str, Any],
+    made: dict[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a model's weights, its adapters where it has any, and config.json: the last, with the hashes of both.
+
+    state, adapters: CPU float32. description: of `describe`. made: kept under "tec_cache". Raises TecCacheError where
+    OUT holds anything else than an export that may be replaced.
+    """
     require_free(out, overwrite=overwrite)
-    files = {WEIGHTS_FILE: save(export_state(student), metadata=_METADATA)}
-    if student.encoder_adapters is not None:
-        files[ADAPTERS_FILE] = save(_plain(student.encoder_adapters), metadata=_METADATA)
-    made = config | {
+    files = {WEIGHTS_FILE: save(state, metadata=_METADATA)}
+    if adapters:
+        files[ADAPTERS_FILE] = save(adapters, metadata=_METADATA)
+    hashes = {
         "model_sha256": hashlib.sha256(files[WEIGHTS_FILE]).hexdigest(),
         "adapters_sha256": hashlib.sha256(files[ADAPTERS_FILE]).hexdigest() if ADAPTERS_FILE in files else None,
     }
-    description = describe(student, encoder_name, model_args) | {"tec_cache": made}
-    files[EXPORT_FILE] = json.dumps(description, indent=2).encode() + b"\n"
+    whole = description | {"tec_cache": made | hashes}
+    files[EXPORT_FILE] = json.dumps(whole, indent=2).encode() + b"\n"
     with _alone(out):
         require_free(out, overwrite=overwrite)
         _replace(out, files)
 
 
-def describe(student: Student, encoder_name: str, model_args: dict[str, Any]) -> dict[str, Any]:
+def describe(
+    architecture: str,
+    model_args: dict[str, Any],
+    *,
+    size: int,
+    width: int,
+    statistics: tuple[tuple[float, float, float], tuple[float, float, float]],
+    pool: str = "token",
+    num_classes: int = 0,
+    names: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Return what timm and transformers read in config.json.
 
-    num_classes is 0 beside model_args, not in them: transformers passes its own number with them.
+    size: pixels per side; width: of a token; statistics: mean and deviation of the pixels; names: of the classes.
+    num_classes stands beside model_args, not in them: transformers passes its own number with them.
     """
-    encoder: Any = student.encoder
-    size = int(encoder.patch_embed.img_size[0])
+    labels = {} if names is None else {"label_names": list(names)}
     return {
-        "architecture": encoder_name,
-        "num_classes": 0,
-        "num_features": encoder.embed_dim,
-        "global_pool": "token",
+        "architecture": architecture,
+        "num_classes": num_classes,
+        "num_features": width,
+        "global_pool": pool,
         "model_args": model_args | {"img_size": size},
         "pretrained_cfg": {
             "input_size": [3, size, size],
@@ -105,14 +162,16 @@ def describe(student: Student, encoder_name: str, model_args: dict[str, Any]) ->
             "interpolation": "bicubic",
             "crop_pct": 0.875,
             "crop_mode": "center",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-            "num_classes": 0,
+            "mean": list(statistics[0]),
+            "std": list(statistics[1]),
+            "num_classes": num_classes,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
             "license": "unspecified",
+            **labels,
         },
+        **labels,
     }
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from tec_cache.device import Compute, default_workers
+from tec_cache.device import Compute
 from tec_cache.distributed import Ranks
 from tec_cache.finetune.classifier import Classifier
 from tec_cache.finetune.config import FinetuneConfig
@@ -19,22 +21,56 @@ from tec_cache.finetune.groups import parameter_groups
 from tec_cache.finetune.mixing import soft_target_loss, soft_targets
 from tec_cache.finetune.optimizers import create_optimizer
 from tec_cache.finetune.recipes import FinetuneRecipe
-from tec_cache.labelled import (
-    EvaluationReader,
-    LabelledBatch,
-    PhotoIndex,
-    PhotoReader,
-    evaluation_transform,
-    train_transform,
-)
 from tec_cache.rng import key64
 from tec_cache.run.micro_batches import count_micro_batches
 
 TOP = 5
 
 
+class Labelled(Protocol):
+    """A batch of photos: images (B, 3, S, S) float32, normalized; labels (B,) int64; their numbers, on the host."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    epoch: int
+    numbers: npt.NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same batch on a device."""
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield all that lies on the batch's device."""
+
+
+class Learned(Protocol):
+    """Gives the photos that are learned from."""
+
+    damaged: set[str]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+
+    def batches(self, start_step: int, stop_step: int, *, micro_batches: int = 1) -> Generator[Labelled, None, None]:
+        """Yield this rank's batches of some steps."""
+
+
+class Judged(Protocol):
+    """Gives the photos that are judged on."""
+
+    damaged: set[str]
+
+    def once(self) -> Generator[Labelled, None, None]:
+        """Yield this rank's part of them, each photo once."""
+
+
 class Classify:
-    """A classifier, the photos that it learns from, and those that it is judged on."""
+    """A classifier, the photos that it learns from, and those that it is judged on.
+
+    recipe: says how images are mixed where the config's alphas do not say that they are not.
+    """
 
     name: str = "classify"
     draws: bool = True
@@ -46,46 +82,26 @@ class Classify:
         config: FinetuneConfig,
         recipe: FinetuneRecipe,
         model: Classifier,
-        train: PhotoIndex,
-        test: PhotoIndex,
+        learned: Learned,
+        judged: Judged,
         compute: Compute,
         ranks: Ranks,
     ) -> None:
         self.config, self.compute, self.ranks = config, compute, ranks
+        self.learned, self.judged = learned, judged
         self.mixing = replace(recipe, mixup=config.mixup, cutmix=config.cutmix, smoothing=config.smoothing)
         self.classifier = model.to(compute.device)
         self.module: nn.Module = self.classifier
         self.micro_batches = count_micro_batches(config, ranks)
+        self.steps_per_epoch = learned.steps_per_epoch
         if config.checkpointing:
             model.vit.set_grad_checkpointing(True)
-        look = {"mean": model.mean, "std": model.std}
-        shared: dict[str, Any] = {
-            "rank": ranks.rank,
-            "world_size": ranks.world_size,
-            "workers": config.workers or default_workers(compute.device, ranks.local_world_size),
-            "pin_memory": compute.device.type == "cuda",
-            "on_error": config.on_error,
-        }
-        augmented = train_transform(
-            model.input_size,
-            scale=recipe.crop_scale,
-            ratio=recipe.crop_ratio,
-            flip=recipe.flip,
-            auto_augment=recipe.auto_augment,
-            erase=recipe.reprob,
-            **look,
-        )
-        self.reader = PhotoReader(train, augmented, batch_size=config.batch_size, seed=config.seed, **shared)
-        judged = evaluation_transform(model.input_size, model.mean, model.std)
-        share = max(1, config.batch_size // ranks.world_size // self.micro_batches)
-        self.judge = EvaluationReader(test, judged, batch_size=share, **shared)
-        self.steps_per_epoch = self.reader.steps_per_epoch
 
-    def batches(self, start_step: int, stop_step: int) -> Generator[LabelledBatch, None, None]:
+    def batches(self, start_step: int, stop_step: int) -> Generator[Labelled, None, None]:
         """Yield this rank's batches of steps start..stop, counted over all epochs."""
-        return self.reader.batches(start_step, stop_step, micro_batches=self.micro_batches)
+        return self.learned.batches(start_step, stop_step, micro_batches=self.micro_batches)
 
-    def losses(self, model: nn.Module, batch: LabelledBatch) -> dict[str, torch.Tensor]:
+    def losses(self, model: nn.Module, batch: Labelled) -> dict[str, torch.Tensor]:
         """Return the cross entropy against labels that are smoothed, and mixed as the images are."""
         drawn = key64("batch", batch.epoch, *batch.numbers.tolist())
         images, targets = soft_targets(
@@ -117,7 +133,7 @@ class Classify:
         """Return loss, top-1 and top-5 accuracy (0 to 1) on the photos that are judged, each counted once."""
         counts = torch.zeros(4, dtype=torch.float64)
         top = min(TOP, self.classifier.num_classes)
-        with closing(self.judge.once()) as batches:
+        with closing(self.judged.once()) as batches:
             for host in batches:
                 batch = host.to(self.compute.device)
                 logits = model(batch.images).float()
@@ -134,5 +150,5 @@ class Classify:
 
     def note(self) -> str:
         """Say how many broken photos were met."""
-        broken = len(self.reader.damaged | self.judge.damaged)
+        broken = len(self.learned.damaged | self.judged.damaged)
         return f"{broken} broken photos" if broken else ""
