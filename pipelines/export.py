@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from tec_cache.errors import TecCacheError
+from tec_cache.finetune.folder import as_timm
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint, require_weights
-from tec_cache.run.export import require_free, write_export
+from tec_cache.run.export import describe, require_free, write_export, write_model
+from tec_cache.run.metrics import read_metrics
 from tec_cache.run.settings import load_settings, run_identity
 from tec_cache.student.model import Student, create_student
 from tec_cache.types import TargetSpec
@@ -23,24 +25,59 @@ def export(run: str | Path, out: str | Path, *, checkpoint: str | Path | None = 
     refused. Raises TecCacheError, also for weights that are not finite.
     """
     run, out = Path(run), Path(out)
-    settings = load_settings(run, "pretrain")
-    config: dict[str, Any] = settings["config"]
+    write = {"pretrain": _export_student, "classify": _export_classifier}[load_settings(run)["task"]]
     try:
         require_free(out, overwrite=overwrite)
-        student, step = trained_student(run, checkpoint)
-        write_export(
-            student,
-            out,
-            config={"settings": settings, "step": step},
-            encoder_name=config["student"],
-            model_args=config["student_args"],
-            overwrite=overwrite,
-        )
+        write(run, out, checkpoint, overwrite)
     except OSError as error:
         raise TecCacheError(
             f"the export cannot be written: {error.strerror}", where=str(out), todo="choose another OUT"
         ) from error
     return out
+
+
+def _export_student(run: Path, out: Path, checkpoint: str | Path | None, overwrite: bool) -> None:
+    settings = load_settings(run, "pretrain")
+    student, step = trained_student(run, checkpoint)
+    write_export(
+        student,
+        out,
+        config={"settings": settings, "step": step},
+        encoder_name=settings["config"]["student"],
+        model_args=settings["config"]["student_args"],
+        overwrite=overwrite,
+    )
+
+
+def _export_classifier(run: Path, out: Path, checkpoint: str | Path | None, overwrite: bool) -> None:
+    """Write a fine-tuned model with its head, the names of its classes, and the numbers that it reached."""
+    settings = load_settings(run, "classify")
+    path = last_checkpoint(run, checkpoint)
+    state = load_checkpoint(path, run_identity(settings))
+    made = settings["model"]
+    folder = as_timm(settings, state["model"], path)
+    scores = [line for line in read_metrics(run) if "test_top1" in line and line["step"] <= state["step"]]
+    description = describe(
+        made["architecture"].partition(".")[0],
+        made["model_args"] | folder.model_args,
+        size=made["input_size"],
+        width=folder.width,
+        statistics=(tuple(made["mean"]), tuple(made["std"])),
+        pool=folder.pool,
+        num_classes=settings["num_classes"],
+        names=settings["classes"],
+    )
+    kept = {"settings": settings, "step": state["step"], "scores": scores[-1] if scores else None}
+    write_model(out, folder.state, {}, description, kept, overwrite=overwrite)
+
+
+def last_checkpoint(run: Path, checkpoint: str | Path | None) -> Path:
+    """Return the last checkpoint of a run, or the named one. Raises TecCacheError where there is none."""
+    found = checkpoints(run)
+    path = Path(checkpoint) if checkpoint else found[-1] if found else None
+    if path is None:
+        raise TecCacheError("the run has no checkpoint yet", where=str(run), todo="train it further")
+    return path
 
 
 def trained_student(run: Path, checkpoint: str | Path | None = None) -> tuple[Student, int]:
@@ -49,10 +86,7 @@ def trained_student(run: Path, checkpoint: str | Path | None = None) -> tuple[St
     Nothing is allocated for a student that the weights do not fit. Raises TecCacheError.
     """
     settings = load_settings(run, "pretrain")
-    found = checkpoints(run)
-    path = Path(checkpoint) if checkpoint else found[-1] if found else None
-    if path is None:
-        raise TecCacheError("the run has no checkpoint yet", where=str(run), todo="train it further")
+    path = last_checkpoint(run, checkpoint)
     state = load_checkpoint(path, run_identity(settings))
     with torch.device("meta"):
         student = student_of_run(settings)

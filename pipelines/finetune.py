@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from pipelines.base_given import given_by
+from pipelines.encoder_source import load_encoder
+from pipelines.probe_inputs import Part, number_classes
+from tec_cache.data.classes import read_classes
+from tec_cache.data.source import open_source
+from tec_cache.device import Compute, default_threads, default_workers, resolve_compute
+from tec_cache.distributed import Ranks, process_group
+from tec_cache.errors import ConfigError
 from tec_cache.finetune.classifier import Classifier, LoadedEncoder
+from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.finetune.model import create_classifier
 from tec_cache.finetune.recipes import Chosen, FinetuneRecipe, named_recipe, recipe_for, rule_for
 from tec_cache.labelled import (
@@ -20,16 +30,6 @@ from tec_cache.labelled import (
     index_photos,
     train_transform,
 )
-
-from pipelines.base_given import given_by
-from pipelines.encoder_source import load_encoder
-from pipelines.probe_inputs import Part, number_classes
-from tec_cache.data.labels import read_classes
-from tec_cache.data.source import open_source
-from tec_cache.device import Compute, default_threads, default_workers, resolve_compute
-from tec_cache.distributed import Ranks, process_group
-from tec_cache.errors import ConfigError
-from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.run.beginning import begin_run, find_start
 from tec_cache.run.checkpoint import FORMAT
 from tec_cache.run.folder import foreign_files
@@ -95,9 +95,7 @@ def finetune(
     run, shown = Path(config.out), quiet or not ranks.main
     with process_group(ranks, compute.device.type), ExitStack() as lock:
         photos = Photos.found(config, quiet=shown)
-        encoder = load_encoder(
-            config.model, config.weights, grid=config.grid, given=given_by(config), seed=config.seed
-        )
+        encoder = load_encoder(config.model, config.weights, grid=config.grid, given=given_by(config), seed=config.seed)
         rule = rule_for(config.tune, config.rule)  # type: ignore[arg-type]
         chosen = chosen_recipe(config, encoder, len(photos.train))
         asked, config = config, config.resolved(chosen.recipe)
@@ -106,7 +104,7 @@ def finetune(
             photos.num_classes,
             tune=config.tune,  # type: ignore[arg-type]
             rule=rule,
-            drop_path=float(config.drop_path or 0.0) if config.tune == "full" else 0.0,
+            drop_path=config.drop_path if config.tune == "full" else 0.0,
             adapters_from=config.adapters_from,
             seed=config.seed,
         )
@@ -119,11 +117,7 @@ def finetune(
         if not dry_run:
             start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
         loop.resume(start.checkpoint, start.identity)
-        done = (
-            loop.summary(finished=False, seconds=0.0)
-            if dry_run
-            else loop.run(run, start.identity, quiet=shown)
-        )
+        done = loop.summary(finished=False, seconds=0.0) if dry_run else loop.run(run, start.identity, quiet=shown)
         scores = [] if dry_run or not ranks.main else [line for line in read_metrics(run) if "test_top1" in line]
         return FinetuneSummary(
             **vars(done),
@@ -277,7 +271,7 @@ def resolved_settings(
     config: FinetuneConfig, chosen: Chosen, rule: str, encoder: LoadedEncoder, photos: Photos
 ) -> dict[str, Any]:
     """Return everything that made a run, as it is kept in run.json."""
-    places = {name: without_secrets(getattr(config, name)) for name in ("train", "test") if getattr(config, name)}
+    places: dict[str, Any] = {n: without_secrets(getattr(config, n)) for n in ("train", "test") if getattr(config, n)}
     made_of = {name: value for name, value in encoder.made_of.items() if name not in ("name", "export")}
     return {
         "format": FORMAT,

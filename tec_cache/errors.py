@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 from tec_cache.printable import block
 from tec_cache.urls import scrubbed, without_secrets
@@ -38,6 +39,16 @@ class TecCacheError(Exception):
         if command:
             lines.append(f"    {command}")
         super().__init__(block(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the parts: an error of a worker process reaches the main one as it was raised."""
+        return _again, (type(self), self.what, self.where, self.todo, self.details, self.command)
+
+
+def _again(
+    kind: type[TecCacheError], what: str, where: str, todo: str, details: tuple[str, ...], command: str
+) -> TecCacheError:
+    return kind(what, where=where, todo=todo, details=details, command=command)
 
 
 class ConfigError(TecCacheError, ValueError):

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("tec_cache/**/*.py"), *ROOT.glob("pipelines/**/*.py"), ROOT / "cli.py"])
 
 MAKING = ("tec_cache.data", "tec_cache.base")
+LABELLED = ("tec_cache.labelled",)
+"""Photos with their labels, for tuning: a side of its own that reads photos, and knows neither base nor cache."""
 TRAINING = ("tec_cache.loader", "tec_cache.student", "tec_cache.run", "tec_cache.tasks", "tec_cache.finetune")
 BOTH_ALLOWED = ("pipelines.train", "pipelines.target_sources", "pipelines.encoder_source", "pipelines.finetune")
 """The training program, whose online yardstick puts the base into the loop; and fine-tuning, which judges any base."""
@@ -56,10 +58,15 @@ def test_import_law(path: Path) -> None:
     if name == "tec_cache":
         return  # the public face names both sides and imports neither until asked
     making, training = touches(used, MAKING), touches(used, TRAINING)
+    if name.startswith("tec_cache") and not name.startswith(LABELLED):
+        assert not touches(used, LABELLED), "only programs put the reader of labelled photos beside something else"
     if name.startswith(MAKING):
         assert not training
     elif name.startswith(TRAINING):
         assert not making
+    elif name.startswith(LABELLED):
+        assert not training
+        assert not touches(used, ("tec_cache.base", "tec_cache.cache"))
     elif name.startswith("tec_cache"):
         assert not making, "what both sides share must not know the making side"
         assert not training, "what both sides share must not know the training side"

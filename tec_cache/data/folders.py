@@ -12,7 +12,7 @@ from typing import Any
 from tec_cache.cache.record import hash_keys
 from tec_cache.data.contents import Contents, folder_contents
 from tec_cache.data.passed_over import PassedOver, passed_over_text
-from tec_cache.data.photos import MOST_PHOTO_BYTES, Photo, Shard, plain_text
+from tec_cache.data.photos import MOST_PHOTO_BYTES, Extent, Photo, Shard, plain_text
 from tec_cache.data.walk import Walk, walk
 from tec_cache.errors import LayoutError, SourceError, listed
 from tec_cache.rng import key64, permutation
@@ -70,6 +70,12 @@ class FolderShard(Shard):
                 yield Photo(plain_text(file), read_regular(self.root / file, MOST_PHOTO_BYTES), label, note=note)
             except OSError as error:
                 yield Photo(plain_text(file), b"", label, f"cannot be read: {error.strerror}", note)
+
+    def places(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
+        """Yield the photos in the same order, without looking at their files."""
+        for number, file in enumerate(self.files):
+            label, note = self._label(file)
+            yield Photo(plain_text(file), b"", label, note=note, extent=Extent(number, -1))
 
     def _label(self, file: str) -> tuple[int | None, str]:
         """Return the label of a photo, and a note where it has none although others do."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from tec_cache.data.contents import Contents
 from tec_cache.data.passed_over import PassedOver
@@ -18,6 +18,15 @@ IMAGE_SUFFIXES = frozenset(
 MOST_PHOTO_BYTES = (1 << 29) + (1 << 20)
 """Of a photo as it lies in a file. The largest that is decoded (images.MAX_PIXELS) takes half a gigabyte without
 compression, in three channels of 16 bits; what is larger is no photo, and is not read into memory."""
+
+
+class Extent(NamedTuple):
+    """Where a file's bytes lie in a shard."""
+
+    offset: int
+    """Of its first byte in a plain tar; its number among the files of a part of a folder."""
+    size: int
+    """Bytes; -1 in a folder, whose files are not looked at."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class Photo:
     label: int | None
     problem: str = ""
     note: str = ""
+    extent: Extent | None = None
+    """Instead of its bytes, where `Shard.places` gives it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,13 @@ class Shard(ABC):
 
         Raises SourceError at the point where the shard is damaged, and LayoutError where its photos would be read
         wrongly.
+        """
+
+    @abstractmethod
+    def places(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
+        """Yield the same photos without their bytes, each with its `extent`, to be read by itself.
+
+        Raises what `photos` raises, and ConfigError for a shard whose photos cannot be read at random.
         """
 
     @abstractmethod

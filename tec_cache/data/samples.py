@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from webdataset.tariterators import base_plus_ext
 
-from tec_cache.data.photos import IMAGE_SUFFIXES
+from tec_cache.data.photos import IMAGE_SUFFIXES, Extent
 from tec_cache.errors import LayoutError
 
 LONG_RUN = 256
@@ -28,6 +28,8 @@ class Member(NamedTuple):
     data: bytes
     problem: str = ""
     """Why its bytes cannot be had; then there are none."""
+    extent: Extent | None = None
+    """Where they are, of a member of a plain tar whose bytes were not wanted."""
 
     @property
     def stem(self) -> str:

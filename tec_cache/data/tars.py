@@ -34,7 +34,7 @@ from tec_cache.data.passed_over import (
 from tec_cache.data.photos import MOST_PHOTO_BYTES, Photo, Shard, plain_text
 from tec_cache.data.samples import Member, Sample, samples
 from tec_cache.data.tar_stream import open_members, unreadable_shard
-from tec_cache.errors import SourceError, TecCacheError
+from tec_cache.errors import ConfigError, SourceError, TecCacheError
 
 MOST_SAMPLE_BYTES = 2 * MOST_PHOTO_BYTES
 """Of all files with one key, which are held together: a photo and as much beside it."""
@@ -70,8 +70,19 @@ class TarShard(Shard):
         over, that costs 0.1 s of a core for 1,000 photos; a compressed or remote shard is read twice.
         """
         counts = PassedOver() if passed_over is None else passed_over
+        return self._given(members(self.file, counts), counts)
+
+    def places(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
+        """Yield the photos in order, without reading them where the tar is local.
+
+        Raises ConfigError for a compressed tar, in which nobody can jump.
+        """
+        counts = PassedOver() if passed_over is None else passed_over
+        return self._given(members(self.file, counts, self.labels.wanted, plain=True), counts)
+
+    def _given(self, every: Iterator[Member], counts: PassedOver) -> Iterator[Photo]:
         given, looked = 0, False
-        for sample in samples(members(self.file, counts), self.place):
+        for sample in samples(every, self.place):
             photo = self._photo(sample, counts)
             lacks = photo is not None and (photo.label is None or sample.image is None)
             if not looked and (lacks or _holds_a_tar(sample)):
@@ -108,8 +119,9 @@ class TarShard(Shard):
         number, note = self.labels.number(label)
         if number is None and not note:
             note = next((m.problem for m in sample.fields.values() if m is not sample.image), "")
-        data = b"" if problem or sample.image is None else sample.image.data
-        return Photo(sample.key, data, number, problem, note)
+        if problem or sample.image is None:
+            return Photo(sample.key, b"", number, problem, note)
+        return Photo(sample.key, sample.image.data, number, "", note, sample.image.extent)
 
 
 def _holds_a_tar(sample: Sample) -> bool:
@@ -120,14 +132,19 @@ DAMAGE = (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionE
 """What tarfile raises for headers that make no sense."""
 
 
-def members(file: ShardFile, passed_over: PassedOver, wanted: Callable[[str], bool] | None = None) -> Iterator[Member]:
+def members(
+    file: ShardFile, passed_over: PassedOver, wanted: Callable[[str], bool] | None = None, *, plain: bool = False
+) -> Iterator[Member]:
     """Yield the files of a tar that may belong to a sample, count the others, or raise SourceError.
 
-    wanted: says by the name whose bytes are wanted; those of the other members are not read.
+    wanted: says by the name whose bytes are wanted; those of the other members are not read. plain: raise ConfigError
+    for a compressed tar.
     """
     todo = "make the shard again, or --on-error skip to use what comes before the damage"
     try:
         with open_members(file, jump=wanted is not None) as tar:
+            if plain and tar.compressed:
+                raise _packed_shard(file)
             links, held = Links(file, compressed=tar.compressed), Held()
             for info in tar:
                 if info.isfile():
@@ -136,10 +153,10 @@ def members(file: ShardFile, passed_over: PassedOver, wanted: Callable[[str], bo
                     passed_over.add(kind)
                 elif info.isdir():
                     continue
-                elif wanted is not None and not wanted(info.name):
-                    yield Member(plain_text(info.name), b"")
                 elif problem := held.refused(info.name, links.size(info)):
                     yield Member(plain_text(info.name), b"", problem)
+                elif wanted is not None and not wanted(info.name):
+                    yield links.place(info)
                 elif info.islnk():
                     yield links.read(info)
                 else:
@@ -152,6 +169,14 @@ def members(file: ShardFile, passed_over: PassedOver, wanted: Callable[[str], bo
         raise SourceError(f"damaged shard: {text}", where=file.where, todo=todo) from error
     except Exception as error:
         raise unreadable_shard(error, file) from error
+
+
+def _packed_shard(file: ShardFile) -> ConfigError:
+    return ConfigError(
+        "the shard is compressed, and photos are read from it in a random order, which needs plain tars",
+        where=file.where,
+        todo="unpack it: gunzip (or bunzip2, unxz) leaves a .tar; photos are hardly larger for it",
+    )
 
 
 class Held:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from tec_cache.finetune.recipes import FinetuneRecipe
-
 from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError
 from tec_cache.fields import changed, check_choice, check_positive, check_range, setting, varied
+from tec_cache.finetune.recipes import FinetuneRecipe
 from tec_cache.loop_settings import LoopSettings
 
 # settings of the loop and of the classifier that a recipe has as well, by the same name
@@ -43,20 +42,21 @@ class FinetuneConfig(LoopSettings):
     rule: str | None = setting(None, "mae or tec: whose rules.  [default: mae; tec where adapters are tuned]")
     adapters_from: str = setting("pretrained", "pretrained, or random: the control.")
     recipe: str | None = setting(None, "Recipe by name.  [default: by what the model was made of]")
-    layer_decay: float | None = setting(None, "Of the learning rate from a layer to the one below.")
-    drop_path: float | None = setting(None, "Highest chance of a block's being skipped.")
-    mixup: float | None = setting(None, "Alpha of mixup; 0 for none.")
-    cutmix: float | None = setting(None, "Alpha of cutmix; 0 for none.")
-    smoothing: float | None = setting(None, "Label smoothing.")
-    optimizer: str | None = setting(None, "adamw, sgd or lars.")
-    momentum: float | None = setting(None, "Of sgd and lars.")
+    # None until they are resolved
+    layer_decay: float = setting(None, "Of the learning rate from a layer to the one below.")
+    drop_path: float = setting(None, "Highest chance of a block's being skipped.")
+    mixup: float = setting(None, "Alpha of mixup; 0 for none.")
+    cutmix: float = setting(None, "Alpha of cutmix; 0 for none.")
+    smoothing: float = setting(None, "Label smoothing.")
+    optimizer: str = setting(None, "adamw, sgd or lars.")
+    momentum: float = setting(None, "Of sgd and lars.")
     on_error: str = setting("stop", "What a broken photo does: stop, or skip (another of its batch stands in).")
-    # the loop's, left to the recipe
-    epochs: int | None = varied(LoopSettings, "epochs", None)  # type: ignore[assignment]
-    base_lr: float | None = varied(LoopSettings, "base_lr", None)  # type: ignore[assignment]
-    min_lr: float | None = varied(LoopSettings, "min_lr", None)  # type: ignore[assignment]
-    batch_size: int | None = varied(LoopSettings, "batch_size", None)  # type: ignore[assignment]
-    weight_decay: float | None = varied(LoopSettings, "weight_decay", None)  # type: ignore[assignment]
+    # the loop's, None until they are resolved
+    epochs: int = varied(LoopSettings, "epochs", None)
+    base_lr: float = varied(LoopSettings, "base_lr", None)
+    min_lr: float = varied(LoopSettings, "min_lr", None)
+    batch_size: int = varied(LoopSettings, "batch_size", None)
+    weight_decay: float = varied(LoopSettings, "weight_decay", None)
     beta2: float = varied(LoopSettings, "beta2", 0.999)
 
     def __post_init__(self) -> None:
@@ -75,8 +75,9 @@ class FinetuneConfig(LoopSettings):
             if not getattr(self, name):
                 raise ConfigError(f"no {name} was named", todo="tec-cache finetune MODEL --train SHARDS --test SHARDS")
         if (self.test is None) == (self.select is None):
-            what = "neither --test nor --select was given" if self.test is None else "both --test and --select were given"
-            raise ConfigError(what, todo="give --test SHARDS, or --select 0.1 to choose settings on a part of --train")
+            what = "neither --test nor --select was" if self.test is None else "both --test and --select were"
+            todo = "give --test SHARDS, or --select 0.1 to choose settings on a part of --train"
+            raise ConfigError(f"{what} given", todo=todo)
         require_used(self, changed(self))
 
     def resolved(self, recipe: FinetuneRecipe) -> FinetuneConfig:

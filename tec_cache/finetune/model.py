@@ -67,7 +67,7 @@ def create_classifier(
             model = FrozenClassifier(source, copy.deepcopy(source.model), num_classes, tune, rule)
         head: Any = model.vit.head if tune == "full" else model.head
         std = FULL_STD if tune == "full" else FROZEN_STD
-        # MAE's trunc_normal_ cuts at 2, which no draw reaches; timm's and older ones of torch make one weight in 2**24 -2
+        # trunc_normal_ cuts at 2, which no draw reaches; timm's and older ones of torch make one weight in 2**24 -2
         nn.init.normal_(head.weight, std=std, generator=_generator(seed, "head"))
         nn.init.zeros_(head.bias)
         if with_adapters:

@@ -28,12 +28,23 @@ TOP = 5
 
 
 class Labelled(Protocol):
-    """A batch of photos: images (B, 3, S, S) float32, normalized; labels (B,) int64; their numbers, on the host."""
+    """A batch of photos: as `labelled.LabelledBatch`."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    epoch: int
-    numbers: npt.NDArray[np.int64]
+    @property
+    def images(self) -> torch.Tensor:
+        """(B, 3, S, S) float32, normalized."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """(B,) int64."""
+
+    @property
+    def epoch(self) -> int:
+        """Of the training."""
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """(B,), which photos these are; always on the host."""
 
     def __len__(self) -> int: ...
 
@@ -118,14 +129,12 @@ class Classify:
     def optimizer(self, lr: float) -> torch.optim.Optimizer:
         """Create the optimizer of the recipe over groups with their shares of the learning rate."""
         config = self.config
-        groups = parameter_groups(
-            self.classifier, weight_decay=config.weight_decay, layer_decay=float(config.layer_decay or 1.0)
-        )
+        groups = parameter_groups(self.classifier, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
         return create_optimizer(
             config.optimizer,  # type: ignore[arg-type]
             groups,
             lr=lr,
-            momentum=float(config.momentum or 0.0),
+            momentum=config.momentum,
             betas=(config.beta1, config.beta2),
         )
 

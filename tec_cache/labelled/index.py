@@ -1,0 +1,253 @@
+"""Where each labelled photo lies, so that any of them can be read by itself, in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tec_cache.background import in_order
+from tec_cache.data.files import ShardFile
+from tec_cache.data.folders import FolderShard
+from tec_cache.data.passed_over import PassedOver
+from tec_cache.data.photos import MOST_PHOTO_BYTES, Extent, Photo, Shard, plain_text
+from tec_cache.data.source import Source
+from tec_cache.data.tar_stream import unreadable_shard
+from tec_cache.data.tars import TarShard
+from tec_cache.errors import ConfigError, SourceError, TecCacheError
+from tec_cache.labelled.left_out import LeftOut
+from tec_cache.labelled.names import Names
+from tec_cache.progress import Progress
+from tec_cache.rng import key64, uniform
+from tec_cache.store.local import read_regular
+
+READERS = 8
+"""Shards that are looked through at the same time: to read headers is to wait, of remote shards at least."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where the photos of a shard lie."""
+
+    place: str
+    """For messages."""
+    inside: ShardFile | Path
+    """A plain tar, or the folder below which they are."""
+
+    def read(self, name: str, extent: Extent) -> bytes:
+        """Read a photo; name: of a folder, its path below it.
+
+        Raises SourceError where it is not what it was when the shard was looked through, StorageError where the disk or
+        the network fails.
+        """
+        if isinstance(self.inside, Path):
+            try:
+                return read_regular(self.inside / name, MOST_PHOTO_BYTES)
+            except OSError as error:
+                raise SourceError(f"cannot be read: {error.strerror}") from error
+        try:
+            data = self.inside.part(extent.offset, extent.offset + extent.size)
+        except TecCacheError:
+            raise
+        except Exception as error:  # network libraries have errors of their own
+            raise unreadable_shard(error, self.inside) from error
+        if len(data) != extent.size:
+            raise SourceError(f"{len(data):,} of its {extent.size:,} bytes are left: the shard has changed")
+        return data
+
+
+@dataclass(frozen=True)
+class PhotoIndex:
+    """The labelled photos of a source, in its order, and what of it is none.
+
+    shard: (N,) int32. offset, size: (N,) int64, in bytes (of a photo in a folder its number in the shard, and -1).
+    label: (N,) int64, from zero on. sample_keys: (N,) uint64, a function of (shard, key), as in a cache's batches.
+    """
+
+    homes: tuple[Home, ...]
+    """Of each shard."""
+    names: Names
+    """Keys in a tar, paths below a folder."""
+    shard: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int64]
+    sample_keys: npt.NDArray[np.uint64]
+    classes: tuple[str, ...] | None = None
+    """Names of the classes in the order of their numbers; None where labels are numbers."""
+    unlabelled: LeftOut = field(default_factory=LeftOut)
+    """Photos without a label that is understood: nothing can be learned from them."""
+    unusable: LeftOut = field(default_factory=LeftOut)
+    """Photos whose bytes cannot be had, and ends of damaged shards, where these are skipped."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Kind -> how many things are no photos."""
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of the classes: of their names, or one more than the highest label."""
+        return int(self.label.max()) + 1 if self.classes is None else len(self.classes)
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of all photos."""
+        return [plain_text(name) for name in self.names]
+
+    def key(self, number: int) -> str:
+        """Return the key of a photo."""
+        return plain_text(self.names[number])
+
+    def place(self, number: int) -> str:
+        """Return the shard of a photo, for messages."""
+        return self.homes[self.shard[number]].place
+
+    def read(self, number: int) -> bytes:
+        """Return the bytes of a photo. Raises SourceError where they are gone, StorageError where nobody can tell."""
+        extent = Extent(int(self.offset[number]), int(self.size[number]))
+        return self.homes[self.shard[number]].read(self.names[number], extent)
+
+    def divided(self, share: float, *, seed: int) -> tuple[PhotoIndex, PhotoIndex]:
+        """Hold a share of the photos out: (the rest, those held out), a function of (seed, the photos).
+
+        Raises ConfigError where either would be empty.
+        """
+        order = np.argsort(uniform(self.sample_keys ^ np.uint64(key64("held out", seed)), 1)[:, 0], kind="stable")
+        count = round(share * len(self))
+        if not 0 < count < len(self):
+            todo = "give a share that holds at least one photo, and leaves one"
+            raise ConfigError(f"{share:g} of {len(self)} photos are {count}", where=self.homes[0].place, todo=todo)
+        return self._chosen(np.sort(order[count:])), self._chosen(np.sort(order[:count]))
+
+    def _chosen(self, numbers: npt.NDArray[np.int64]) -> PhotoIndex:
+        columns = {name: getattr(self, name)[numbers] for name in ("shard", "offset", "size", "label", "sample_keys")}
+        return replace(self, names=Names.of(self.names[int(i)] for i in numbers), **columns)
+
+    def fingerprint(self) -> str:
+        """Return what tells these photos and labels from others, as hex: keys, sizes, labels, names of classes."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for column in (self.sample_keys, self.size, self.label):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+    def reopened(self) -> PhotoIndex:
+        """Return the same with file systems of its own: connections do not survive a fork."""
+        return replace(self, homes=pickle.loads(pickle.dumps(self.homes)))
+
+
+def index_photos(source: Source, *, quiet: bool = True, on_error: str = "stop") -> PhotoIndex:
+    """Look through all shards for their photos and labels; of local tars only headers and labels are read.
+
+    source: with its labels found (`Source.with_labels`). on_error: what a photo whose bytes cannot be had and a damaged
+    shard do: "stop" (SourceError), or "skip" (named in `unusable`). quiet: no progress.
+
+    Raises ConfigError for a compressed tar and for a label below zero, SourceError where no photo has a label, and what
+    the photos of a shard raise.
+    """
+    parts: list[_Part] = []
+
+    def look(numbered: tuple[int, Shard]) -> _Part:
+        return _Part.of(*numbered, skip=on_error == "skip")
+
+    with (
+        Progress("where the photos lie", noun="shards", total=len(source.shards), quiet=quiet) as progress,
+        ThreadPoolExecutor(READERS, thread_name_prefix="index") as pool,
+    ):
+        for part in in_order(pool, look, enumerate(source.shards), READERS):
+            parts.append(part)
+            progress.advance(1)
+    unlabelled, unusable, passed_over = LeftOut(), LeftOut(), PassedOver(source.passed_over)
+    for part in parts:
+        unlabelled.join(part.unlabelled)
+        unusable.join(part.unusable)
+        passed_over.update(part.passed_over)
+    index = PhotoIndex(
+        homes=tuple(_home(shard) for shard in source.shards),
+        names=Names.joined([part.names for part in parts]),
+        shard=np.concatenate([part.columns[0] for part in parts]).astype(np.int32),
+        offset=np.concatenate([part.columns[1] for part in parts]),
+        size=np.concatenate([part.columns[2] for part in parts]),
+        label=np.concatenate([part.columns[3] for part in parts]),
+        sample_keys=np.concatenate([part.sample_keys for part in parts]),
+        classes=source.classes,
+        unlabelled=unlabelled,
+        unusable=unusable,
+        passed_over=passed_over.told(),
+    )
+    if not len(index):
+        why = f"; without one are {unlabelled}" if unlabelled else f"; unusable are {unusable}" if unusable else ""
+        todo = "a tar's label is in KEY.cls or where --label-field says, a folder's photos lie in class folders"
+        raise SourceError(f"no photo has a label{why}", where=source.shards[0].place, todo=todo)
+    return index
+
+
+@dataclass
+class _Part:
+    """What a shard holds. columns: shard, offset, size, label, (4, N) int64."""
+
+    names: Names
+    columns: npt.NDArray[np.int64]
+    sample_keys: npt.NDArray[np.uint64]
+    passed_over: PassedOver
+    unlabelled: LeftOut
+    unusable: LeftOut
+
+    @classmethod
+    def of(cls, number: int, shard: Shard, *, skip: bool) -> _Part:
+        """Look through a shard."""
+        passed_over, unlabelled, unusable = PassedOver(), LeftOut(), LeftOut()
+        names: list[str] = []
+        keys: list[int] = []
+        rows: list[tuple[int, int, int, int]] = []
+        try:
+            for photo in shard.places(passed_over):
+                if photo.problem or photo.extent is None:
+                    if not skip:
+                        raise broken_photo(photo.key, photo.problem, shard.place)
+                    unusable.add(f"{shard.place}: photo {photo.key!r}: {photo.problem}")
+                elif photo.label is None:
+                    unlabelled.add(f"{shard.place}: photo {photo.key!r}: {photo.note or 'no label'}")
+                else:
+                    _require_class(photo, shard)
+                    names.append(_name(shard, photo))
+                    keys.append(key64("sample", shard.name, photo.key))
+                    rows.append((number, *photo.extent, photo.label))
+        except SourceError as error:
+            if not skip:
+                raise
+            unusable.add(f"{shard.place}: {error.what}")
+        columns = np.array(rows, np.int64).reshape(-1, 4).T
+        return cls(Names.of(names), columns, np.array(keys, np.uint64), passed_over, unlabelled, unusable)
+
+
+def broken_photo(key: str, problem: str, place: str) -> SourceError:
+    """Return the error that names a photo that cannot be used."""
+    todo = "mend it, or leave broken photos out: --on-error skip"
+    return SourceError(f"photo {key!r}: {problem}", where=place, todo=todo)
+
+
+def _require_class(photo: Photo, shard: Shard) -> None:
+    if photo.label is not None and photo.label < 0:
+        what = f"photo {photo.key!r} is of class {photo.label}; classes count from 0 on"
+        raise ConfigError(what, where=shard.place, todo="number the classes from 0 on")
+
+
+def _name(shard: Shard, photo: Photo) -> str:
+    """Return what a photo is read by, where its key may have lost bytes that are no UTF-8."""
+    if isinstance(shard, FolderShard) and photo.extent is not None:
+        return shard.files[photo.extent.offset]
+    return photo.key
+
+
+def _home(shard: Shard) -> Home:
+    if isinstance(shard, TarShard):
+        return Home(shard.place, shard.file)
+    if isinstance(shard, FolderShard):
+        return Home(shard.place, shard.root)
+    raise TypeError(f"photos of a {type(shard).__name__} cannot be read at random")

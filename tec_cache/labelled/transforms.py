@@ -1,0 +1,98 @@
+"""The transforms of tuning and of judging: timm's, with what the recipes set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+Transform = Callable[[Image.Image], torch.Tensor]
+"""From an upright RGB photo to (3, S, S) float32. What it draws comes from Python's, numpy's and torch's global
+generators, which are set for each photo; from others it would not come twice the same."""
+
+CENTER_CROP = 0.875
+"""Share of the shorter side that is judged, up to CROPPED_SIZE: photos are resized to 256 for 224."""
+CROPPED_SIZE = 224
+"""Pixels. What is judged on larger photos sees all of the shorter side."""
+
+
+def train_transform(
+    size: int,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+    color_jitter: float | None = None,
+    erase: float = 0.25,
+    erase_mode: str = "pixel",
+    interpolation: str = "bicubic",
+) -> Transform:
+    """Return the augmentation of full fine-tuning, whose defaults are MAE's (and BEiT's and DeiT's).
+
+    size: pixels of the square that is cut. scale, ratio: of the photo's area, and width to height. flip, erase:
+    probabilities. auto_augment: as timm writes it; None for none. color_jitter: None for none; timm leaves it out
+    beside a RandAugment.
+    """
+    transform: Transform = create_transform(
+        size,
+        is_training=True,
+        scale=scale,
+        ratio=ratio,
+        hflip=flip,
+        color_jitter=color_jitter,  # type: ignore[arg-type]
+        auto_augment=auto_augment,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+        re_prob=erase,
+        re_mode=erase_mode,
+        re_count=1,
+    )
+    return transform
+
+
+def probe_transform(
+    size: int,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    scale: tuple[float, float] = (0.08, 1.0),
+    flip: float = 0.5,
+    interpolation: str = "bicubic",
+) -> Transform:
+    """Return MAE's augmentation of a linear probe: a random part of the photo, mirrored or not."""
+    return train_transform(
+        size,
+        mean=mean,
+        std=std,
+        scale=scale,
+        flip=flip,
+        auto_augment=None,
+        erase=0.0,
+        interpolation=interpolation,
+    )
+
+
+def evaluation_transform(
+    size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    *,
+    crop: float | None = None,
+    interpolation: str = "bicubic",
+) -> Transform:
+    """Return the transform of judging: resize, and cut the middle.
+
+    crop: share of the shorter side; None: 0.875 up to 224 pixels, above that all of it.
+    """
+    if crop is None:
+        crop = CENTER_CROP if size <= CROPPED_SIZE else 1.0
+    transform: Transform = create_transform(
+        size, is_training=False, interpolation=interpolation, mean=mean, std=std, crop_pct=crop
+    )
+    return transform
