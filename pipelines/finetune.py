@@ -104,7 +104,7 @@ def finetune(
             photos.num_classes,
             tune=config.tune,  # type: ignore[arg-type]
             rule=rule,
-            drop_path=config.drop_path if config.tune == "full" else 0.0,
+            drop_path=config.drop_path or 0.0,
             adapters_from=config.adapters_from,
             seed=config.seed,
         )

@@ -220,6 +220,11 @@ USED: dict[str, dict[str, Conditions]] = {
 """Config -> field -> all that must hold for it to be used."""
 
 
+def is_used(config: Any, name: str) -> bool:
+    """Say whether a config uses a setting."""
+    return all(condition.holds(config) for condition in USED[type(config).__name__][name])
+
+
 def require_used(config: Any, given: Iterable[str], options: Mapping[str, str] | None = None) -> None:
     """Raise ConfigError naming every setting among `given` that this config does not use, and why.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from tec_cache.conditions import require_used
+from tec_cache.conditions import is_used, require_used
 from tec_cache.errors import ConfigError
 from tec_cache.fields import changed, check_choice, check_positive, check_range, setting, varied
 from tec_cache.finetune.recipes import FinetuneRecipe
@@ -43,13 +43,13 @@ class FinetuneConfig(LoopSettings):
     adapters_from: str = setting("pretrained", "pretrained, or random: the control.")
     recipe: str | None = setting(None, "Recipe by name.  [default: by what the model was made of]")
     # None until they are resolved
-    layer_decay: float = setting(None, "Of the learning rate from a layer to the one below.")
-    drop_path: float = setting(None, "Highest chance of a block's being skipped.")
+    layer_decay: float | None = setting(None, "Of the learning rate from a layer to the one below.")
+    drop_path: float | None = setting(None, "Highest chance of a block's being skipped.")
     mixup: float = setting(None, "Alpha of mixup; 0 for none.")
     cutmix: float = setting(None, "Alpha of cutmix; 0 for none.")
     smoothing: float = setting(None, "Label smoothing.")
     optimizer: str = setting(None, "adamw, sgd or lars.")
-    momentum: float = setting(None, "Of sgd and lars.")
+    momentum: float | None = setting(None, "Of sgd and lars.")
     on_error: str = setting("stop", "What a broken photo does: stop, or skip (another of its batch stands in).")
     # the loop's, None until they are resolved
     epochs: int = varied(LoopSettings, "epochs", None)
@@ -81,9 +81,10 @@ class FinetuneConfig(LoopSettings):
         require_used(self, changed(self))
 
     def resolved(self, recipe: FinetuneRecipe) -> FinetuneConfig:
-        """Fill what was left to a recipe; a warm-up shrinks or grows with the epochs."""
-        filled = {name: getattr(recipe, name) for name in OF_RECIPE if getattr(self, name) is None}
-        config = replace(self, **filled)
+        """Fill what was left to a recipe and is used; a warm-up shrinks or grows with the epochs."""
+        config = self if self.optimizer is not None else replace(self, optimizer=recipe.optimizer)
+        left = [name for name in OF_RECIPE if getattr(config, name) is None and is_used(config, name)]
+        config = replace(config, **{name: getattr(recipe, name) for name in left})
         if config.warmup_epochs is None:
             config = replace(config, warmup_epochs=recipe.warmup_epochs * config.epochs / recipe.epochs)
         return config

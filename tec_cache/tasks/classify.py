@@ -129,12 +129,16 @@ class Classify:
     def optimizer(self, lr: float) -> torch.optim.Optimizer:
         """Create the optimizer of the recipe over groups with their shares of the learning rate."""
         config = self.config
-        groups = parameter_groups(self.classifier, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
+        groups = parameter_groups(
+            self.classifier,
+            weight_decay=config.weight_decay,
+            layer_decay=1.0 if config.layer_decay is None else config.layer_decay,
+        )
         return create_optimizer(
             config.optimizer,  # type: ignore[arg-type]
             groups,
             lr=lr,
-            momentum=config.momentum,
+            momentum=0.0 if config.momentum is None else config.momentum,
             betas=(config.beta1, config.beta2),
         )
 
