@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from pipelines.base_given import given_by
+from pipelines.base_given import given_by, load_judged
 from pipelines.probe_inputs import Numbering, Part, no_label, number_classes, open_part
-from tec_cache.base.load import load_base, native_grid, random_model
 from tec_cache.base.model import FrozenBase
 from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.config import ProbeConfig
@@ -29,7 +27,6 @@ from tec_cache.errors import ConfigError, SourceError
 from tec_cache.probe.knn import knn_accuracy
 from tec_cache.probe.linear import linear_accuracy
 from tec_cache.progress import Progress
-from tec_cache.recipes import BASES
 from tec_cache.urls import without_secrets
 
 
@@ -111,16 +108,7 @@ def probe(config: ProbeConfig, *, quiet: bool = True) -> ProbeSummary:
 
 def load_model(config: ProbeConfig) -> FrozenBase:
     """Load what is to be judged: `random:NAME`, or anything that `--base` takes."""
-    given = given_by(config)
-    if config.model.startswith("random:"):
-        if config.weights:
-            raise ConfigError("a random model takes no --weights", todo="leave one of them out")
-        name = config.model.removeprefix("random:")
-        if name not in BASES and not Path(name).exists() and not name.startswith("timm:"):
-            name = f"timm:{name}"
-        return random_model(name, grid=config.grid or native_grid(name, None, given), given=given)
-    grid = config.grid or native_grid(config.model, config.weights, given)
-    return load_base(config.model, config.weights, grid=grid, k=None, given=given)
+    return load_judged(config.model, config.weights, grid=config.grid, given=given_by(config))
 
 
 def features_of(
