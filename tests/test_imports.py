@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("tec_cache/**/*.py"), *ROOT.glob("pipelines/**/*.py"), ROOT / "cli.py"])
 
 MAKING = ("tec_cache.data", "tec_cache.base")
-TRAINING = ("tec_cache.loader", "tec_cache.student", "tec_cache.run")
-BOTH_ALLOWED = ("pipelines.train", "pipelines.target_sources")
-"""The training program, whose online yardstick puts the base into the loop."""
+TRAINING = ("tec_cache.loader", "tec_cache.student", "tec_cache.run", "tec_cache.finetune")
+BOTH_ALLOWED = ("pipelines.train", "pipelines.target_sources", "pipelines.encoder_source")
+"""The training program, whose online yardstick puts the base into the loop; and fine-tuning, which judges any base."""
 
 
 def module_name(path: Path) -> str:

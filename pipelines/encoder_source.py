@@ -1,0 +1,81 @@
+"""From what a user names to an encoder that can be fine-tuned, with the adapters that lie beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from pipelines.base_given import RANDOM, load_judged
+from tec_cache.base.folders import check_model_hash
+from tec_cache.base.source import Given
+from tec_cache.errors import ConfigError, WeightsError
+from tec_cache.finetune.classifier import LoadedEncoder
+from tec_cache.recipes import BASES
+from tec_cache.run.export import ADAPTERS_FILE, ENCODER_ADAPTERS, INPUT_ADAPTER
+from tec_cache.weights.content import load_content, read_json
+
+
+def load_encoder(
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    grid: int | None = None,
+    given: Given | None = None,
+    seed: int = 0,
+) -> LoadedEncoder:
+    """Load an encoder to be fine-tuned.
+
+    name: a folder (an export, timm's, transformers'), a name of `recipes.BASES`, `timm:NAME`, a weight file, or
+    `random:NAME` for an untrained one, which is a function of `seed`. weights: a file that replaces the name's own; no
+    adapters belong to it. grid: patches per side; None for the model's own. Raises ConfigError and WeightsError.
+    """
+    base = load_judged(name, weights, grid=grid, given=given, seed=seed)
+    if type(base.model) is not VisionTransformer:
+        kind = type(base.model).__name__
+        raise ConfigError(f"a {kind} cannot be fine-tuned here", where=name, todo="use a plain VisionTransformer")
+    made_of: dict[str, Any] = {"name": name, **base.identity}
+    adapters: dict[str, Tensor] = {}
+    # a name of a base or timm's comes before a folder that happens to be called so
+    if weights is None and not name.startswith((RANDOM, "timm:")) and name not in BASES and Path(name).is_dir():
+        export = _export_of(Path(name))
+        if export is not None:
+            made_of["export"] = export
+            adapters = _adapters_of(Path(name), export)
+    return LoadedEncoder(
+        model=base.model,
+        architecture=str(base.identity["architecture"]).partition(".")[0],
+        model_args=dict(base.identity["model_args"]),
+        mean=base.mean,
+        std=base.std,
+        input_adapter_state=_below(INPUT_ADAPTER, adapters),
+        adapters_state=_below(ENCODER_ADAPTERS, adapters),
+        made_of=made_of,
+    )
+
+
+def _export_of(folder: Path) -> dict[str, Any] | None:
+    """Return what an export's config.json says of its making; None for a folder of somebody else's."""
+    made = read_json(folder / "config.json").get("tec_cache")
+    return made if isinstance(made, dict) else None
+
+
+def _adapters_of(folder: Path, export: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the adapters of an export, checked against the hash that its configuration names."""
+    expected = export.get("adapters_sha256")
+    if expected is None:
+        return {}
+    file = folder / ADAPTERS_FILE
+    check_model_hash(file, str(expected))
+    state = load_content(file)
+    foreign = [n for n in state if not str(n).startswith((INPUT_ADAPTER, ENCODER_ADAPTERS))]
+    if foreign:
+        raise WeightsError(f"no name of an adapter: {foreign[0]}", where=str(file), todo="export the run again")
+    return state
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return the tensors whose names begin so, by the rest of these; None where there are none."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)} or None

@@ -1,0 +1,1 @@
+"""Judging a model by training a classifier on it: recipes, models, groups of parameters, optimizers, mixed labels."""
