@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -237,6 +238,22 @@ def test_a_frozen_encoder_leaves_the_rest_at_scale_one(source: LoadedEncoder, tu
             assert ours[name] == (1.0, 0.1 if parameter.ndim > 1 and name != "vit.cls_token" else 0.0), name
 
 
+@pytest.mark.parametrize(
+    ("tune", "rule"), [("full", "mae"), ("full", "tec"), ("head", "mae"), ("input-adapter", "tec"), ("adapters", "tec")]
+)
+def test_every_parameter_of_a_group_takes_part_in_bfloat16_too(source: LoadedEncoder, tune: Any, rule: Any) -> None:
+    """Processes that share gradients would wait for one that never comes."""
+    model = create_classifier(source, CLASSES, tune=tune, rule=rule)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(IMAGES)
+    soft_target_loss(logits, torch.eye(CLASSES)[:4]).backward()
+    groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.65)
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == [
+        name for name, _ in model.named_parameters() if any(name in group["names"] for group in groups)
+    ]
+    torch.testing.assert_close(logits.float(), model(IMAGES), rtol=0, atol=0.05)
+
+
 # frozen encoders
 
 
@@ -293,7 +310,9 @@ TRAINED = {
 
 @pytest.mark.parametrize("tune", TRAINED)
 def test_what_is_frozen_gets_no_gradient_and_stays_in_evaluation_mode(source: LoadedEncoder, tune: Any) -> None:
-    model = create_classifier(source, CLASSES, tune=tune).train()
+    open_model = copy.deepcopy(source.model).requires_grad_(True).train()
+    model = create_classifier(dataclasses.replace(source, model=open_model), CLASSES, tune=tune).train()
+    assert all(p.requires_grad for p in open_model.parameters())
     before = {name: value.clone() for name, value in model.vit.state_dict().items()}
     assert not any(module.training for module in model.vit.modules())
     assert model.norm.training
@@ -403,9 +422,15 @@ def test_what_the_encoder_lacks_is_said(tmp_path: Path) -> None:
     none = load_encoder(str(exported(made_student(adapters="none"), tmp_path / "none")))
     with pytest.raises(WeightsError, match="no input adapter beside"):
         create_classifier(none, CLASSES, rule="tec")
-    misfit = dataclasses.replace(only, input_adapter_state={**only.input_adapter_state, "fc1.bias": torch.zeros(3)})
-    with pytest.raises(WeightsError, match="of the wrong shape"):
-        create_classifier(misfit, CLASSES, rule="tec")
+    whole = dict(only.input_adapter_state)
+    for state, message in (
+        (whole | {"fc1.bias": torch.zeros(3)}, "of the wrong shape"),
+        (whole | {"fc3.bias": torch.zeros(3)}, "unexpected"),
+        ({name: value for name, value in whole.items() if name != "class_token"}, "missing: 1: class_token"),
+        (whole | {"class_token": torch.full((1, 1, 48), torch.nan)}, "NaN"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            create_classifier(dataclasses.replace(only, input_adapter_state=state), CLASSES, rule="tec")
     tokenless: Any = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, class_token=False,
                                        global_pool="avg", fc_norm=False, **TINY)  # fmt: skip
     args = TINY | {"class_token": False, "global_pool": "avg", "fc_norm": False}
@@ -613,6 +638,8 @@ def test_a_recipe_is_chosen_by_what_an_export_was_made_of(made: dict[str, Any], 
     ("made", "message"),
     [
         ({}, "no export"),
+        ({"export": {"settings": {"config": {}, "targets": {}}}}, "does not say what it was trained on"),
+        ({"export": {"settings": [1]}}, "does not say what it was trained on"),
         (made_of("mae_large", epochs=300), "no row for vit_base_patch16_224 on targets named mae_large"),
         (made_of("dino", epochs=300), "no row for"),
         (made_of(pixels=True), "targets named pixels"),

@@ -67,7 +67,7 @@ def create_classifier(
             model = FrozenClassifier(source, copy.deepcopy(source.model), num_classes, tune, rule)
         head: Any = model.vit.head if tune == "full" else model.head
         std = FULL_STD if tune == "full" else FROZEN_STD
-        # trunc_normal_ cuts at 2, which no draw reaches; timm's and older ones of torch make one weight in 2**24 -2
+        # MAE's trunc_normal_ cuts at 2, which no draw reaches; timm's and older torch's make one weight in 2**24 -2
         nn.init.normal_(head.weight, std=std, generator=_generator(seed, "head"))
         nn.init.zeros_(head.bias)
         if with_adapters:
@@ -130,8 +130,8 @@ def _mean_pooled(source: LoadedEncoder, num_classes: int, drop_path: float) -> V
 def _add_adapters(model: Classifier, source: LoadedEncoder, random: bool, seed: int, *, encoder: bool) -> None:
     """Put the adapters in, loaded or drawn, and let their weights be trained."""
     vit, width = model.vit, model.vit.embed_dim
-    known = source.adapters_state or {}
-    hidden = known["mlps.0.fc1.weight"].shape[0] if known else 4 * decoder_shape(width)[0]
+    known = (source.adapters_state or {}).get("mlps.0.fc1.weight")
+    hidden = 4 * decoder_shape(width)[0] if known is None else len(known)
     model.input_adapter = Mlp(width, 4 * width)
     model.encoder_adapters = EncoderAdapters(len(vit.blocks), width, hidden) if encoder else None
     vit.cls_token.requires_grad_(True)
@@ -140,11 +140,12 @@ def _add_adapters(model: Classifier, source: LoadedEncoder, random: bool, seed: 
         return
     if source.input_adapter_state is None:
         raise _not_there("input adapter")
-    state = dict(source.input_adapter_state)
     token = nn.Module()
     token.register_parameter(CLASS_TOKEN, vit.cls_token)
-    load_strict(token, {CLASS_TOKEN: state.pop(CLASS_TOKEN)}, what="the class token before its MLP")
-    load_strict(model.input_adapter, state, what="the input adapter")
+    tokens = {name: value for name, value in source.input_adapter_state.items() if name == CLASS_TOKEN}
+    rest = {name: value for name, value in source.input_adapter_state.items() if name != CLASS_TOKEN}
+    load_strict(token, tokens, what="the class token before its MLP")
+    load_strict(model.input_adapter, rest, what="the input adapter")
     if model.encoder_adapters is not None:
         if source.adapters_state is None:
             raise _not_there("encoder adapters")

@@ -171,7 +171,10 @@ def recipe_for(tune: Tune, rule: Rule | None, made_of: Mapping[str, Any], *, num
     if num_images is not None and num_images < FEW_IMAGES:
         why = f"{num_images:,} images; the paper's recipes are made for 1.28 million"
         return Chosen("small", RECIPES["small"], why)
-    name, why = _of_paper(made_of)
+    try:
+        name, why = _of_paper(made_of)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        name, why = "", "its configuration does not say what it was trained on"
     if not name:
         raise ConfigError(
             f"no recipe of full fine-tuning goes with this model by itself: {why}",
