@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Protocol
 
 from tec_cache.base.load import load_base, native_grid, random_model
 from tec_cache.base.model import FrozenBase
 from tec_cache.base.source import Given
-from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import ConfigError
-from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.recipes import BASES
 
 RANDOM = "random:"
 """How the name of an untrained model begins."""
 
 
-def given_by(config: ExtractConfig | TrainConfig | ProbeConfig | FinetuneConfig) -> Given:
+class Settings(Protocol):
+    """The settings of any command that loads a base."""
+
+    @property
+    def mean(self) -> tuple[float, float, float] | None:
+        """Of the pixels."""
+
+    @property
+    def std(self) -> tuple[float, float, float] | None:
+        """Of the pixels."""
+
+    @property
+    def base_args(self) -> dict[str, Any]:
+        """Arguments to timm's constructor that no file says."""
+
+
+def given_by(config: Settings) -> Given:
     """Return the pixel statistics and arguments that were given. Raises ConfigError for any that cannot be meant."""
     return Given.of(config.mean, config.std, config.base_args)
 
