@@ -13,13 +13,17 @@ from tec_cache.kinds import EXPORT_FILE
 
 class _Settings(msgspec.Struct):
     config: dict[str, Any]
-    targets: dict[str, Any]
-    cache: str
+    task: str
+    targets: dict[str, Any] | None = None
+    cache: str | None = None
+    recipe: str | None = None
+    num_classes: int | None = None
 
 
 class _Origin(msgspec.Struct):
     settings: _Settings
     step: int
+    scores: dict[str, float] | None = None
 
 
 class ExportDocument(msgspec.Struct):
@@ -42,6 +46,16 @@ def describe_export(place: Path) -> dict[str, Any]:
     document = read_as(place / EXPORT_FILE, ExportDocument)
     state = read_state(find_source(str(place), None), str(place))
     origin = document.tec_cache
+    settings = origin.settings
+    if settings.targets is not None:
+        own: dict[str, Any] = {
+            "targets": settings.targets,
+            "cache": settings.config.get("cache"),
+            "cache_fingerprint": settings.cache,
+        }
+    else:
+        own = {"recipe": settings.recipe, "num_classes": settings.num_classes, "scores": origin.scores or {}}
+        own["train"] = settings.config.get("train")
     return {
         "export": str(place),
         "architecture": document.architecture,
@@ -50,9 +64,8 @@ def describe_export(place: Path) -> dict[str, Any]:
         "std": document.pretrained_cfg.get("std"),
         "parameters": sum(value.numel() for value in state.values()),
         "weights_sha256": sha256_of_state(state),
-        "run": origin.settings.config.get("out"),
+        "run": settings.config.get("out"),
+        "task": settings.task,
         "step": origin.step,
-        "targets": origin.settings.targets,
-        "cache": origin.settings.config.get("cache"),
-        "cache_fingerprint": origin.settings.cache,
+        **own,
     }

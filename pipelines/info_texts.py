@@ -18,11 +18,21 @@ def run_text(found: dict[str, Any]) -> str:
     """Say how far a run is."""
     config, step, total = found["config"], found["step"], found["total_steps"]
     state = "finished" if found["finished"] else "not finished" if step else "no checkpoint yet"
+    if found["task"] == "pretrain":
+        what = [
+            f"student      {_model(config.get('student'), config.get('student_args'))}",
+            f"targets      {_targets(found['targets'])}; {found['num_views']} views of the cache {config.get('cache')}"
+            f"  ({found['cache_fingerprint'][:12]})",
+        ]
+    else:
+        what = [
+            f"model        {config.get('model')}: {found['model'].get('architecture')}, tuned {config.get('tune')} "
+            f"by the rule {found['rule']}, recipe {found['recipe']}",
+            f"photos       {config.get('train')}; {found['num_classes']:,} classes",
+        ]
     lines = [
         f"run          {found['run']}",
-        f"student      {_model(config.get('student'), config.get('student_args'))}",
-        f"targets      {_targets(found['targets'])}; {found['num_views']} views of the cache {config.get('cache')}"
-        f"  ({found['cache_fingerprint'][:12]})",
+        *what,
         f"settings     batch {config.get('batch_size')}, {config.get('epochs')} epochs, seed {config.get('seed')}; "
         "all of them with --json",
         f"steps        {step:,}{'' if total is None else f' of {total:,}'}: {state}",
@@ -31,6 +41,7 @@ def run_text(found: dict[str, Any]) -> str:
     if losses:
         values = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
         lines.append(f"losses       {values}  (step {found['logged'].get('step', 0):,})")
+    lines += _scores(found["logged"])
     if "images_per_second" in found:
         waited = f", {found['waited']:.1%} of it waiting for the loader" if "waited" in found else ""
         lines.append(f"speed        {found['images_per_second']:,.1f} images/s{waited}")
@@ -49,10 +60,27 @@ def export_text(found: dict[str, Any]) -> str:
         f"weights      SHA-256 {found['weights_sha256']}",
         f"pixels       mean {found['mean']}, std {found['std']}",
         f"made from    step {found['step']:,} of run {found['run']}",
-        f"targets      {_targets(found['targets'])}; cache {found['cache']}  ({found['cache_fingerprint'][:12]})",
+        *_made_from(found),
         f"next         {shell_words(['tec-cache', 'probe', found['export']])} --train PHOTOS --test PHOTOS",
     ]
     return block(lines)
+
+
+def _made_from(found: dict[str, Any]) -> list[str]:
+    """Say what an export learned from."""
+    if found["task"] == "pretrain":
+        cache = f"cache {found['cache']}  ({found['cache_fingerprint'][:12]})"
+        return [f"targets      {_targets(found['targets'])}; {cache}"]
+    photos = f"photos       {found['train']}; {found['num_classes']:,} classes, recipe {found['recipe']}"
+    return [photos, *_scores(found["scores"])]
+
+
+def _scores(values: dict[str, float]) -> list[str]:
+    """Say how a classifier did on the photos that it was judged on."""
+    if "test_top1" not in values:
+        return []
+    fifth = f", top-5 {values['test_top5']:.2%}" if "test_top5" in values else ""
+    return [f"judged       top-1 {values['test_top1']:.2%}{fifth}, loss {values['test_loss']:.4f}"]
 
 
 def _model(name: Any, arguments: Any) -> str:

@@ -48,13 +48,15 @@ def as_timm(settings: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
     mlp = {n.removeprefix("input_adapter."): v for n, v in plain.items() if n.startswith("input_adapter.")}
     if mlp:
         weights["cls_token"] = _folded(weights["cls_token"], mlp)
-    pool, more = ("avg", {}) if tune == "full" else ("token", {}) if rule == "mae" else ("avg", {"fc_norm": False})
+    pool = "token" if tune != "full" and rule == "mae" else "avg"
+    # a frozen encoder's final norm stands before the pooling, as it did when it was trained
+    more = {"global_pool": pool} | ({"fc_norm": False} if tune != "full" and pool == "avg" else {})
     if tune != "full":
         scale = (plain["norm.running_var"] + EPS).rsqrt()
         weights["head.weight"] = plain["head.weight"] * scale
         weights["head.bias"] = plain["head.bias"] - weights["head.weight"] @ plain["norm.running_mean"]
     made = settings["model"]
-    args = made["model_args"] | more | {"img_size": made["input_size"], "global_pool": pool}
+    args = made["model_args"] | more | {"img_size": made["input_size"]}
     with torch.device("meta"):
         model: Any = timm.create_model(
             made["architecture"].partition(".")[0], num_classes=settings["num_classes"], **args
