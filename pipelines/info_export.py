@@ -23,6 +23,7 @@ class _Settings(msgspec.Struct):
 class _Origin(msgspec.Struct):
     settings: _Settings
     step: int
+    model_sha256: str
     scores: dict[str, float] | None = None
 
 
@@ -40,13 +41,20 @@ def describe_export(place: Path) -> dict[str, Any]:
 
     Raises TecCacheError where its configuration cannot be understood, WeightsError where its weights cannot be used.
     """
+    from tec_cache.base.folders import check_model_hash
     from tec_cache.base.load import find_source, read_state
+    from tec_cache.run.export import WEIGHTS_FILE
+    from tec_cache.weights.content import load_content
     from tec_cache.weights.files import sha256_of_state
 
     document = read_as(place / EXPORT_FILE, ExportDocument)
-    state = read_state(find_source(str(place), None), str(place))
     origin = document.tec_cache
     settings = origin.settings
+    if settings.targets is not None:
+        state = read_state(find_source(str(place), None), str(place))
+    else:  # a fine-tuned model is no base: its head, and its norm after the pooling, are its own
+        check_model_hash(place / WEIGHTS_FILE, origin.model_sha256)
+        state = load_content(place / WEIGHTS_FILE)
     if settings.targets is not None:
         own: dict[str, Any] = {
             "targets": settings.targets,

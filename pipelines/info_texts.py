@@ -61,9 +61,17 @@ def export_text(found: dict[str, Any]) -> str:
         f"pixels       mean {found['mean']}, std {found['std']}",
         f"made from    step {found['step']:,} of run {found['run']}",
         *_made_from(found),
-        f"next         {shell_words(['tec-cache', 'probe', found['export']])} --train PHOTOS --test PHOTOS",
+        _next_of(found),
     ]
     return block(lines)
+
+
+def _next_of(found: dict[str, Any]) -> str:
+    """Say what an export is for."""
+    if found["task"] == "pretrain":
+        words = shell_words(["tec-cache", "finetune", found["export"]])
+        return f"next         {words} --train PHOTOS --test PHOTOS --out RUN"
+    return f"next         timm.create_model('local-dir:{found['export']}', pretrained=True)"
 
 
 def _made_from(found: dict[str, Any]) -> list[str]:

@@ -16,13 +16,15 @@ from tec_cache.conditions import USED, require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig, read_toml
 from tec_cache.errors import ConfigError
 from tec_cache.fields import PLACES
+from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.paths import expanded
 
-CONFIGS: dict[str, Any] = {c.__name__: c for c in (ExtractConfig, TrainConfig, ProbeConfig, PlanConfig)}
+CONFIGS: dict[str, Any] = {c.__name__: c for c in (ExtractConfig, TrainConfig, ProbeConfig, PlanConfig, FinetuneConfig)}
 LEAST: dict[type, dict[str, Any]] = {
     ExtractConfig: {"cache": "c"},
     TrainConfig: {"cache": "c", "out": "r"},
     ProbeConfig: {"model": "m", "train": "a", "test": "b"},
+    FinetuneConfig: {"model": "m", "train": "a", "test": "b", "out": "r"},
 }
 
 
@@ -108,6 +110,13 @@ UNUSED: list[tuple[type, dict[str, Any], dict[str, Any]]] = [
     (TrainConfig, {"decoder_depth": 0}, {"decoder_heads": 4}),
     (TrainConfig, {"device": "cuda"}, {"threads": 4}),
     (ProbeConfig, {"model": "random:mae"}, {"weights": "w"}),
+    (FinetuneConfig, {"model": "random:mae"}, {"weights": "w"}),
+    (FinetuneConfig, {}, {"adapters_from": "random"}),
+    (FinetuneConfig, {"tune": "head"}, {"layer_decay": 0.5}),
+    (FinetuneConfig, {"tune": "adapters"}, {"drop_path": 0.1}),
+    (FinetuneConfig, {"optimizer": "adamw"}, {"momentum": 0.9}),
+    (FinetuneConfig, {"optimizer": "sgd"}, {"beta2": 0.99}),
+    (FinetuneConfig, {"device": "cuda"}, {"threads": 4}),
 ]  # fmt: skip
 
 
@@ -123,7 +132,7 @@ def test_a_setting_that_changes_nothing_is_refused(
     with pytest.raises(ConfigError, match=f"not used: {option}"):
         config(**least, **unused)
     # in a file and on the command line; there a default that is given counts as given too
-    command = {ExtractConfig: "extract", TrainConfig: "train", ProbeConfig: "probe"}[config]
+    command = {ExtractConfig: "extract", TrainConfig: "train", ProbeConfig: "probe", FinetuneConfig: "finetune"}[config]
     values = least | unused
     words = [str(values.pop(place)) for place in ("input", "model") if place in values]
     default = config.__dataclass_fields__[name].default
@@ -230,7 +239,9 @@ def test_every_place_of_a_config_may_begin_with_a_home_folder(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     base = {"online": "mae"} if config is TrainConfig else {"base": "mae"}
-    needed = {"base_weights": base, "classes": {"input": "photos"}}.get(name, {})
+    needed = (
+        {"base_weights": base, "classes": {"input": "photos"}}.get(name, {}) if config is not FinetuneConfig else {}
+    )
     made = config(**(LEAST[config] | needed | {name: "~/x"}))
     assert getattr(made, name) == str(tmp_path / "x")
 
@@ -264,13 +275,16 @@ def test_no_command_makes_a_folder_named_tilde(
     words = ["~/x" if p.name == argument else "y" for p in cli.cli.commands[command].params
              if isinstance(p, click.Argument)]  # fmt: skip
     more = {"extract": ["--cache=~/c", "--base=~/b"], "fit": ["--cache=~/c", "--base=~/b"],
-            "plan": ["--cache=~/c", "--base=~/b"], "probe": ["--train=~/t", "--test=~/t"]}  # fmt: skip
+            "plan": ["--cache=~/c", "--base=~/b"], "probe": ["--train=~/t", "--test=~/t"],
+            "finetune": ["--train=~/t", "--test=~/t", "--out=~/r"]}  # fmt: skip
     code, text = told(capsys, monkeypatch, command, *words, *more.get(command, []))
     assert code in (1, 2, 3), text
     assert not list(here.iterdir())
 
 
-@pytest.mark.parametrize("command", [name for name, _ in ARGUMENTS if name not in ("extract", "fit", "plan", "probe")])
+@pytest.mark.parametrize(
+    "command", [name for name, _ in ARGUMENTS if name not in ("extract", "fit", "plan", "probe", "finetune")]
+)
 def test_an_empty_path_is_not_the_current_folder(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
