@@ -57,7 +57,7 @@ class Workers(Iterator[Made]):
             self._at_exit = Finalize(None, self._kill, exitpriority=0)
             with _signals_held():
                 self._batches = iter(loader)
-            self._processes = list(self._batches._workers)
+                self._processes = list(self._batches._workers)
 
     def __next__(self) -> Made:
         if self.ended:
@@ -72,9 +72,7 @@ class Workers(Iterator[Made]):
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            todo = (
-                "it may have run out of memory: use fewer workers or smaller batches, and look at the size of /dev/shm"
-            )
+            todo = "it may have run out of memory: use fewer workers or smaller batches, or a larger /dev/shm"
             raise TecCacheError(f"a process that makes batches has ended: {error}", todo=todo) from error
         return made
 
