@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tec_cache.documents import read_as
-from tec_cache.kinds import EXPORT_FILE
+from tec_cache.kinds import EXPORT_FILE, WEIGHTS_FILE
 
 
 class _Settings(msgspec.Struct):
@@ -43,7 +43,6 @@ def describe_export(place: Path) -> dict[str, Any]:
     """
     from tec_cache.base.folders import check_model_hash
     from tec_cache.base.load import find_source, read_state
-    from tec_cache.run.export import WEIGHTS_FILE
     from tec_cache.weights.content import load_content
     from tec_cache.weights.files import sha256_of_state
 

@@ -14,6 +14,8 @@ from tec_cache.store import open_store
 
 RUN_FILE = "run.json"
 EXPORT_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+"""Beside EXPORT_FILE."""
 
 MOST_ENTRIES = 1000
 """Entries of a foreign folder that are looked at."""

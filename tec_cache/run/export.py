@@ -23,13 +23,12 @@ from torch import nn
 
 from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import TecCacheError, listed
-from tec_cache.kinds import EXPORT_FILE
+from tec_cache.kinds import EXPORT_FILE, WEIGHTS_FILE
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.store.files import hash_file, make_folder, sync_file, sync_folder
 from tec_cache.store.local import read_regular
 from tec_cache.student.model import Student
 
-WEIGHTS_FILE = "model.safetensors"
 ADAPTERS_FILE = "adapters/adapters.safetensors"
 """In a folder of its own: some versions of timm take any .safetensors beside config.json for the model's."""
 INPUT_ADAPTER, ENCODER_ADAPTERS = "input_adapter.", "encoder_adapters."

@@ -88,6 +88,8 @@ class _Classify(msgspec.Struct, forbid_unknown_fields=True):
     total_steps: int
 
 
+_FIRST = {"config", "targets", "cache", "num_views", "total_steps"}
+"""What a run.json of format 1 held, which had no number."""
 _WHOLE: dict[str, Any] = {"pretrain": _Pretrain, "classify": _Classify}
 
 
@@ -146,7 +148,9 @@ def load_settings(run: Path, task: str | None = None) -> dict[str, Any]:
 
 def _require_format(settings: Any, path: Path) -> None:
     """Refuse a run of another format by its number: this program cannot know what its fields mean."""
-    found = settings.get("format", 1) if isinstance(settings, dict) and "config" in settings else FORMAT
+    found = FORMAT
+    if isinstance(settings, dict):
+        found = settings.get("format", 1 if set(settings) >= _FIRST else FORMAT)
     if found != FORMAT:
         raise TecCacheError(
             f"this run is of format {found!s:.20}, this program's are of {FORMAT}",
