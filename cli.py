@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from pipelines import info_texts, texts
+from pipelines.terminal import info_texts, texts
 from pipelines.terminal.options import (
     ExistingPlace,
     Grouped,
@@ -106,7 +106,7 @@ def extract(
     """
     config = settings(ExtractConfig, values, file)
     from pipelines.extract import extract as run_extract
-    from pipelines.extract_summary import require_finished
+    from pipelines.extraction.extract_summary import require_finished
     from tec_cache.distributed import Ranks
 
     ranks = Ranks.from_environment()

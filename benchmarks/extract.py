@@ -35,10 +35,10 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.machine import describe
-from pipelines.base_batches import start_batch, targets_of
 from pipelines.extract import extract
-from pipelines.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
-from pipelines.tally import bottleneck_text
+from pipelines.extraction.base_batches import start_batch, targets_of
+from pipelines.extraction.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
+from pipelines.extraction.tally import bottleneck_text
 from tec_cache.busy import TimedPool
 from tec_cache.cache.blocks import write_zip
 from tec_cache.cache.lock import CacheLock

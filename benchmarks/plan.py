@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.machine import describe
 from pipelines.extract import extract
-from pipelines.extract_summary import Summary
+from pipelines.extraction.extract_summary import Summary
 from pipelines.plan import plan
 from pipelines.planning.result import Plan
 from pipelines.train import train

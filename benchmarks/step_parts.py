@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipelines.target_sources import OnlineTargets
+from pipelines.training.target_sources import OnlineTargets
 from tec_cache.loader import Batch
 from tec_cache.run import loop as loop_module
 from tec_cache.run.loop import Loop

@@ -19,10 +19,10 @@ import numpy as np
 import webdataset as wds
 from PIL import Image
 
-from pipelines.demo_picture import draw
 from pipelines.export import export
 from pipelines.extract import extract
 from pipelines.info import info
+from pipelines.judging.demo_picture import draw
 from pipelines.probe import probe
 from pipelines.train import train
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 
-from pipelines.extract_summary import Summary, describe, require_photos, row_bytes
-from pipelines.fit import Coded, ensure_codec
-from pipelines.make_targets import TargetMaker
-from pipelines.make_views import ViewMaker
-from pipelines.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
-from pipelines.storage import Needed, explained_storage
-from pipelines.tally import Tally
+from pipelines.extraction.extract_summary import Summary, describe, require_photos, row_bytes
+from pipelines.extraction.fit import Coded, ensure_codec
+from pipelines.extraction.make_targets import TargetMaker
+from pipelines.extraction.make_views import ViewMaker
+from pipelines.extraction.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
+from pipelines.extraction.storage import Needed, explained_storage
+from pipelines.extraction.tally import Tally
 from tec_cache.background import Stages
 from tec_cache.busy import TimedPool
 from tec_cache.cache.reader import Cache

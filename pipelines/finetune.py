@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.base_given import given_by
-from pipelines.encoder_source import load_encoder
-from pipelines.probe_inputs import Part, number_classes
+from pipelines.judging.probe_inputs import Part, number_classes
+from pipelines.loading.base_given import given_by
+from pipelines.loading.encoder_source import load_encoder
 from tec_cache.data.classes import read_classes
 from tec_cache.data.source import open_source
 from tec_cache.device import Compute, default_threads, default_workers, resolve_compute

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipelines.info_export import describe_export
-from pipelines.info_run import describe_run
-from pipelines.label_counts import LabelCounter
+from pipelines.describing.info_export import describe_export
+from pipelines.describing.info_run import describe_run
+from pipelines.extraction.label_counts import LabelCounter
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import TargetSet, open_cache
 from tec_cache.codec.quality import Quality

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from pipelines.storage import Needed, explained_storage
+from pipelines.extraction.storage import Needed, explained_storage
 from tec_cache.cache import layout
 from tec_cache.cache.copy import (
     copy_codec,

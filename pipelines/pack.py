@@ -13,7 +13,7 @@ from typing import Any
 
 import webdataset as wds
 
-from pipelines.storage import Needed, explained_storage
+from pipelines.extraction.storage import Needed, explained_storage
 from tec_cache.cache import layout
 from tec_cache.cache.copy import copy_codec, copy_manifest, copy_source_record
 from tec_cache.cache.layout import BLOCK_ROWS, Unit, crop_name

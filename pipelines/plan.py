@@ -10,6 +10,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pipelines.extraction.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
+from pipelines.extraction.sample import MOST_SHARDS, sample_crops
+from pipelines.extraction.storage import Needed, explained_storage
 from pipelines.planning.amount import Amount, There, amount_left, what_is_there
 from pipelines.planning.extract import (
     MOST_ROWS,
@@ -26,9 +29,6 @@ from pipelines.planning.extract import (
 from pipelines.planning.result import Plan
 from pipelines.planning.source import cut_sample, look_at_source, number_of_photos, rows_of_a_unit
 from pipelines.planning.training import TrainingCosts, measure_training, prepare_training
-from pipelines.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
-from pipelines.sample import MOST_SHARDS, sample_crops
-from pipelines.storage import Needed, explained_storage
 from tec_cache.cache import layout
 from tec_cache.cache.lock import CacheLock
 from tec_cache.cache.reader import Cache

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipelines.base_given import given_by, load_judged
-from pipelines.probe_inputs import Numbering, Part, no_label, number_classes, open_part
+from pipelines.judging.probe_inputs import Numbering, Part, no_label, number_classes, open_part
+from pipelines.loading.base_given import given_by, load_judged
 from tec_cache.base.model import FrozenBase
 from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.config import ProbeConfig

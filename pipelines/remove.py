@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines.storage import Needed, explained_storage
+from pipelines.extraction.storage import Needed, explained_storage
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.lock import CacheLock, cache_lock

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipelines.target_sources import OnlineTargets, base_weights_for, choose_targets
+from pipelines.training.target_sources import OnlineTargets, base_weights_for, choose_targets
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import TrainConfig, parse_bytes
 from tec_cache.device import Compute, default_threads, resolve_compute

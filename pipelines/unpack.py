@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.storage import Needed, explained_storage
+from pipelines.extraction.storage import Needed, explained_storage
 from tec_cache.cache import layout
 from tec_cache.cache.copy import checked_pieces, copy_codec, copy_manifest, copy_source_record, require_name
 from tec_cache.cache.layout import BLOCK_ROWS, Unit

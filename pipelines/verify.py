@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.storage import Needed, explained_storage
+from pipelines.extraction.storage import Needed, explained_storage
 from tec_cache.audit.audit import audit
 from tec_cache.audit.findings import Finding
 from tec_cache.audit.ledger import Report
@@ -178,7 +178,7 @@ def _run_bases(verdict: Verdict, path: str, how: How, only: str | None, quiet: b
     """Run the base of each target set again, where the set's own files are in order."""
     if any(finding.where == layout.MANIFEST for finding in verdict.findings):
         return
-    from pipelines.base_check import check_base
+    from pipelines.checking.base_check import check_base
 
     cache = open_cache(path)
     if only is not None and only not in verdict.report.target_units:

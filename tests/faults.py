@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pipelines.extract
-import pipelines.fit
-import pipelines.make_targets
-import pipelines.make_views
+import pipelines.extraction.fit
+import pipelines.extraction.make_targets
+import pipelines.extraction.make_views
 import tec_cache.cache.remove
 from tec_cache.store.local import LocalStore
 
@@ -28,10 +28,10 @@ PHASES = {
     (pipelines.extract, "prepare_cache"): "preparing",
     (pipelines.extract, "prepare_targets"): "preparing",
     (pipelines.extract, "ensure_codec"): "fit",
-    (pipelines.make_views, "cut_photo"): "views cut",
-    (pipelines.make_views, "commit_views"): "views draft",
-    (pipelines.make_targets, "targets_of"): "targets compute",
-    (pipelines.make_targets, "commit_targets"): "targets draft",
+    (pipelines.extraction.make_views, "cut_photo"): "views cut",
+    (pipelines.extraction.make_views, "commit_views"): "views draft",
+    (pipelines.extraction.make_targets, "targets_of"): "targets compute",
+    (pipelines.extraction.make_targets, "commit_targets"): "targets draft",
     (pipelines.extract, "describe"): "summary",
     (tec_cache.cache.remove, "clear_leftovers"): "clearing up",
 }

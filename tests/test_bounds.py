@@ -28,9 +28,9 @@ from hypothesis import strategies as st
 from numcodecs import Blosc, blosc
 from safetensors.torch import save
 
-import pipelines.make_views as make_views
+import pipelines.extraction.make_views as make_views
+from pipelines.describing.info_export import describe_export
 from pipelines.extract import extract
-from pipelines.info_export import describe_export
 from pipelines.unpack import unpack
 from pipelines.verify import verify
 from tec_cache.audit.payloads import sensible, tar_problem, zip_problem

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from pipelines.encoder_source import load_encoder
+from pipelines.loading.encoder_source import load_encoder
 from tec_cache.base.source import Given
 from tec_cache.config import TrainConfig
 from tec_cache.errors import ConfigError, WeightsError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.make_views
+import pipelines.extraction.make_views
 from pipelines.extract import extract
 from pipelines.info import info
 from pipelines.merge import merge
@@ -252,7 +252,7 @@ def test_views_are_asked_for_before_the_first_unit(
 
     config = settings(twins / "one-photos", tmp_path / "c", None, views_only=True, views=3)
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.make_views, "commit_views", killed)
+        patch.setattr(pipelines.extraction.make_views, "commit_views", killed)
         with pytest.raises(KeyboardInterrupt):
             extract(config)
     assert open_cache(tmp_path / "c").num_views == 3

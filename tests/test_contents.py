@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.extract import extract
-from pipelines.extract_summary import Summary
+from pipelines.extraction.extract_summary import Summary
 from pipelines.merge import merge
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ExtractConfig

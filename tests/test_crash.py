@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.make_targets
-import pipelines.prepare
+import pipelines.extraction.make_targets
+import pipelines.extraction.prepare
 from pipelines.extract import extract
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ExtractConfig
@@ -122,10 +122,12 @@ def crash(config: ExtractConfig, kind: tuple[str, str], number: int) -> None:
 
 def crash_everywhere(photos: Path, base: Path, quality: str, folder: Path, every: int) -> None:
     """Crash before every `every`-th step, check, go on, compare; leave a report in the folder."""
-    pipelines.make_targets.WRITERS = 1  # two may both make a folder, or only one of them: the steps would differ
+    pipelines.extraction.make_targets.WRITERS = (
+        1  # two may both make a folder, or only one of them: the steps would differ
+    )
     # one base and one way to load it: once, before any process is forked
-    loaded = pipelines.prepare.load_base(str(base), None, grid=4, last_layers=2, k=3)  # type: ignore[attr-defined]
-    pipelines.prepare.load_base = lambda *_, **__: loaded  # type: ignore[attr-defined]
+    loaded = pipelines.extraction.prepare.load_base(str(base), None, grid=4, last_layers=2, k=3)  # type: ignore[attr-defined]
+    pipelines.extraction.prepare.load_base = lambda *_, **__: loaded  # type: ignore[attr-defined]
     steps = all_steps(small(photos, folder / "whole", base, quality), folder / "steps.json")
     whole, cache = content(folder / "whole"), folder / "crashed"
     config, found = small(photos, cache, base, quality), Counter[str]()

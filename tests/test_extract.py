@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-import pipelines.make_targets
-import pipelines.make_views
+import pipelines.extraction.make_targets
+import pipelines.extraction.make_views
 import tec_cache.cache.lock
 from pipelines.extract import extract
 from tec_cache.base.model import FrozenBase
@@ -58,7 +58,10 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(
 
         return commit
 
-    for module, name in ((pipelines.make_views, "commit_views"), (pipelines.make_targets, "commit_targets")):
+    for module, name in (
+        (pipelines.extraction.make_views, "commit_views"),
+        (pipelines.extraction.make_targets, "commit_targets"),
+    ):
         monkeypatch.setattr(module, name, mortal(module, name))
     deaths = 0
     while True:

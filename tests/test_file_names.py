@@ -14,9 +14,9 @@ import pytest
 from pipelines.export import export
 from pipelines.extract import extract
 from pipelines.info import info
-from pipelines.info_texts import text_of
 from pipelines.merge import merge
 from pipelines.pack import pack
+from pipelines.terminal.info_texts import text_of
 from pipelines.train import train
 from pipelines.unpack import unpack
 from pipelines.verify import verify

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import cli
-import pipelines.fit
+import pipelines.extraction.fit
 from pipelines.extract import extract
+from pipelines.extraction.prepare import ViewJob, prepare_cache
+from pipelines.extraction.sample import Sample, sample_crops
 from pipelines.info import info
-from pipelines.prepare import ViewJob, prepare_cache
-from pipelines.sample import Sample, sample_crops
 from tec_cache.cache import layout
 from tec_cache.cache.lock import cache_lock
 from tec_cache.cache.reader import Cache, open_cache
@@ -138,13 +138,13 @@ def test_views_of_the_fit_and_of_the_check_share_no_photo(
     num_photos: int, num_views: int, fit_views: int,
 ) -> None:  # fmt: skip
     seen: list[list[str]] = []
-    inner = pipelines.fit.targets_of_crops
+    inner = pipelines.extraction.fit.targets_of_crops
 
     def remember(job: Any, crops: Any, keys: Any, pool: ThreadPoolExecutor) -> Any:
         seen.append(list(keys))
         return inner(job, crops, keys, pool)
 
-    monkeypatch.setattr(pipelines.fit, "targets_of_crops", remember)
+    monkeypatch.setattr(pipelines.extraction.fit, "targets_of_crops", remember)
     config = tiny_config(
         shards, tmp_path / "c", tiny_base, quality="0.2,0.15", views=num_views, fit_views=fit_views, limit=num_photos
     )

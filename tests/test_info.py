@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import cli
+from pipelines.describing.info_run import go_on_command
 from pipelines.export import export
 from pipelines.info import info
-from pipelines.info_run import go_on_command
-from pipelines.info_texts import text_of
 from pipelines.pack import pack
+from pipelines.terminal.info_texts import text_of
 from pipelines.train import train
 from tec_cache.base.load import load_base
 from tec_cache.config import TrainConfig
@@ -141,7 +141,7 @@ def test_an_export_whose_weights_are_damaged(exported: Path, tmp_path: Path) -> 
 
 BAD_JSON = ["", "[]", "3", "{", "{}", '{"config": 3}', '{"config": [], "targets": {}, "cache": "c", "num_views": 1}',
             '{"config": {}, "targets": {}, "cache": 7, "num_views": 1}', "[" * 100_000, '"\\ud800"', "\xff",
-            '{"format": 2, "config": {}, "targets": {}, "cache": "c", "num_views": "many", "total_steps": 1}']  # fmt: skip
+            '{"format": 2, "config": {}, "targets": {}, "num_views": "many", "total_steps": 1}']  # fmt: skip
 
 
 @pytest.mark.parametrize("text", BAD_JSON, ids=range(len(BAD_JSON)))

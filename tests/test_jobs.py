@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import make_views
 from pipelines.extract import extract
+from pipelines.extraction import make_views
 from pipelines.verify import verify
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import open_cache

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.extract import extract
+from pipelines.extraction.label_counts import LabelCounter, classes_text
 from pipelines.info import info
-from pipelines.label_counts import LabelCounter, classes_text
-from pipelines.texts import extract_text, info_text
+from pipelines.terminal.texts import extract_text, info_text
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ExtractConfig

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.extract import extract
 from pipelines.info import info
-from pipelines.texts import errors_text, extract_text, info_text
+from pipelines.terminal.texts import errors_text, extract_text, info_text
 from pipelines.train import train
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import open_cache

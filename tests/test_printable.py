@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import cli
-from pipelines.texts import merge_text, verify_text
+from pipelines.terminal.texts import merge_text, verify_text
 from pipelines.verify import Verdict
 from tec_cache.audit.findings import Finding
 from tec_cache.audit.ledger import Report

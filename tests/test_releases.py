@@ -16,7 +16,7 @@ from torch import Tensor
 from cli import cli
 from pipelines.extract import extract
 from pipelines.info import describe_cache
-from pipelines.texts import extract_text, info_text
+from pipelines.terminal.texts import extract_text, info_text
 from tec_cache.base.facts import hidden_shape, require_alike, settle
 from tec_cache.base.load import load_base, outline
 from tec_cache.base.source import Given, find_source

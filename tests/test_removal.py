@@ -15,7 +15,7 @@ from pipelines.merge import merge
 from pipelines.pack import pack
 from pipelines.plan import plan
 from pipelines.remove import remove
-from pipelines.texts import extract_text
+from pipelines.terminal.texts import extract_text
 from pipelines.unpack import unpack
 from pipelines.verify import verify
 from tec_cache.cache.layout import Unit, file_of

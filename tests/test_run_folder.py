@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.export import export
-from pipelines.texts import train_text
+from pipelines.terminal.texts import train_text
 from pipelines.train import begin_run, train
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, TecCacheError

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-import pipelines.base_batches
-import pipelines.make_targets
-import pipelines.make_views
+import pipelines.extraction.base_batches
+import pipelines.extraction.make_targets
+import pipelines.extraction.make_views
 from pipelines.extract import extract
-from pipelines.storage import Needed
-from pipelines.tally import WRITERS, Tally, bottleneck_text
+from pipelines.extraction.storage import Needed
+from pipelines.extraction.tally import WRITERS, Tally, bottleneck_text
 from pipelines.verify import verify
 from tec_cache.base.model import FrozenBase
 from tec_cache.busy import TimedPool
@@ -62,7 +62,7 @@ def test_the_base_works_before_all_photos_are_cut(
     works = threading.Event()
     before(monkeypatch, FrozenBase, "forward", lambda _: works.set())
     # more photos than can be begun and waiting before the first unit is with the base
-    before(monkeypatch, pipelines.make_views, "cut_photo", lambda n: expect(works) if n > 80 else None)
+    before(monkeypatch, pipelines.extraction.make_views, "cut_photo", lambda n: expect(works) if n > 80 else None)
     assert extract(config).missing == 0
 
 
@@ -72,7 +72,7 @@ def test_photos_are_cut_while_the_base_works(
     config = tiny_config(shards, tmp_path / "c", tiny_base)
     extract(config, fit_only=True)
     second_group = threading.Event()
-    before(monkeypatch, pipelines.make_views, "cut_photo", lambda n: second_group.set() if n > 16 else None)
+    before(monkeypatch, pipelines.extraction.make_views, "cut_photo", lambda n: second_group.set() if n > 16 else None)
     before(monkeypatch, FrozenBase, "forward", lambda n: expect(second_group) if n == 1 else None)
     assert extract(config).missing == 0
 
@@ -85,12 +85,14 @@ def test_the_next_unit_is_decoded_while_the_base_works_on_the_last_batch_of_one(
     extract(tiny_config(None, cache, tiny_base), fit_only=True)
     next_unit = threading.Event()
     # batches of 8 crops: the ninth is of the next unit
-    before(monkeypatch, pipelines.base_batches, "_decode", lambda n: next_unit.set() if n == 9 else None)
+    before(monkeypatch, pipelines.extraction.base_batches, "_decode", lambda n: next_unit.set() if n == 9 else None)
     before(monkeypatch, FrozenBase, "forward", lambda n: expect(next_unit) if n == 1 else None)
     assert extract(tiny_config(None, cache, tiny_base)).missing == 0
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Float16Codec, "encode"), (pipelines.make_targets, "commit_targets")])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Float16Codec, "encode"), (pipelines.extraction.make_targets, "commit_targets")]
+)
 def test_the_base_works_while_targets_are_coded_and_written(
     shards: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
@@ -121,14 +123,14 @@ def test_few_units_of_targets_are_in_memory(
         return change
 
     before(monkeypatch, TargetArrays, "__post_init__", count(1))
-    real = pipelines.make_targets.commit_targets
+    real = pipelines.extraction.make_targets.commit_targets
 
     def commit(*args: Any) -> Any:
         record = real(*args)
         count(-1)(0)
         return record
 
-    monkeypatch.setattr(pipelines.make_targets, "commit_targets", commit)
+    monkeypatch.setattr(pipelines.extraction.make_targets, "commit_targets", commit)
     assert extract(tiny_config(shards, tmp_path / "c", tiny_base, group_size=4)).targets_made == 194
     assert held[0] == 0
     assert 1 <= most[0] <= WRITERS + 1
@@ -142,12 +144,12 @@ class Failed(Exception):
 
 
 STAGES = {
-    "cutting": (pipelines.make_views, "cut_photo", 30),
-    "writing crops": (pipelines.make_views, "commit_views", 4),
-    "decoding": (pipelines.base_batches, "_decode", 30),
+    "cutting": (pipelines.extraction.make_views, "cut_photo", 30),
+    "writing crops": (pipelines.extraction.make_views, "commit_views", 4),
+    "decoding": (pipelines.extraction.base_batches, "_decode", 30),
     "base": (FrozenBase, "forward", 4),
     "coding": (Float16Codec, "encode", 4),
-    "writing targets": (pipelines.make_targets, "commit_targets", 3),
+    "writing targets": (pipelines.extraction.make_targets, "commit_targets", 3),
     "reading": (TarShard, "photos", 2),
 }
 
@@ -195,7 +197,7 @@ def test_what_is_not_finite_is_never_committed_though_the_base_is_ahead(
     """The check is behind the base, which has begun other units by then."""
     config = tiny_config(shards, tmp_path / "c", tiny_base, quality="default", fit_views=16)
     extract(config, fit_only=True)
-    real, calls, spoiled = pipelines.make_targets.targets_of, Counter[str](), 5
+    real, calls, spoiled = pipelines.extraction.make_targets.targets_of, Counter[str](), 5
 
     def spoil(*args: Any) -> Any:
         targets = real(*args)
@@ -204,7 +206,7 @@ def test_what_is_not_finite_is_never_committed_though_the_base_is_ahead(
             targets.attention[1, 0, 0, 0] = float("inf")
         return targets
 
-    monkeypatch.setattr(pipelines.make_targets, "targets_of", spoil)
+    monkeypatch.setattr(pipelines.extraction.make_targets, "targets_of", spoil)
     with pytest.raises(NonFiniteError, match=r"not finite for 'p\d+'") as error:
         extract(config)
     assert "unit 0000" in error.value.where

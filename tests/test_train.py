@@ -21,7 +21,7 @@ from timm.optim import param_groups_weight_decay
 
 import tec_cache.run.loop
 from pipelines.extract import extract
-from pipelines.texts import train_text
+from pipelines.terminal.texts import train_text
 from pipelines.train import train
 from tec_cache.cache.reader import TargetSet
 from tec_cache.config import TrainConfig

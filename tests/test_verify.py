@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-import pipelines.base_check
+import pipelines.checking.base_check
 from cli import cli
 from pipelines.extract import extract
 from pipelines.verify import Verdict, verify
@@ -470,7 +470,7 @@ def test_a_changed_weight_is_named_and_measured(
     verdict = verify(str(made(quality)), base=True, base_weights=weights)
     assert [finding.kind for finding in verdict.findings] == ["base", "base"]
     assert "weights_sha256" in verdict.findings[0].what
-    monkeypatch.setattr(pipelines.base_check, "differences", lambda *_: [])
+    monkeypatch.setattr(pipelines.checking.base_check, "differences", lambda *_: [])
     verdict = verify(str(made(quality)), base=True, base_weights=weights)
     (finding,) = verdict.findings
     assert "not what the base says" in finding.what

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipelines.base_batches import Batch, batches_ahead, targets_of, targets_of_crops, unit_batches
-from pipelines.extract_summary import row_bytes
-from pipelines.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, fitted_codec, recoded
+from pipelines.extraction.base_batches import Batch, batches_ahead, targets_of, targets_of_crops, unit_batches
+from pipelines.extraction.extract_summary import row_bytes
+from pipelines.extraction.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, fitted_codec, recoded
+from pipelines.extraction.prepare import TargetJob
 from pipelines.planning.source import Cut
-from pipelines.prepare import TargetJob
 from tec_cache.background import Stages
 from tec_cache.cache import layout
 from tec_cache.cache.blocks import write_zip

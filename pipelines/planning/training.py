@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from pipelines.extraction.prepare import TargetJob
 from pipelines.planning.extract import timed
-from pipelines.prepare import TargetJob
-from pipelines.target_sources import OnlineTargets
 from pipelines.train import prepare_student
+from pipelines.training.target_sources import OnlineTargets
 from tec_cache.cache.reader import Cache
 from tec_cache.config import TrainConfig
 from tec_cache.device import Compute, available_cores, default_threads, default_workers, resolve_compute

@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.label_counts import LabelCounts, classes_text
-from pipelines.tally import bottleneck_text
+from pipelines.extraction.label_counts import LabelCounts, classes_text
+from pipelines.extraction.tally import bottleneck_text
 from tec_cache.data.passed_over import passed_over_text
 from tec_cache.errors import listed
 from tec_cache.printable import block, shell_words
 from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
-    from pipelines.extract_summary import Summary
+    from pipelines.extraction.extract_summary import Summary
     from pipelines.finetune import FinetuneSummary
     from pipelines.merge import MergeSummary
     from pipelines.pack import PackSummary

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipelines.base_given import given_by
+from pipelines.loading.base_given import given_by
 from tec_cache.base.facts import require_alike
 from tec_cache.base.load import load_base, outline, read_state
 from tec_cache.base.model import FrozenBase

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.base_batches import targets_of_crops
-from pipelines.prepare import TargetJob
+from pipelines.extraction.base_batches import targets_of_crops
+from pipelines.extraction.prepare import TargetJob
 from tec_cache.audit.findings import DROP, Finding, unreadable
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.label_counts import LabelCounter, LabelCounts
-from pipelines.prepare import TargetJob
+from pipelines.extraction.label_counts import LabelCounter, LabelCounts
+from pipelines.extraction.prepare import TargetJob
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.codec import ArraySpec

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.prepare import TargetJob
+from pipelines.extraction.prepare import TargetJob
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import Cache

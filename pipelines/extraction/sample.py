@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
-from pipelines.make_views import broken_photo
-from pipelines.prepare import ViewJob
+from pipelines.extraction.make_views import broken_photo
+from pipelines.extraction.prepare import ViewJob
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.data.photos import Photo

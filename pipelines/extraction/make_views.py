@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from pipelines.prepare import ViewJob
-from pipelines.tally import CROPS, READING, Tally
+from pipelines.extraction.prepare import ViewJob
+from pipelines.extraction.tally import CROPS, READING, Tally
 from tec_cache.background import Stages, in_order
 from tec_cache.busy import TimedPool
 from tec_cache.cache import layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.texts import info_text
+from pipelines.terminal.texts import info_text
 from tec_cache.printable import block, shell_words
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from pipelines.base_given import RANDOM, load_judged
+from pipelines.loading.base_given import RANDOM, load_judged
 from tec_cache.base.folders import check_model_hash
 from tec_cache.base.source import Given
 from tec_cache.errors import ConfigError, WeightsError

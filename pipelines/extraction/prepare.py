@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pipelines.base_given import given_by
-from pipelines.shard_contents import look_at_contents, same_contents
+from pipelines.extraction.shard_contents import look_at_contents, same_contents
+from pipelines.loading.base_given import given_by
 from tec_cache import __version__
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.base_batches import targets_of_crops
-from pipelines.prepare import TargetJob, ViewJob
-from pipelines.sample import Sample, sample_crops
-from pipelines.texts import errors_text
+from pipelines.extraction.base_batches import targets_of_crops
+from pipelines.extraction.prepare import TargetJob, ViewJob
+from pipelines.extraction.sample import Sample, sample_crops
+from pipelines.terminal.texts import errors_text
 from tec_cache.cache import layout
 from tec_cache.cache.reader import Cache, units_in
 from tec_cache.cache.record import CodecRecord

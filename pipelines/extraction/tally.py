@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from pipelines.storage import Needed
+from pipelines.extraction.storage import Needed
 from tec_cache.busy import Busy, TimedPool, bottleneck
 from tec_cache.progress import Progress
 

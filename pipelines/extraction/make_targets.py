@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from pipelines.base_batches import UnitBatch, batches_ahead, targets_of, unit_batches
-from pipelines.fit import Coded
-from pipelines.prepare import TargetJob
-from pipelines.tally import BASE, CODING, WRITERS, WRITING, Tally
+from pipelines.extraction.base_batches import UnitBatch, batches_ahead, targets_of, unit_batches
+from pipelines.extraction.fit import Coded
+from pipelines.extraction.prepare import TargetJob
+from pipelines.extraction.tally import BASE, CODING, WRITERS, WRITING, Tally
 from tec_cache.background import Channel, Stages
 from tec_cache.busy import TimedPool
 from tec_cache.cache import layout

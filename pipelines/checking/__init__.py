@@ -1,0 +1,1 @@
+"""Parts of what says whether a cache is true."""

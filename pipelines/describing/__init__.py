@@ -1,0 +1,1 @@
+"""Parts of what says what lies at a place."""

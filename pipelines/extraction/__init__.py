@@ -1,0 +1,1 @@
+"""Stage one's parts: from photos to views, from views to targets."""

@@ -1,0 +1,1 @@
+"""Parts of what says how good a model is."""

@@ -1,0 +1,1 @@
+"""Models by what a user names them."""
