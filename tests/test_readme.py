@@ -17,9 +17,14 @@ from safetensors.torch import save_file
 import cli
 from pipelines.demo import demo
 from pipelines.extract import extract
-from tec_cache.config import ExtractConfig, TrainConfig
+from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
+from tec_cache.finetune.config import FinetuneConfig
 from tests.conftest import tiny_config
 
+CONFIGS: dict[str, Any] = {
+    "extract": ExtractConfig, "fit": ExtractConfig, "train": TrainConfig,
+    "finetune": FinetuneConfig, "probe": ProbeConfig,
+}  # fmt: skip
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -65,7 +70,7 @@ def test_every_command_line_of_every_page_is_understood() -> None:
         for line in command_lines(block):
             place, seen = line.index("tec-cache"), seen + 1
             name, values = line[place + 1], understood(line[place + 1 :])
-            config = {"extract": ExtractConfig, "fit": ExtractConfig, "train": TrainConfig}.get(name)
+            config = CONFIGS.get(name)
             if config is not None:
                 command = cli.cli.commands[name]
                 given = {p.name: p.type_cast_value(click.Context(command), values[p.name]) for p in command.params
