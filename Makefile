@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # By themselves, and first: s3fs and moto's boto3 pin versions of botocore, and pip, asked for everything at once, tries
 # hundreds of others before it finds the ones that agree.
-S3 := 's3fs>=2025.2' 'moto[s3]>=5' 'flask>=3' 'flask-cors>=4'
+S3 := 's3fs>=2025.9' 'moto[s3]>=5' 'flask>=3' 'flask-cors>=4'
 # What an export must load in too: the tests put it before the environment's own.
 LOWEST_TIMM := $(shell sed -n 's/.*"timm>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 export PATH := $(CURDIR)/$(BIN):$(PATH)

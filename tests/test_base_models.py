@@ -131,6 +131,8 @@ def timm_says(model: Any, images: Tensor, last_layers: int, patch: pytest.Monkey
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
+        if isinstance(getattr(module, "freqs", None), nn.Parameter):
+            module.float()  # timm before 1.0.31 multiplies learned frequencies by float32 numbers
     entered: list[Tensor] = []
     softmax = Tensor.softmax
 

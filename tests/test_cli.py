@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import cli
 from tec_cache.config import ExtractConfig, TrainConfig, read_toml
 from tec_cache.errors import ConfigError
+from tec_cache.finetune.config import FinetuneConfig
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -200,7 +202,9 @@ def test_train_from_the_command_line(made_cache: Path, tmp_path: Path) -> None:
 
 
 def test_flags_and_config_name_the_same_settings() -> None:
-    for name, config in (("extract", ExtractConfig), ("fit", ExtractConfig), ("train", TrainConfig)):
+    for name, config in (
+        ("extract", ExtractConfig), ("fit", ExtractConfig), ("train", TrainConfig), ("finetune", FinetuneConfig),
+    ):  # fmt: skip
         parameters = {p.name for p in commands()[name].params}
         without = {"part", "views_only"} if name == "fit" else set()  # a fit is one and makes no views
-        assert set(config.__dataclass_fields__) - parameters == without
+        assert {f.name for f in dataclasses.fields(config)} - parameters == without

@@ -57,7 +57,7 @@ def test_a_folder_that_holds_no_run_is_refused_and_left_as_it_is(
     run = tmp_path / "r"
     before = add(run, names)
     for more in ({}, {"overwrite": True}, {"dry_run": True}):
-        with pytest.raises(TecCacheError, match="no run of tec-cache train") as error:
+        with pytest.raises(TecCacheError, match="no run of tec-cache") as error:
             train(tiny_training(made_cache, run, steps=1), **more)
         assert names[0].split("/")[0] in error.value.what
         assert error.value.where == str(run)
@@ -149,7 +149,7 @@ def crash_everywhere(run: Path, folder: Path) -> None:
         begin()
 
     def look() -> None:
-        begun = begun_run(out)
+        begun = begun_run(out, "pretrain")
         assert begun in (old, new)
         assert [p.name for p in checkpoints(out)] in (
             ["step-000000003.pt", "step-000000006.pt"],
@@ -319,7 +319,7 @@ def test_a_student_larger_than_its_weights_is_refused_before_it_is_allocated(
 
     path = checkpoints(run)[-1]
     torch.save(torch.load(path, weights_only=True) | {"run": identity}, path)
-    with pytest.raises(TecCacheError, match="the student lacks"):
+    with pytest.raises(TecCacheError, match="the model lacks"):
         export(run, tmp_path / "out")
 
 

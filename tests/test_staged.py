@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -57,7 +58,11 @@ def staged(made_cache: Path, stage: Path, most: int | None = None) -> tuple[Cach
 
 def held(stage: Path) -> int:
     """Bytes of all copies, unfinished ones too."""
-    return sum(p.stat().st_size for p in stage.iterdir() if p.name != ".lock")
+    sizes = []
+    for path in stage.iterdir():
+        with suppress(FileNotFoundError):  # another thread has just given it its name
+            sizes.append(path.stat().st_size if path.name != ".lock" else 0)
+    return sum(sizes)
 
 
 def payload_bytes(made_cache: Path) -> int:

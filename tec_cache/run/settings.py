@@ -163,7 +163,7 @@ def _check(settings: Any) -> None:
     """Raise ValueError unless every field is there, has its type and is within bounds."""
     require_shallow(settings)
     task = settings.get("task") if isinstance(settings, dict) else None
-    if task not in _WHOLE:
+    if not isinstance(task, str) or task not in _WHOLE:
         raise ValueError(f"its task is {task!s:.40}")
     read = msgspec.convert(settings, _WHOLE[task])
     kind = CONFIGS[task]

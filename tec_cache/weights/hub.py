@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,7 @@ def _from_hub(config: Any) -> Path:
         cached = hub.try_to_load_from_cache(repository, name, **how)
         if isinstance(cached, str):
             return Path(cached)
-    url = hub.hf_hub_url(repository, names[0], **how)
-    seconds = hub.constants.HF_HUB_ETAG_TIMEOUT
-    _answered(lambda: hub.get_hf_file_metadata(url, timeout=seconds), seconds)
+    _require_answer(hub.hf_hub_url(repository, names[0], **how))
     for name in names:
         try:
             return Path(hub.hf_hub_download(repository, name, **how))
@@ -78,33 +76,36 @@ def _from_hub(config: Any) -> Path:
 
 
 def _from_url(config: Any) -> Path:
-    from huggingface_hub import constants
     from timm.models._hub import check_cached_file, download_cached_file
 
     if not check_cached_file(config.url):
-        seconds = constants.HF_HUB_ETAG_TIMEOUT
-        url = config.url if isinstance(config.url, str) else config.url[0]
-        request = urllib.request.Request(url, method="HEAD")
-        _answered(lambda: urllib.request.urlopen(request, timeout=seconds).close(), seconds)
+        _require_answer(config.url if isinstance(config.url, str) else config.url[0])
     return Path(download_cached_file(config.url))
 
 
-def _answered(ask: Callable[[], Any], seconds: float) -> None:
-    """Ask once; raise where no answer comes in time.
+def _require_answer(url: str) -> None:
+    """Ask once for a file's headers; raise where no answer comes in time.
 
-    Any answer of a server will do, a refusal too: the download then says what it is. In a thread, because looking up
-    a name may wait far longer than any timeout says.
+    Any answer of a server will do, a refusal or a certificate that Python does not know too: the download, through the
+    library that owns the place, then says what it is. In a thread, because looking up a name may wait far longer than
+    any timeout says.
     """
-    failed: list[BaseException] = []
+    from huggingface_hub import constants
 
-    def run() -> None:
+    seconds, failed = constants.HF_HUB_ETAG_TIMEOUT, list[BaseException]()
+    if constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+
+    def ask() -> None:
         try:
-            ask()
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+        except urllib.error.HTTPError:
+            return
         except Exception as error:
-            if getattr(error, "response", None) is None and not isinstance(error, urllib.error.HTTPError):
+            if not isinstance(getattr(error, "reason", error), ssl.SSLError):
                 failed.append(error)
 
-    thread = threading.Thread(target=run, name="hub", daemon=True)
+    thread = threading.Thread(target=ask, name="hub", daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
