@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -127,9 +128,10 @@ class Loader(Generic[T]):
         share = self.batch_size // self.world_size
         if share % micro_batches:
             raise ConfigError(f"{share} views per rank do not divide into {micro_batches} micro-batches")
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
-            wanted = self._held(self._wanted(start_step, stop_step, share // micro_batches))
-            yield from in_order(pool, self._load, wanted, self.workers + 1)
+        rows = self._wanted(start_step, stop_step, share // micro_batches)
+        # closed here: its thread must not be waited for by whichever thread next collects garbage
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool, closing(rows) as wanted:
+            yield from in_order(pool, self._load, self._held(wanted), self.workers + 1)
 
     def _held(self, wanted: Iterable[_Rows]) -> Iterator[_Rows]:
         """Keep the blocks of each batch from the moment at which it is begun."""
@@ -137,7 +139,7 @@ class Loader(Generic[T]):
             self._blocks.hold(rows.names())
             yield rows
 
-    def _wanted(self, start_step: int, stop_step: int, size: int) -> Iterator[_Rows]:
+    def _wanted(self, start_step: int, stop_step: int, size: int) -> Generator[_Rows, None, None]:
         """Yield the rows of each micro-batch; the next epoch is opened while this one is read."""
         share = self.batch_size // self.world_size
         with ThreadPoolExecutor(1, thread_name_prefix="epoch") as opener:
