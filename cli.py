@@ -16,6 +16,7 @@ import json
 import os
 import traceback
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -201,6 +202,28 @@ def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: An
         raise SystemExit(StorageError.exit_code)
 
 
+def _run_loop(
+    program: Callable[..., Any],
+    config: Any,
+    text: Callable[[Any, bool, str], str],
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run a program of the training loop, say what it did, and end with the code of how it ended."""
+    from tec_cache.distributed import Ranks, under_torchrun
+
+    ranks = Ranks.from_environment()
+    summary = program(config, overwrite=overwrite, dry_run=dry_run, quiet=quiet or as_json, ranks=ranks)
+    if not ranks.main:
+        return
+    show(as_json, summary.to_json(), text(summary, dry_run, command_line()))
+    # torchrun takes any other code than 0 for a failure, and would start the run again that was asked to stop
+    if not dry_run and not summary.finished and not under_torchrun():
+        raise SystemExit(signals.EXIT_INTERRUPTED)
+
+
 @cli.command()
 @options_of(TrainConfig)
 @option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
@@ -224,16 +247,8 @@ def train(
     """
     config = settings(TrainConfig, values, file)
     from pipelines.train import train as run_train
-    from tec_cache.distributed import Ranks, under_torchrun
 
-    ranks = Ranks.from_environment()
-    summary = run_train(config, overwrite=overwrite, dry_run=dry_run, quiet=quiet or as_json, ranks=ranks)
-    if not ranks.main:
-        return
-    show(as_json, summary.to_json(), texts.train_text(summary, dry_run, command_line()))
-    # torchrun takes any other code than 0 for a failure, and would start the run again that was asked to stop
-    if not dry_run and not summary.finished and not under_torchrun():
-        raise SystemExit(signals.EXIT_INTERRUPTED)
+    _run_loop(run_train, config, texts.train_text, overwrite, dry_run, as_json, quiet)
 
 
 @cli.command()
@@ -264,15 +279,8 @@ def finetune(
     """
     config = settings(FinetuneConfig, values, file)
     from pipelines.finetune import finetune as run_finetune
-    from tec_cache.distributed import Ranks, under_torchrun
 
-    ranks = Ranks.from_environment()
-    summary = run_finetune(config, overwrite=overwrite, dry_run=dry_run, quiet=quiet or as_json, ranks=ranks)
-    if not ranks.main:
-        return
-    show(as_json, summary.to_json(), texts.finetune_text(summary, dry_run, command_line()))
-    if not dry_run and not summary.finished and not under_torchrun():
-        raise SystemExit(signals.EXIT_INTERRUPTED)
+    _run_loop(run_finetune, config, texts.finetune_text, overwrite, dry_run, as_json, quiet)
 
 
 @cli.command()

@@ -272,6 +272,8 @@ def finetune_text(summary: FinetuneSummary, dry_run: bool, go_on: str) -> str:
     if summary.images_per_second:
         speed = f"{summary.images_per_second:,.1f} images/s, {human_seconds(summary.seconds)} with judging"
         lines.append(f"speed        {speed}; {summary.waited:.1%} of it waiting for photos")
+    else:
+        lines.append("nothing left to do: this run had reached its last step")
     if summary.damaged:
         lines.append(f"broken       {len(summary.damaged)} photos:")
         lines += [f"  {place}" for place in summary.damaged[:10]]
