@@ -161,6 +161,7 @@ USED: dict[str, dict[str, Conditions]] = {
                 "smoothing",
                 "optimizer",
                 "on_error",
+                "judge_every",
                 "out",
                 "steps",
                 "seed",

@@ -117,9 +117,9 @@ def options_of(config: type, without: Iterable[str] = ()) -> Callable[[Callable[
 
 
 def _by_component(config: type) -> list[tuple[dataclasses.Field[Any], str]]:
-    """Return the fields of a config with the titles of the components that declare them."""
+    """Return the fields of a config with the titles of the components that first declare them."""
     components = [part for part in config.__mro__ if "TITLE" in vars(part)]
-    of = {name: part for part in reversed(components) for name in vars(part).get("__annotations__", {})}
+    of = {name: part for part in components for name in vars(part).get("__annotations__", {})}
     found = [(field, of[field.name]) for field in dataclasses.fields(config) if field.name in of]
     found.sort(key=lambda item: components.index(item[1]))
     plain = [(field, "") for field in dataclasses.fields(config) if field.name not in of]

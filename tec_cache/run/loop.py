@@ -131,6 +131,7 @@ class Loop(Generic[B]):
         """Train to the last step, or until a signal asks to stop; leave a checkpoint either way."""
         begin, epoch = time.monotonic(), self.task.steps_per_epoch
         save_steps = max(1, round(self.config.save_every * epoch))
+        judge_steps = self.task.judged_every * epoch
         first, size = self.step, self.config.batch_size
         read = self.task.batches(self.step, self.stop_step)
         with (
@@ -142,7 +143,7 @@ class Loop(Generic[B]):
             progress.start_at(self.step * size)
             while self.step < self.stop_step:
                 at_end = self.step + 1 == self.stop_step
-                judges = self.task.evaluates and (at_end or (self.step + 1) % epoch == 0)
+                judges = judge_steps > 0 and (at_end or (self.step + 1) % judge_steps == 0)
                 saves = at_end or (self.step + 1) % save_steps == 0
                 logs = at_end or judges or (self.step + 1) % self.config.log_every == 0
                 self.train_step(batches, check=logs or saves)

@@ -27,7 +27,7 @@ MOST_CHANNELS = 2**20
 
 # What may differ between a run and its resumption: it changes how fast the numbers come, not which.
 _FREE = {"out", "device", "precision", "threads", "workers", "micro_batch", "log_every", "save_every", "steps",
-         "on_error", "compile", "checkpointing"}  # fmt: skip
+         "on_error", "compile", "checkpointing", "judge_every"}  # fmt: skip
 _FREE_OF = {
     "pretrain": {"cache", "base_weights", "stage", "stage_bytes"},
     # what they name is compared by what it holds

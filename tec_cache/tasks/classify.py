@@ -85,7 +85,6 @@ class Classify:
 
     name: str = "classify"
     draws: bool = True
-    evaluates: bool = True
     terms: tuple[str, ...] = ("loss",)
 
     def __init__(
@@ -99,6 +98,7 @@ class Classify:
         ranks: Ranks,
     ) -> None:
         self.config, self.compute, self.ranks = config, compute, ranks
+        self.judged_every = config.judge_every
         self.learned, self.judged = learned, judged
         self.mixing = replace(recipe, mixup=config.mixup, cutmix=config.cutmix, smoothing=config.smoothing)
         self.classifier = model.to(compute.device)

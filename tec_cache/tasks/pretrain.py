@@ -63,7 +63,7 @@ class Pretrain:
 
     name: str = "pretrain"
     draws: bool = False
-    evaluates: bool = False
+    judged_every: int = 0
 
     def __init__(
         self,

@@ -25,8 +25,8 @@ class Task(Protocol[B]):
     """Batches that a process takes for one step."""
     draws: bool
     """Whether a step draws from torch's generator, which is then seeded from (seed, step, rank)."""
-    evaluates: bool
-    """Whether `evaluate` has anything to say; it is then called after every epoch."""
+    judged_every: int
+    """Epochs between two calls of `evaluate`, which also ends a training; 0 where it has nothing to say."""
 
     def batches(self, start_step: int, stop_step: int) -> Generator[B, None, None]:
         """Yield this rank's batches of steps start..stop, counted over all epochs, `micro_batches` for each."""
