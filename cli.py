@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from pipelines.terminal import info_texts, texts
+from pipelines.terminal import info_texts, texts, tuning_texts
 from pipelines.terminal.options import (
     ExistingPlace,
     Grouped,
@@ -39,6 +39,7 @@ from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.printable import block, printable, shell_words
+from tec_cache.segment.config import SegmentConfig
 from tec_cache.urls import scrubbed, without_secrets
 
 
@@ -280,7 +281,38 @@ def finetune(
     config = settings(FinetuneConfig, values, file)
     from pipelines.finetune import finetune as run_finetune
 
-    _run_loop(run_finetune, config, texts.finetune_text, overwrite, dry_run, as_json, quiet)
+    _run_loop(run_finetune, config, tuning_texts.finetune_text, overwrite, dry_run, as_json, quiet)
+
+
+@cli.command()
+@click.argument("model")
+@options_of(SegmentConfig)
+@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
+@option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
+@option("--overwrite", is_flag=True, help="Replace a run that was made with other settings.")
+@common
+def segment(
+    file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
+) -> None:
+    """Train a model to say the class of each pixel, and judge it by intersection over union.
+
+    MODEL is what it is for finetune. The mask of KEY.jpg is KEY.seg.png beside it, in tars as in folders: grey or with
+    a palette, a number for each class, or ImageNet-S's code (R + 256 G). Of a finished run the same command judges the
+    last model again; with --save-predictions it writes its masks, and pictures of them.
+
+    \b
+    Recipes: imagenet-s, imagenet-s-ft, ade20k, small.
+
+    \b
+    Example:
+      tec-cache segment vit-b-tec --train 'train/*.tar' --test 'val/*.tar' --out runs/masks
+      tec-cache segment vit-b-tec --recipe ade20k --train ade/train.tar --test ade/val.tar --out runs/ade
+      tec-cache segment vit-b-tec --train 'train/*.tar' --test 'val/*.tar' --out runs/masks --save-predictions seen
+    """
+    config = settings(SegmentConfig, values, file)
+    from pipelines.segment import segment as run_segment
+
+    _run_loop(run_segment, config, tuning_texts.segment_text, overwrite, dry_run, as_json, quiet)
 
 
 @cli.command()

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from benchmarks.machine import describe
 from tec_cache.data.source import open_source
-from tec_cache.labelled import PhotoIndex, PhotoReader, index_photos, train_transform
+from tec_cache.labelled import LabelledIndex, PhotoReader, index_photos, train_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -36,7 +36,7 @@ class InMemory(Dataset[tuple[torch.Tensor, int]]):
 
     transform: Callable[[Image.Image], torch.Tensor]
 
-    def __init__(self, index: PhotoIndex) -> None:
+    def __init__(self, index: LabelledIndex) -> None:
         self.photos = [(index.read(i), int(index.label[i])) for i in range(len(index))]
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ def main() -> None:
         print(f"  ratio  {middle['ours'] / middle['timm']:8.2f}")
 
 
-def ours(index: PhotoIndex, size: int, batch: int, workers: int) -> Generator[int, None, None]:
+def ours(index: LabelledIndex, size: int, batch: int, workers: int) -> Generator[int, None, None]:
     """Yield the photos of each batch of ours."""
     transform = train_transform(size, mean=MEAN, std=STD)
     with closing(PhotoReader(index, transform, batch_size=batch, workers=workers)) as reader:

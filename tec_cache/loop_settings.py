@@ -36,6 +36,7 @@ class OptimizerSettings:
     micro_batch: int | None = setting(None, "Of these, how many in a forward pass.  [default: a process's whole share]")
     base_lr: float = setting(1.5e-4, "Learning rate per 256 views of the batch.")
     min_lr: float = setting(0.0, "Learning rate at the end.")
+    schedule: str = setting("cosine", "cosine or linear: from the peak down to --min-lr, step by step.")
     weight_decay: float = setting(0.05, "AdamW's, none on biases and norms.")
     beta1: float = setting(0.9, "AdamW's first beta.")
     beta2: float = setting(0.95, "AdamW's second beta.")
@@ -65,6 +66,7 @@ class LoopSettings(RunSettings, OptimizerSettings, ComputeSettings):
     def __post_init__(self) -> None:
         expand_paths(self)
         check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
+        check_choice("schedule", self.schedule, ("cosine", "linear"))
         check_positive(self, "epochs", "batch_size", "micro_batch", "threads", "workers", "log_every", "steps")
         check_range(self, 0, "base_lr", "min_lr", "weight_decay")
         check_range(self, 0, "clip_grad", "save_every", open_end=True)

@@ -32,6 +32,7 @@ from tec_cache.errors import ConfigError, LayoutError, SourceError, StorageError
 from tec_cache.labelled import (
     EvaluationReader,
     LabelledBatch,
+    LabelledIndex,
     PhotoIndex,
     PhotoReader,
     evaluation_transform,
@@ -53,11 +54,11 @@ AUGMENT = train_transform(16, mean=MEAN, std=STD)
 CENTER = evaluation_transform(16, MEAN, STD)
 
 
-def indexed(place: Path | str, **options: Any) -> PhotoIndex:
+def indexed(place: Path | str, **options: Any) -> LabelledIndex:
     return index_photos(open_source(str(place)).with_labels(), **options)
 
 
-def assert_same_as_reading(source: Source, index: PhotoIndex) -> None:
+def assert_same_as_reading(source: Source, index: LabelledIndex) -> None:
     read = [(shard, photo) for shard in source.shards for photo in shard.photos()]
     whole = [(shard, photo) for shard, photo in read if photo.label is not None and not photo.problem]
     assert index.keys == [photo.key for _, photo in whole] == [index.key(i) for i in range(len(index))]
@@ -71,7 +72,7 @@ def assert_same_as_reading(source: Source, index: PhotoIndex) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> PhotoIndex:
+def small(tmp_path_factory: pytest.TempPathFactory) -> LabelledIndex:
     """29 photos in two shards."""
     return indexed(write_shards(tmp_path_factory.mktemp("small"), [16, 13]))
 
@@ -85,7 +86,7 @@ def pixels(batches: list[LabelledBatch]) -> dict[tuple[int, int], bytes]:
     }
 
 
-def taken(index: PhotoIndex, start: int = 0, stop: int = 6, *, micro_batches: int = 1, **options: Any) -> Any:
+def taken(index: LabelledIndex, start: int = 0, stop: int = 6, *, micro_batches: int = 1, **options: Any) -> Any:
     reader = PhotoReader(index, AUGMENT, **({"batch_size": 12, "seed": 5, "workers": 0} | options))
     return list(reader.batches(start, stop, micro_batches=micro_batches))
 
@@ -235,7 +236,7 @@ def test_a_photo_stored_as_a_sparse_file_is_not_taken_for_its_bytes(tmp_path: Pa
     assert "sparse" in str(index.unusable)
 
 
-def test_an_index_is_small_where_it_is_pickled(small: PhotoIndex) -> None:
+def test_an_index_is_small_where_it_is_pickled(small: LabelledIndex) -> None:
     again = pickle.loads(pickle.dumps(small))
     assert again.keys == small.keys
     assert again.read(3) == small.read(3)
@@ -248,7 +249,7 @@ def test_an_index_is_small_where_it_is_pickled(small: PhotoIndex) -> None:
         names[count]
 
 
-def test_photos_of_a_web_server_are_read_by_parts_in_other_processes(tmp_path: Path, small: PhotoIndex) -> None:
+def test_photos_of_a_web_server_are_read_by_parts_in_other_processes(tmp_path: Path, small: LabelledIndex) -> None:
     write_shards(tmp_path, [16, 13])
     with web_server(tmp_path) as server:
         index = indexed(server.url("shard-{000000..000001}.tar"))
@@ -291,7 +292,7 @@ def test_shares_hold_each_number_once(count: int, world_size: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_batches_follow_the_order_and_leave_out_the_tail(small: PhotoIndex) -> None:
+def test_batches_follow_the_order_and_leave_out_the_tail(small: LabelledIndex) -> None:
     reader = PhotoReader(small, AUGMENT, batch_size=12, seed=5, workers=0)
     assert (reader.steps_per_epoch, reader.left_out) == (2, 5)
     batches = list(reader.batches(0, 4))
@@ -311,7 +312,7 @@ def test_batches_follow_the_order_and_leave_out_the_tail(small: PhotoIndex) -> N
     [*((0, ranks, micro) for ranks in (1, 2, 3) for micro in (1, 2)), (1, 1, 1), (1, 2, 2), (3, 1, 2), (3, 3, 1)],
 )
 def test_pixels_depend_on_seed_epoch_and_photo_alone(
-    small: PhotoIndex, workers: int, world_size: int, micro_batches: int
+    small: LabelledIndex, workers: int, world_size: int, micro_batches: int
 ) -> None:
     expected = taken(small)
     by_rank = [
@@ -329,11 +330,11 @@ def test_pixels_depend_on_seed_epoch_and_photo_alone(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_goes_on_in_the_middle_of_an_epoch(small: PhotoIndex, workers: int) -> None:
+def test_a_run_goes_on_in_the_middle_of_an_epoch(small: LabelledIndex, workers: int) -> None:
     assert pixels(taken(small, 3, 6, workers=workers)) == pixels(taken(small)[3:])
 
 
-def test_another_epoch_and_another_seed_augment_otherwise(small: PhotoIndex) -> None:
+def test_another_epoch_and_another_seed_augment_otherwise(small: LabelledIndex) -> None:
     first, second = taken(small, 0, 2), taken(small, 2, 4)
     both = {n for _, n in pixels(first)} & {n for _, n in pixels(second)}
     assert len(both) > 15
@@ -344,7 +345,7 @@ def test_another_epoch_and_another_seed_augment_otherwise(small: PhotoIndex) -> 
     assert not any(other[name] == pixels(first)[name] for name in same)
 
 
-def test_nothing_before_the_first_step_is_read(small: PhotoIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_before_the_first_step_is_read(small: LabelledIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     real = PhotoIndex.read
     monkeypatch.setattr(PhotoIndex, "read", lambda self, number: read.append(number) or real(self, number))
@@ -353,7 +354,7 @@ def test_nothing_before_the_first_step_is_read(small: PhotoIndex, monkeypatch: p
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_generators_of_this_process_stay_as_they_are(small: PhotoIndex, workers: int) -> None:
+def test_the_generators_of_this_process_stay_as_they_are(small: LabelledIndex, workers: int) -> None:
     seed_generators(7)
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     reader = PhotoReader(small, AUGMENT, batch_size=12, workers=workers)
@@ -379,7 +380,7 @@ def test_keys_of_64_bits_seed_all_three_generators() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_each_photo_is_judged_once(small: PhotoIndex, world_size: int, workers: int) -> None:
+def test_each_photo_is_judged_once(small: LabelledIndex, world_size: int, workers: int) -> None:
     numbers: list[int] = []
     for rank in range(world_size):
         reader = EvaluationReader(small, CENTER, batch_size=4, rank=rank, world_size=world_size, workers=workers)
@@ -408,7 +409,7 @@ def test_a_rank_may_have_no_photo(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> PhotoIndex:
+def broken(tmp_path_factory: pytest.TempPathFactory) -> LabelledIndex:
     """12 photos, of which the second and the third are none."""
     members = [(f"p{i}.{kind}", b"") for i in range(12) for kind in ("jpg", "cls")]
     for place, (name, _) in enumerate(members):
@@ -420,7 +421,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> PhotoIndex:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_photo_stops_with_its_name(broken: PhotoIndex, workers: int) -> None:
+def test_a_broken_photo_stops_with_its_name(broken: LabelledIndex, workers: int) -> None:
     with pytest.raises(SourceError, match=r"photo 'p[12]': not a") as caught:
         taken(broken, 0, 1, workers=workers)
     assert type(caught.value) is SourceError
@@ -433,7 +434,7 @@ def test_a_broken_photo_stops_with_its_name(broken: PhotoIndex, workers: int) ->
 
 @pytest.mark.parametrize(("world_size", "micro_batches", "workers"), [(1, 1, 0), (1, 2, 1), (2, 3, 2), (3, 4, 0)])
 def test_the_next_whole_photo_of_the_step_stands_in(
-    broken: PhotoIndex, world_size: int, micro_batches: int, workers: int
+    broken: LabelledIndex, world_size: int, micro_batches: int, workers: int
 ) -> None:
     numbers: list[int] = []
     images: list[torch.Tensor] = []
@@ -471,7 +472,7 @@ def test_a_step_without_a_whole_photo_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_nothing_stands_in_where_photos_are_judged(broken: PhotoIndex, workers: int) -> None:
+def test_nothing_stands_in_where_photos_are_judged(broken: LabelledIndex, workers: int) -> None:
     reader = EvaluationReader(broken, CENTER, batch_size=3, workers=workers, on_error="skip")
     assert [b.numbers.tolist() for b in reader.once()] == [[0], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
     assert len(reader.damaged) == 2
@@ -498,7 +499,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("transform", [AUGMENT, Slow(0.5)])
-def test_no_process_is_left(small: PhotoIndex, broken: PhotoIndex, transform: Any) -> None:
+def test_no_process_is_left(small: LabelledIndex, broken: LabelledIndex, transform: Any) -> None:
     before = children()
     reader = PhotoReader(small, transform, batch_size=12, workers=2)
     batches = reader.batches(0, 1000)
@@ -521,7 +522,7 @@ def test_no_process_is_left(small: PhotoIndex, broken: PhotoIndex, transform: An
     assert children() == before
 
 
-def test_workers_go_on_over_epochs_and_hear_no_signal(small: PhotoIndex) -> None:
+def test_workers_go_on_over_epochs_and_hear_no_signal(small: LabelledIndex) -> None:
     reader = PhotoReader(small, AUGMENT, batch_size=12, workers=2)
     batches = reader.batches(0, 8)
     first = [next(batches)]
@@ -536,7 +537,7 @@ def test_workers_go_on_over_epochs_and_hear_no_signal(small: PhotoIndex) -> None
     assert pixels(first) == pixels(taken(small, 0, 6, seed=0))
 
 
-def test_a_worker_that_is_killed_is_an_error_of_ours(small: PhotoIndex) -> None:
+def test_a_worker_that_is_killed_is_an_error_of_ours(small: LabelledIndex) -> None:
     before = children()
     reader = PhotoReader(small, Slow(0.05), batch_size=12, workers=1)
     batches = reader.batches(0, 1000)
@@ -557,7 +558,7 @@ def halves(image: Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_a_transform_does_wrong_is_told(small: PhotoIndex, workers: int) -> None:
+def test_what_a_transform_does_wrong_is_told(small: LabelledIndex, workers: int) -> None:
     for transform, kind, text in (
         (fails, ZeroDivisionError, "a transform's own"),
         (halves, ConfigError, "float16"),
@@ -567,7 +568,7 @@ def test_what_a_transform_does_wrong_is_told(small: PhotoIndex, workers: int) ->
             list(PhotoReader(small, transform, batch_size=12, workers=workers).batches(0, 1))
 
 
-def leaves(index: PhotoIndex, how: str, pids: Any) -> None:
+def leaves(index: LabelledIndex, how: str, pids: Any) -> None:
     """Begin workers, say which, and end while they are in the midst of a photo."""
     batches = PhotoReader(index, Slow(60), batch_size=12, workers=2).batches(0, 10**6)
     next(batches)
@@ -586,7 +587,7 @@ def is_there(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("how", ["killed", "ends without closing"])
-def test_workers_end_with_the_process_that_began_them(small: PhotoIndex, how: str) -> None:
+def test_workers_end_with_the_process_that_began_them(small: LabelledIndex, how: str) -> None:
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=leaves, args=(small, how, sender))
@@ -601,7 +602,7 @@ def test_workers_end_with_the_process_that_began_them(small: PhotoIndex, how: st
     assert not any(map(is_there, pids))
 
 
-def test_batches_are_pinned_as_a_whole(small: PhotoIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_pinned_as_a_whole(small: LabelledIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     # there is no pinned memory without an accelerator: what is pinned becomes zeros here
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: torch.zeros_like(tensor))
     (batch,) = taken(small, 0, 1, pin_memory=True)
@@ -614,7 +615,7 @@ def test_batches_are_pinned_as_a_whole(small: PhotoIndex, monkeypatch: pytest.Mo
     assert list(made.damaged) == ["a"]
 
 
-def test_settings_that_cannot_be_meant(small: PhotoIndex) -> None:
+def test_settings_that_cannot_be_meant(small: LabelledIndex) -> None:
     for options, text in (
         ({"batch_size": 12, "world_size": 5}, "12 photos does not divide among 5 ranks"),
         ({"batch_size": 30}, "does not fit into an epoch of 29"),

@@ -25,7 +25,8 @@ def describe_run(place: Path) -> dict[str, Any]:
     logged = last_metrics(place / "metrics.jsonl")
     speed: dict[str, Any] = {name: logged.pop(name) for name in ("images_per_second", "waited") if name in logged}
     task = settings["task"]
-    own = ("targets", "num_views") if task == "pretrain" else ("recipe", "rule", "model", "num_classes", "classes")
+    tuned = ("recipe", "model", "num_classes", "classes")
+    own = {"pretrain": ("targets", "num_views"), "classify": (*tuned, "rule"), "segment": tuned}[task]
     return {
         "run": str(place),
         "task": task,

@@ -15,7 +15,6 @@ from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from pipelines.extraction.extract_summary import Summary
-    from pipelines.finetune import FinetuneSummary
     from pipelines.merge import MergeSummary
     from pipelines.pack import PackSummary
     from pipelines.planning.result import Plan
@@ -240,49 +239,6 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
             lines.append(f"next         tec-cache export {shell_words([summary.run])} OUT")
         else:
             lines += ["interrupted: the checkpoint is kept; go on with", f"  {go_on}"]
-    return block(lines)
-
-
-def finetune_text(summary: FinetuneSummary, dry_run: bool, go_on: str) -> str:
-    """Say what a fine-tuning assumed, did and reached; go_on: the command that does the rest."""
-    chosen = ", ".join(f"{name.replace('_', ' ')} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
-                       for name, value in summary.settings.items() if value is not None)  # fmt: skip
-    lines = [
-        f"run          {summary.run}",
-        f"model        {summary.model}: {summary.parameters:,} parameters, {summary.trained_parameters:,} trained",
-        f"tuned        {summary.tune}, by the rule {summary.rule}",
-        f"recipe       {summary.recipe}  ({summary.why})",
-        f"             {chosen}",
-        f"photos       {summary.train_images:,} to learn from, {summary.test_images:,} to judge on, "
-        f"{summary.classes:,} classes",
-        f"judged on    {summary.judged_on}",
-    ]
-    lines += [f"             {remark}" for remark in summary.remarks]
-    if summary.left_out:
-        lines.append(f"left out     {summary.left_out:,} photos of each epoch fill no batch, others each time")
-    lines.append(f"steps        {summary.steps:,} of {summary.total_steps:,}")
-    if dry_run:
-        return block([*lines, "dry run: nothing was written"])
-    for name, scores in (("last epoch", summary.last), ("best epoch", summary.best)):
-        if scores:
-            fifth = f", top-5 {scores['test_top5']:.2%}" if "test_top5" in scores else ""
-            seen = f"top-1 {scores['test_top1']:.2%}{fifth}, loss {scores['test_loss']:.4f}"
-            note = "  (chosen by the photos that are judged: report the last)" if name == "best epoch" else ""
-            lines.append(f"{name:<12} {seen}, step {int(scores['step']):,}{note}")
-    if summary.images_per_second:
-        speed = f"{summary.images_per_second:,.1f} images/s, {human_seconds(summary.seconds)} with judging"
-        lines.append(f"speed        {speed}; {summary.waited:.1%} of it waiting for photos")
-    else:
-        lines.append("nothing left to do: this run had reached its last step")
-    if summary.damaged:
-        lines.append(f"broken       {len(summary.damaged)} photos:")
-        lines += [f"  {place}" for place in summary.damaged[:10]]
-    if summary.foreign:
-        lines.append(f"kept         what is not this run's, {listed(summary.foreign)}")
-    if summary.finished:
-        lines.append(f"next         tec-cache export {shell_words([summary.run])} OUT")
-    else:
-        lines += ["interrupted: the checkpoint is kept; go on with", f"  {go_on}"]
     return block(lines)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from tec_cache.cache.record import hash_keys
 from tec_cache.data.contents import Contents, folder_contents
 from tec_cache.data.passed_over import PassedOver, passed_over_text
-from tec_cache.data.photos import MOST_PHOTO_BYTES, Extent, Photo, Shard, plain_text
+from tec_cache.data.photos import MOST_PHOTO_BYTES, Extent, Photo, Shard, mask_name, plain_text
 from tec_cache.data.walk import Walk, walk
 from tec_cache.errors import LayoutError, SourceError, listed
 from tec_cache.rng import key64, permutation
@@ -38,6 +38,8 @@ class FolderShard(Shard):
     files: tuple[str, ...]
     classes: tuple[str, ...] | None
     """None for a folder without class folders."""
+    masks: frozenset[str] | None = None
+    """Paths of all masks in the folder, where these are asked for."""
 
     @property
     def place(self) -> str:
@@ -62,6 +64,11 @@ class FolderShard(Shard):
         """Return the same part with labels that are numbers of these classes."""
         return replace(self, classes=classes)
 
+    def with_masks(self, beside: frozenset[str]) -> FolderShard:
+        """Return the same part with the masks of its photos, wherever they lie in the folder's order."""
+        files = tuple(file for file in self.files if file not in beside)
+        return replace(self, masks=beside, files=files, size=len(files))
+
     def photos(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
         """Yield the photos in the order of the seeded permutation; all else was counted when the folder was read."""
         for file in self.files:
@@ -75,7 +82,8 @@ class FolderShard(Shard):
         """Yield the photos in the same order, without looking at their files."""
         for number, file in enumerate(self.files):
             label, note = self._label(file)
-            yield Photo(plain_text(file), b"", label, note=note, extent=Extent(number, -1))
+            mask = Extent(-1, -1) if self.masks is not None and mask_name(file) in self.masks else None
+            yield Photo(plain_text(file), b"", label, note=note, extent=Extent(number, -1), mask=mask)
 
     def _label(self, file: str) -> tuple[int | None, str]:
         """Return the label of a photo, and a note where it has none although others do."""

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 HIDDEN = "hidden"
 NO_SUFFIX = "files without a suffix"
 SIDE_IMAGES = "images beside a sample's own"
+LONELY_MASKS = "masks without a photo"
 METADATA = "metadata of WebDataset"
 SYMBOLIC_LINKS = "symbolic links"
 SPECIAL = "devices, pipes and sockets"

@@ -20,6 +20,10 @@ MOST_PHOTO_BYTES = (1 << 29) + (1 << 20)
 compression, in three channels of 16 bits; what is larger is no photo, and is not read into memory."""
 
 
+MASK_SUFFIX = ".seg.png"
+"""What the mask of KEY.jpg has in the place of its suffix: the class of each pixel."""
+
+
 class Extent(NamedTuple):
     """Where a file's bytes lie in a shard."""
 
@@ -44,6 +48,8 @@ class Photo:
     note: str = ""
     extent: Extent | None = None
     """Instead of its bytes, where `Shard.places` gives it."""
+    mask: Extent | None = None
+    """Of its mask, in a shard whose masks are asked for."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,13 @@ class Shard(ABC):
     def with_classes(self, classes: tuple[str, ...]) -> Shard:
         """Return the same shard with labels that are numbers of these classes."""
 
+    @abstractmethod
+    def with_masks(self, beside: frozenset[str]) -> Shard:
+        """Return the same shard with the masks of its photos, which are then no photos of their own.
+
+        beside: paths of all masks of a folder, relative to it; a tar has its own.
+        """
+
     @property
     @abstractmethod
     def place(self) -> str:
@@ -86,6 +99,11 @@ class Shard(ABC):
     def identity(self) -> dict[str, Any]:
         """What the identity of a cache says of this shard."""
         return {"name": self.name, **self.contents.to_json()}
+
+
+def mask_name(name: str) -> str:
+    """Return the name of a photo's mask."""
+    return name.rpartition(".")[0] + MASK_SUFFIX
 
 
 def plain_text(name: str) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tec_cache.data.apart import SHARD_SUFFIXES
 from tec_cache.data.classes import find_labels
-from tec_cache.data.folders import open_folder
+from tec_cache.data.folders import FolderShard, open_folder
 from tec_cache.data.labels import Labels
 from tec_cache.data.passed_over import HIDDEN, PassedOver, is_hidden
-from tec_cache.data.photos import Shard
+from tec_cache.data.photos import MASK_SUFFIX, Shard
 from tec_cache.data.places import existing_folder, tar_shards, tars_in
 from tec_cache.data.tars import TarShard
 
@@ -45,6 +45,12 @@ class Source:
         shards: list[Shard] = [replace(shard, labels=labels) for shard in tars]
         remarks = (*self.remarks, remark) if remark else self.remarks
         return replace(self, shards=shards, classes=labels.classes, label_field=labels.field, remarks=remarks)
+
+    def with_masks(self) -> Source:
+        """Return the same photos with their masks: KEY.seg.png beside KEY.jpg, in a tar as in a folder."""
+        folders = [shard for shard in self.shards if isinstance(shard, FolderShard)]
+        beside = frozenset(name for shard in folders for name in shard.files if name.lower().endswith(MASK_SUFFIX))
+        return replace(self, shards=[shard.with_masks(beside) for shard in self.shards])
 
 
 def open_source(

@@ -21,6 +21,7 @@ from tec_cache.data.labels import Label, Labels
 from tec_cache.data.links import Links
 from tec_cache.data.passed_over import (
     HIDDEN,
+    LONELY_MASKS,
     METADATA,
     NO_SUFFIX,
     SIDE_IMAGES,
@@ -31,7 +32,7 @@ from tec_cache.data.passed_over import (
     kind_of,
     passed_over_text,
 )
-from tec_cache.data.photos import MOST_PHOTO_BYTES, Photo, Shard, plain_text
+from tec_cache.data.photos import MASK_SUFFIX, MOST_PHOTO_BYTES, Photo, Shard, plain_text
 from tec_cache.data.samples import Member, Sample, samples
 from tec_cache.data.tar_stream import open_members, unreadable_shard
 from tec_cache.errors import ConfigError, SourceError, TecCacheError
@@ -46,6 +47,8 @@ class TarShard(Shard):
 
     file: ShardFile
     labels: Labels = field(default_factory=Labels)
+    masked: bool = False
+    """Whether KEY.seg.png is a photo's mask, and not something that is passed over."""
 
     @property
     def place(self) -> str:
@@ -60,6 +63,10 @@ class TarShard(Shard):
     def with_classes(self, classes: tuple[str, ...]) -> TarShard:
         """Return the same shard with labels that are names of these classes."""
         return replace(self, labels=replace(self.labels, classes=classes))
+
+    def with_masks(self, beside: frozenset[str]) -> TarShard:
+        """Return the same shard with the masks of its photos."""
+        return replace(self, masked=True)
 
     def photos(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
         """Yield the photos in order.
@@ -84,7 +91,7 @@ class TarShard(Shard):
         given, looked = 0, False
         for sample in samples(every, self.place):
             photo = self._photo(sample, counts)
-            lacks = photo is not None and (photo.label is None or sample.image is None)
+            lacks = photo is not None and ((photo.label is None and not self.masked) or sample.image is None)
             if not looked and (lacks or _holds_a_tar(sample)):
                 names = samples(members(self.file, PassedOver(), lambda name: False), self.place)
                 refuse_apart(names, {"cls", self.labels.field or "cls"}, self.place)
@@ -107,9 +114,14 @@ class TarShard(Shard):
         """Make a photo of a sample; None where it is none, and then its members are counted."""
         fields = {name: member.data for name, member in sample.fields.items() if not member.problem}
         label = self.labels.read(fields)
+        if self.masked and sample.image is not None and _is_mask(sample.image):
+            counts.add(LONELY_MASKS)
+            return None
+        mask = next((m for m in sample.beside if self.masked and _is_mask(m)), None)
         for member in sample.beside:
-            counts.add(SIDE_IMAGES if member.is_image else kind_of(member.name))
-        problem = sample.problem
+            if member is not mask:
+                counts.add(SIDE_IMAGES if member.is_image else kind_of(member.name))
+        problem = sample.problem or (mask.problem if mask else "")
         if sample.image is None and not problem:
             if label.value is None and "cls" not in sample.fields:
                 for member in sample.fields.values():
@@ -121,7 +133,12 @@ class TarShard(Shard):
             note = next((m.problem for m in sample.fields.values() if m is not sample.image), "")
         if problem or sample.image is None:
             return Photo(sample.key, b"", number, problem, note)
-        return Photo(sample.key, sample.image.data, number, "", note, sample.image.extent)
+        where = mask.extent if mask else None
+        return Photo(sample.key, sample.image.data, number, "", note, sample.image.extent, where)
+
+
+def _is_mask(member: Member) -> bool:
+    return "." + member.field == MASK_SUFFIX
 
 
 def _holds_a_tar(sample: Sample) -> bool:

@@ -5,7 +5,7 @@ generators, of which a process has one each.
 """
 
 from tec_cache.labelled.batch import LabelledBatch
-from tec_cache.labelled.index import PhotoIndex, index_photos
+from tec_cache.labelled.index import LabelledIndex, PhotoIndex, index_photos
 from tec_cache.labelled.left_out import LeftOut
 from tec_cache.labelled.order import photo_order
 from tec_cache.labelled.reader import EvaluationReader, PhotoReader
@@ -14,6 +14,7 @@ from tec_cache.labelled.transforms import evaluation_transform, probe_transform,
 __all__ = [
     "EvaluationReader",
     "LabelledBatch",
+    "LabelledIndex",
     "LeftOut",
     "PhotoIndex",
     "PhotoReader",

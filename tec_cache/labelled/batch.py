@@ -1,4 +1,4 @@
-"""What the reader hands over: photos as a transform made them, and their labels."""
+"""What the reader hands over: photos as a transform made them, and what is to be learned of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 class LabelledBatch:
     """Some photos, on the host or on a device.
 
-    images: (B, 3, S, S) float32. labels: (B,) int64. numbers: (B,) int64, of the photos in their index, always on the
-    host.
+    images: (B, 3, S, S) float32. labels: int64, (B,), or (B, S, S) of masks. numbers: (B,) int64, of the photos in
+    their index, always on the host.
     """
 
     images: torch.Tensor

@@ -1,19 +1,24 @@
-"""Where each labelled photo lies, so that any of them can be read by itself, in any order."""
+"""Where each annotated photo lies, so that any of them can be read by itself, in any order."""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tec_cache.background import in_order
 from tec_cache.data.files import ShardFile
 from tec_cache.data.folders import FolderShard
+from tec_cache.data.images import decode_photo
 from tec_cache.data.passed_over import PassedOver
 from tec_cache.data.photos import MOST_PHOTO_BYTES, Extent, Photo, Shard, plain_text
 from tec_cache.data.source import Source
@@ -22,6 +27,7 @@ from tec_cache.data.tars import TarShard
 from tec_cache.errors import ConfigError, SourceError, TecCacheError
 from tec_cache.labelled.left_out import LeftOut
 from tec_cache.labelled.names import Names
+from tec_cache.labelled.transforms import Transform
 from tec_cache.progress import Progress
 from tec_cache.rng import key64, uniform
 from tec_cache.store.local import read_regular
@@ -62,12 +68,17 @@ class Home:
 
 
 @dataclass(frozen=True)
-class PhotoIndex:
-    """The labelled photos of a source, in its order, and what of it is none.
+class PhotoIndex(ABC):
+    """The annotated photos of a source, in its order, and what of it is none.
 
     shard: (N,) int32. offset, size: (N,) int64, in bytes (of a photo in a folder its number in the shard, and -1).
-    label: (N,) int64, from zero on. sample_keys: (N,) uint64, a function of (shard, key), as in a cache's batches.
+    sample_keys: (N,) uint64, a function of (shard, key), as in a cache's batches.
     """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("shard", "offset", "size", "sample_keys")
+    """Arrays of a row for each photo."""
+    ANNOTATION: ClassVar[str]
+    """What each photo has, for messages."""
 
     homes: tuple[Home, ...]
     """Of each shard."""
@@ -76,24 +87,26 @@ class PhotoIndex:
     shard: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int64]
-    label: npt.NDArray[np.int64]
     sample_keys: npt.NDArray[np.uint64]
     classes: tuple[str, ...] | None = None
-    """Names of the classes in the order of their numbers; None where labels are numbers."""
+    """Names of the classes in the order of their numbers; None where they are numbers."""
     unlabelled: LeftOut = field(default_factory=LeftOut)
-    """Photos without a label that is understood: nothing can be learned from them."""
+    """Photos without an annotation that is understood: nothing can be learned from them."""
     unusable: LeftOut = field(default_factory=LeftOut)
     """Photos whose bytes cannot be had, and ends of damaged shards, where these are skipped."""
     passed_over: dict[str, int] = field(default_factory=dict)
     """Kind -> how many things are no photos."""
 
-    def __len__(self) -> int:
-        return len(self.label)
+    @abstractmethod
+    def example(self, number: int, transform: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a photo as a transform makes it, and what is to be learned of it.
 
-    @property
-    def num_classes(self) -> int:
-        """Number of the classes: of their names, or one more than the highest label."""
-        return int(self.label.max()) + 1 if self.classes is None else len(self.classes)
+        Raises SourceError where either is not whole, StorageError where nobody can tell, ConfigError for an annotation
+        that cannot be meant.
+        """
+
+    def __len__(self) -> int:
+        return len(self.shard)
 
     @property
     def keys(self) -> list[str]:
@@ -113,7 +126,7 @@ class PhotoIndex:
         extent = Extent(int(self.offset[number]), int(self.size[number]))
         return self.homes[self.shard[number]].read(self.names[number], extent)
 
-    def divided(self, share: float, *, seed: int) -> tuple[PhotoIndex, PhotoIndex]:
+    def divided(self, share: float, *, seed: int) -> tuple[Self, Self]:
         """Hold a share of the photos out: (the rest, those held out), a function of (seed, the photos).
 
         Raises ConfigError where either would be empty.
@@ -125,35 +138,87 @@ class PhotoIndex:
             raise ConfigError(f"{share:g} of {len(self)} photos are {count}", where=self.homes[0].place, todo=todo)
         return self._chosen(np.sort(order[count:])), self._chosen(np.sort(order[:count]))
 
-    def _chosen(self, numbers: npt.NDArray[np.int64]) -> PhotoIndex:
-        columns = {name: getattr(self, name)[numbers] for name in ("shard", "offset", "size", "label", "sample_keys")}
+    def _chosen(self, numbers: npt.NDArray[np.int64]) -> Self:
+        columns = {name: getattr(self, name)[numbers] for name in self.COLUMNS}
         return replace(self, names=Names.of(self.names[int(i)] for i in numbers), **columns)
 
+    @abstractmethod
     def fingerprint(self) -> str:
-        """Return what tells these photos and labels from others, as hex: keys, sizes, labels, names of classes."""
-        digest = hashlib.sha256(repr(self.classes).encode())
-        for column in (self.sample_keys, self.size, self.label):
-            digest.update(np.ascontiguousarray(column).tobytes())
-        return digest.hexdigest()
+        """Return what tells these photos and annotations from others, as hex."""
 
-    def reopened(self) -> PhotoIndex:
+    def reopened(self) -> Self:
         """Return the same with file systems of its own: connections do not survive a fork."""
         return replace(self, homes=pickle.loads(pickle.dumps(self.homes)))
 
 
-def index_photos(source: Source, *, quiet: bool = True, on_error: str = "stop") -> PhotoIndex:
+@dataclass(frozen=True)
+class LabelledIndex(PhotoIndex):
+    """Photos, each of a class. label: (N,) int64, from zero on."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = (*PhotoIndex.COLUMNS, "label")
+    ANNOTATION: ClassVar[str] = "label"
+
+    label: npt.NDArray[np.int64] = field(kw_only=True)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of the classes: of their names, or one more than the highest label."""
+        return int(self.label.max()) + 1 if self.classes is None else len(self.classes)
+
+    def example(self, number: int, transform: Transform) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the pixels that a transform makes of a photo, and its class, () int64."""
+        return transform(decode_photo(self.read(number)).image), torch.tensor(int(self.label[number]))
+
+    def fingerprint(self) -> str:
+        """Return what tells these photos and labels from others, as hex: keys, sizes, labels, names of classes."""
+        return column_hash(self.classes, self.sample_keys, self.size, self.label)
+
+
+def column_hash(classes: tuple[str, ...] | None, *columns: npt.NDArray[Any]) -> str:
+    """Return the hash of some columns and of the names of the classes, as hex."""
+    digest = hashlib.sha256(repr(classes).encode())
+    for column in columns:
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def index_photos(source: Source, *, quiet: bool = True, on_error: str = "stop") -> LabelledIndex:
     """Look through all shards for their photos and labels; of local tars only headers and labels are read.
 
-    source: with its labels found (`Source.with_labels`). on_error: what a photo whose bytes cannot be had and a damaged
-    shard do: "stop" (SourceError), or "skip" (named in `unusable`). quiet: no progress.
+    source: with its labels found (`Source.with_labels`). on_error, quiet, errors: of `look_through`; also ConfigError
+    for a label below zero.
+    """
 
-    Raises ConfigError for a compressed tar and for a label below zero, SourceError where no photo has a label, and what
-    the photos of a shard raise.
+    def label_of(photo: Photo, shard: Shard) -> tuple[int, ...] | str:
+        if photo.label is None:
+            return photo.note or "no label"
+        _require_class(photo, shard)
+        return (photo.label,)
+
+    todo = "a tar's label is in KEY.cls or where --label-field says, a folder's photos lie in class folders"
+    found, (label,) = look_through(source, label_of, LabelledIndex.ANNOTATION, 1, todo, quiet=quiet, on_error=on_error)
+    return LabelledIndex(**found, label=label)
+
+
+Annotate = Callable[[Photo, Shard], tuple[int, ...] | str]
+"""Returns the numbers that an index keeps of a photo's annotation, or why it has none."""
+
+
+def look_through(
+    source: Source, annotate: Annotate, annotation: str, width: int, todo: str, *, quiet: bool, on_error: str
+) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
+    """Look through all shards; return the fields of a `PhotoIndex`, and `annotate`'s numbers, (width, N) int64.
+
+    annotation, todo: what is looked for, and where it should be, for messages. on_error: what a photo whose bytes
+    cannot be had and a damaged shard do: "stop" (SourceError), or "skip" (named in `unusable`). quiet: no progress.
+
+    Raises ConfigError for a compressed tar, SourceError where no photo has an annotation, and what the photos of a
+    shard raise.
     """
     parts: list[_Part] = []
 
     def look(numbered: tuple[int, Shard]) -> _Part:
-        return _Part.of(*numbered, skip=on_error == "skip")
+        return _Part.of(*numbered, annotate, width, skip=on_error == "skip")
 
     with (
         Progress("where the photos lie", noun="shards", total=len(source.shards), quiet=quiet) as progress,
@@ -167,29 +232,29 @@ def index_photos(source: Source, *, quiet: bool = True, on_error: str = "stop") 
         unlabelled.join(part.unlabelled)
         unusable.join(part.unusable)
         passed_over.update(part.passed_over)
-    index = PhotoIndex(
-        homes=tuple(_home(shard) for shard in source.shards),
-        names=Names.joined([part.names for part in parts]),
-        shard=np.concatenate([part.columns[0] for part in parts]).astype(np.int32),
-        offset=np.concatenate([part.columns[1] for part in parts]),
-        size=np.concatenate([part.columns[2] for part in parts]),
-        label=np.concatenate([part.columns[3] for part in parts]),
-        sample_keys=np.concatenate([part.sample_keys for part in parts]),
-        classes=source.classes,
-        unlabelled=unlabelled,
-        unusable=unusable,
-        passed_over=passed_over.told(),
-    )
-    if not len(index):
+    columns = np.concatenate([part.columns for part in parts], axis=1)
+    if not columns.shape[1]:
         why = f"; without one are {unlabelled}" if unlabelled else f"; unusable are {unusable}" if unusable else ""
-        todo = "a tar's label is in KEY.cls or where --label-field says, a folder's photos lie in class folders"
-        raise SourceError(f"no photo has a label{why}", where=source.shards[0].place, todo=todo)
-    return index
+        raise SourceError(f"no photo has a {annotation}{why}", where=source.shards[0].place, todo=todo)
+    shard, offset, size, *rest = columns
+    fields: dict[str, Any] = {
+        "homes": tuple(_home(shard) for shard in source.shards),
+        "names": Names.joined([part.names for part in parts]),
+        "shard": shard.astype(np.int32),
+        "offset": offset,
+        "size": size,
+        "sample_keys": np.concatenate([part.sample_keys for part in parts]),
+        "classes": source.classes,
+        "unlabelled": unlabelled,
+        "unusable": unusable,
+        "passed_over": passed_over.told(),
+    }
+    return fields, np.stack(rest)
 
 
 @dataclass
 class _Part:
-    """What a shard holds. columns: shard, offset, size, label, (4, N) int64."""
+    """What a shard holds. columns: shard, offset, size and the annotation's, (3 + width, N) int64."""
 
     names: Names
     columns: npt.NDArray[np.int64]
@@ -199,30 +264,31 @@ class _Part:
     unusable: LeftOut
 
     @classmethod
-    def of(cls, number: int, shard: Shard, *, skip: bool) -> _Part:
+    def of(cls, number: int, shard: Shard, annotate: Annotate, width: int, *, skip: bool) -> _Part:
         """Look through a shard."""
         passed_over, unlabelled, unusable = PassedOver(), LeftOut(), LeftOut()
         names: list[str] = []
         keys: list[int] = []
-        rows: list[tuple[int, int, int, int]] = []
+        rows: list[tuple[int, ...]] = []
         try:
             for photo in shard.places(passed_over):
                 if photo.problem or photo.extent is None:
                     if not skip:
                         raise broken_photo(photo.key, photo.problem, shard.place)
                     unusable.add(f"{shard.place}: photo {photo.key!r}: {photo.problem}")
-                elif photo.label is None:
-                    unlabelled.add(f"{shard.place}: photo {photo.key!r}: {photo.note or 'no label'}")
-                else:
-                    _require_class(photo, shard)
-                    names.append(_name(shard, photo))
-                    keys.append(key64("sample", shard.name, photo.key))
-                    rows.append((number, *photo.extent, photo.label))
+                    continue
+                found = annotate(photo, shard)
+                if isinstance(found, str):
+                    unlabelled.add(f"{shard.place}: photo {photo.key!r}: {found}")
+                    continue
+                names.append(_name(shard, photo))
+                keys.append(key64("sample", shard.name, photo.key))
+                rows.append((number, *photo.extent, *found))
         except SourceError as error:
             if not skip:
                 raise
             unusable.add(f"{shard.place}: {error.what}")
-        columns = np.array(rows, np.int64).reshape(-1, 4).T
+        columns = np.array(rows, np.int64).reshape(-1, 3 + width).T
         return cls(Names.of(names), columns, np.array(keys, np.uint64), passed_over, unlabelled, unusable)
 
 

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import default_collate
 
-from tec_cache.data.images import decode_photo
 from tec_cache.errors import ConfigError, SourceError, TecCacheError
 from tec_cache.labelled.batch import LabelledBatch
 from tec_cache.labelled.index import PhotoIndex, broken_photo
-from tec_cache.labelled.transforms import Transform
 from tec_cache.rng import bits, key64
 
+Example = tuple[torch.Tensor, torch.Tensor]
+"""A photo's pixels, and what is to be learned of it."""
 STOP, STAND_IN, LEAVE_OUT = "stop", "stand in", "leave out"
 """What a broken photo does: raise SourceError, let the next whole one of its step stand in, or be missing."""
 
@@ -50,7 +50,8 @@ class Maker:
     """Makes batches: a data set of torch's, whose samples are whole batches. Errors of ours are returned as values."""
 
     index: PhotoIndex
-    transform: Transform
+    transform: Any
+    """What `index.example` takes."""
     seed: int
     broken: str
     """STOP, STAND_IN or LEAVE_OUT."""
@@ -65,7 +66,7 @@ class Maker:
 
     def _make(self, wanted: Wanted) -> Made:
         damaged: dict[int, str] = {}
-        images: dict[int, torch.Tensor] = {}
+        images: dict[int, Example] = {}
         places = []
         for place in range(wanted.start, wanted.stop):
             if self.stop is not None and self.stop.value:
@@ -75,18 +76,15 @@ class Maker:
         if not chosen:
             return Made(None, tuple(damaged.values()))
         numbers = wanted.numbers[chosen]
-        shapes = {tuple(images[place].shape) for place in chosen}
+        shapes = {tuple(images[place][0].shape) for place in chosen}
         if len(shapes) > 1:
             what = f"the transform gives images of different shapes: {', '.join(map(str, sorted(shapes)))}"
             raise ConfigError(what, todo="let it cut squares of one size")
         # in a worker process it stacks them into memory that the main process shares
-        stacked: torch.Tensor = default_collate([images[place] for place in chosen])
-        labels = torch.from_numpy(self.index.label[numbers])
+        stacked, labels = default_collate([images[place] for place in chosen])
         return Made(LabelledBatch(stacked, labels, wanted.epoch, numbers), tuple(damaged.values()))
 
-    def _whole(
-        self, wanted: Wanted, place: int, images: dict[int, torch.Tensor], damaged: dict[int, str]
-    ) -> int | None:
+    def _whole(self, wanted: Wanted, place: int, images: dict[int, Example], damaged: dict[int, str]) -> int | None:
         """Return the place of a photo that is whole: this one, or the next of the step that may stand in for it.
 
         Where others begin and end, in ranks and in micro-batches, makes no difference.
@@ -99,7 +97,7 @@ class Maker:
                 return other
             number = int(wanted.numbers[other])
             try:
-                images[other] = self._image(number, wanted.epoch)
+                images[other] = self._example(number, wanted.epoch)
             except SourceError as error:
                 if self.broken == STOP:
                     raise broken_photo(self.index.key(number), error.what, self.index.place(number)) from error
@@ -112,15 +110,14 @@ class Maker:
             raise SourceError(f"every photo of a step is broken; one: {damaged[place]}", where=where, todo=todo)
         return None
 
-    def _image(self, number: int, epoch: int) -> torch.Tensor:
-        """Make one photo's pixels, a function of (seed, epoch, photo). Raises SourceError where it is not whole."""
-        photo = decode_photo(self.index.read(number)).image
+    def _example(self, number: int, epoch: int) -> Example:
+        """Make one photo's tensors, a function of (seed, epoch, photo). Raises SourceError where it is not whole."""
         seed_generators(key64("augment", self.seed, epoch, int(self.index.sample_keys[number])))
-        image = self.transform(photo)
+        image, target = self.index.example(number, self.transform)
         if not (isinstance(image, torch.Tensor) and image.dtype == torch.float32 and image.ndim == 3):
             kind = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
             raise ConfigError(f"the transform gives {kind}", todo="let it end in a float32 tensor (3, S, S)")
-        return image
+        return image, target
 
 
 def seed_generators(key: int) -> None:

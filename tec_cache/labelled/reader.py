@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from tec_cache.labelled.batch import LabelledBatch
 from tec_cache.labelled.index import PhotoIndex
 from tec_cache.labelled.making import LEAVE_OUT, STAND_IN, STOP, Maker, Wanted
 from tec_cache.labelled.order import photo_order, share_of
-from tec_cache.labelled.transforms import Transform
 from tec_cache.labelled.workers import Workers
 
 
@@ -49,7 +49,7 @@ class PhotoReader(_Reader):
 
     batch_size: photos of a step, over all ranks. Step s takes the positions [s B, (s + 1) B) of its epoch's order,
     divided evenly among `world_size` ranks. The tail of less than one batch is left out, others in each epoch: Mixup
-    needs even batches. transform: see `transforms.Transform`; pixels are a function of (seed, epoch, photo), whatever
+    needs even batches. transform: what `index.example` takes; pixels are a function of (seed, epoch, photo), whatever
     the ranks, the micro-batches, the workers and the step at which a run goes on. workers: processes; 0: batches are
     made in this one, when they are asked for. on_error: a broken photo is a SourceError ("stop"), or the next whole one
     of its step stands in for it and it is named in `damaged` ("skip").
@@ -60,7 +60,7 @@ class PhotoReader(_Reader):
     def __init__(
         self,
         index: PhotoIndex,
-        transform: Transform,
+        transform: Any,
         *,
         batch_size: int,
         seed: int = 0,
@@ -129,7 +129,7 @@ class EvaluationReader(_Reader):
     def __init__(
         self,
         index: PhotoIndex,
-        transform: Transform,
+        transform: Any,
         *,
         batch_size: int,
         rank: int = 0,

@@ -73,6 +73,7 @@ class Loop(Generic[B]):
             total_steps=self.total_steps,
             warmup_steps=round(config.resolved_warmup * task.steps_per_epoch),
             min_lr=config.min_lr,
+            kind=config.schedule,
         )
         if config.compile:
             compile_in_place(self.module, ranks)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from tec_cache.errors import listed
@@ -20,18 +21,23 @@ MOST_COUNTED = 2**24
 
 
 def create_schedule(
-    optimizer: torch.optim.Optimizer, *, total_steps: int, warmup_steps: int, min_lr: float
-) -> CosineLRScheduler:
-    """Linear warm-up from 0, then half a cosine to `min_lr`; call `step_update(step)` before step `step`."""
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=max(1, total_steps - warmup_steps),
-        lr_min=min_lr,
-        warmup_t=warmup_steps,
-        warmup_lr_init=0.0,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
+    optimizer: torch.optim.Optimizer, *, total_steps: int, warmup_steps: int, min_lr: float, kind: str = "cosine"
+) -> Scheduler:
+    """Linear warm-up from 0, then half a cosine or a line to `min_lr`; call `step_update(step)` before step `step`.
+
+    kind: cosine or linear.
+    """
+    shared: dict[str, Any] = {
+        "t_initial": max(1, total_steps - warmup_steps),
+        "lr_min": min_lr,
+        "warmup_t": warmup_steps,
+        "warmup_lr_init": 0.0,
+        "warmup_prefix": True,
+        "t_in_epochs": False,
+    }
+    if kind == "linear":
+        return PolyLRScheduler(optimizer, power=1.0, **shared)
+    return CosineLRScheduler(optimizer, **shared)
 
 
 def scaled_lr(base_lr: float, batch_size: int) -> float:

@@ -18,6 +18,7 @@ from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.kinds import RUN_FILE
 from tec_cache.model_args import MOST_TOKENS, check_model_args
 from tec_cache.run.checkpoint import FORMAT
+from tec_cache.segment.config import SegmentConfig
 from tec_cache.store.files import write_atomically
 from tec_cache.store.local import read_regular
 from tec_cache.types import TargetSpec
@@ -32,16 +33,18 @@ _FREE_OF = {
     "pretrain": {"cache", "base_weights", "stage", "stage_bytes"},
     # what they name is compared by what it holds
     "classify": {"model", "train", "test", "weights", "classes"},
+    "segment": {"model", "train", "test", "weights", "classes", "save_predictions"},
 }
 # What is compared as it was resolved: the targets' identity, spec and tau, and the number of views; the model's.
 _RESOLVED_OF = {
     "pretrain": {"views", "target", "online", "pixels", "tau", "k", "normalization", "last_layers", "mean", "std",
                  "base_args"},
     "classify": {"mean", "std", "base_args", "recipe"},
+    "segment": {"mean", "std", "base_args", "recipe"},
 }  # fmt: skip
-CONFIGS: dict[str, type] = {"pretrain": TrainConfig, "classify": FinetuneConfig}
+CONFIGS: dict[str, type] = {"pretrain": TrainConfig, "classify": FinetuneConfig, "segment": SegmentConfig}
 """Task -> the settings that its program takes."""
-PROGRAMS = {"pretrain": "train", "classify": "finetune"}
+PROGRAMS = {"pretrain": "train", "classify": "finetune", "segment": "segment"}
 """Task -> its command."""
 
 # A decoder's settings as the arguments of a model with the same bounds.
@@ -88,9 +91,24 @@ class _Classify(msgspec.Struct, forbid_unknown_fields=True):
     total_steps: int
 
 
+class _Segment(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole of run.json of a segmentation."""
+
+    format: int
+    task: Literal["segment"]
+    config: dict[str, Any]
+    recipe: str
+    model: dict[str, Any]
+    num_classes: int
+    classes: list[str] | None
+    train: str
+    test: str
+    total_steps: int
+
+
 _FIRST = {"config", "targets", "cache", "num_views", "total_steps"}
 """What a run.json of format 1 held, which had no number."""
-_WHOLE: dict[str, Any] = {"pretrain": _Pretrain, "classify": _Classify}
+_WHOLE: dict[str, Any] = {"pretrain": _Pretrain, "classify": _Classify, "segment": _Segment}
 
 
 def run_file(run: Path) -> Path:

@@ -1,0 +1,72 @@
+"""How every program of the training loop begins, goes on and ends a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from tec_cache.device import Compute, default_threads, resolve_compute
+from tec_cache.distributed import Ranks
+from tec_cache.loop_settings import ComputeSettings, LoopSettings
+from tec_cache.run.beginning import begin_run, find_start
+from tec_cache.run.folder import foreign_files
+from tec_cache.run.loop import Loop, LoopSummary
+from tec_cache.tasks.task import Task
+
+T = TypeVar("T", bound=Task[Any])
+
+
+@dataclass(frozen=True)
+class Ran(Generic[T]):
+    """A task whose loop has run, or would."""
+
+    task: T
+    loop: Loop[Any]
+    done: LoopSummary
+    foreign: list[str]
+    """What lies in the run's folder beside the run: nothing of it is ever read or removed."""
+
+
+def prepared_compute(config: ComputeSettings, ranks: Ranks) -> Compute:
+    """Return what a rank computes on; on a CPU, give torch its share of the threads."""
+    compute = resolve_compute(config.device, config.precision, ranks.local_rank)
+    if compute.device.type == "cpu":
+        share = default_threads(ranks.local_world_size) // ranks.local_world_size
+        torch.set_num_threads(config.threads or max(1, share))
+    return compute
+
+
+def run_task(
+    make_task: Callable[[], T],
+    settings: dict[str, Any],
+    config: LoopSettings,
+    compute: Compute,
+    ranks: Ranks,
+    *,
+    overwrite: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> Ran[T]:
+    """Run a task's loop from the last checkpoint of its folder, or from the beginning.
+
+    settings: of run.json, without total_steps. make_task: called once it is known that the folder may hold this run.
+    Nothing is written or replaced before all of it is made, when nothing can be refused any more. dry_run: nothing is.
+    """
+    run = Path(config.out)
+    with ExitStack() as lock:
+        start = find_start(run, settings, overwrite=overwrite)
+        task = make_task()
+        loop: Loop[Any] = Loop(task, config, compute, ranks)
+        settings = settings | {"total_steps": loop.total_steps}
+        if not dry_run:
+            start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
+        loop.resume(start.checkpoint, start.identity)
+        if dry_run:
+            return Ran(task, loop, loop.summary(finished=False, seconds=0.0), [])
+        done = loop.run(run, start.identity, quiet=quiet)
+        return Ran(task, loop, done, foreign_files(run, start.identity))

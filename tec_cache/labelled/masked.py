@@ -1,0 +1,135 @@
+"""Photos with masks: the class of each pixel instead of one of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from tec_cache.background import in_order
+from tec_cache.data.images import decode_photo
+from tec_cache.data.masks import decode_mask
+from tec_cache.data.photos import Extent, Photo, Shard, mask_name
+from tec_cache.data.source import Source
+from tec_cache.errors import ConfigError, SourceError
+from tec_cache.labelled.index import PhotoIndex, broken_photo, column_hash, look_through
+from tec_cache.progress import Progress
+
+MaskTransform = Callable[[Image.Image, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From an upright RGB photo and its classes, (H, W) int32, to (3, h, w) float32 and (h', w') int64."""
+
+NO_CLASS = -1
+"""A pixel of which nothing is known: it is neither learned nor judged."""
+DECODERS = 8
+"""Masks that are decoded at the same time where all are looked at."""
+ALIKE = 0.01
+"""By which the aspect of a mask may differ from its photo's, relatively: both may have been resized."""
+
+
+class Values(NamedTuple):
+    """What the values of masks mean: classes are all values but `ignore`, in their order."""
+
+    ignore: int
+    num_classes: int
+
+    def classes(self, values: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Return the class of each pixel, NO_CLASS where it is ignored. Raises ConfigError for a value beyond all."""
+        classes = values - (values > self.ignore)
+        highest = int(classes.max(initial=0, where=values != self.ignore))
+        if highest >= self.num_classes:
+            value = self.values(np.array(highest))
+            raise ConfigError(
+                f"a mask has the value {value}; the {self.num_classes} classes have up to "
+                f"{self.values(np.array(self.num_classes - 1))}, and {self.ignore} is ignored",
+                todo=f"--ignore {value} if it means that nothing is known; else name all classes with --classes FILE",
+            )
+        return np.where(values == self.ignore, NO_CLASS, classes).astype(np.int32)
+
+    def values(self, classes: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        """Return the values that classes have in masks."""
+        return classes + (classes >= self.ignore)
+
+
+@dataclass(frozen=True)
+class MaskedIndex(PhotoIndex):
+    """Photos, each with a mask. mask_offset, mask_size: (N,) int64, in the tar of the photo; -1 in a folder."""
+
+    COLUMNS: ClassVar[tuple[str, ...]] = (*PhotoIndex.COLUMNS, "mask_offset", "mask_size")
+    ANNOTATION: ClassVar[str] = "mask"
+
+    mask_offset: npt.NDArray[np.int64] = field(kw_only=True)
+    mask_size: npt.NDArray[np.int64] = field(kw_only=True)
+    values: Values | None = None
+    """None until it is known: then only `mask` can be had."""
+
+    def mask(self, number: int) -> npt.NDArray[np.int32]:
+        """Return the values of a photo's mask, (H, W). Raises as `read` does, and SourceError for what is no mask."""
+        extent = Extent(int(self.mask_offset[number]), int(self.mask_size[number]))
+        return decode_mask(self.homes[self.shard[number]].read(mask_name(self.names[number]), extent))
+
+    def example(self, number: int, transform: MaskTransform) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the pixels and the classes that a transform makes of a photo and its mask."""
+        assert self.values is not None, "whoever learns has looked at them"
+        photo = decode_photo(self.read(number)).image
+        values = self.mask(number)
+        height, width = values.shape
+        if abs(width * photo.height - height * photo.width) > ALIKE * height * photo.width:
+            size = f"{photo.width} x {photo.height}"
+            raise SourceError(f"its mask has {width} x {height} pixels, the photo {size}: they are not of one picture")
+        try:
+            classes = self.values.classes(values)
+        except ConfigError as error:
+            where = f"{self.place(number)}: photo {self.key(number)!r}"
+            raise ConfigError(error.what, where=where, todo=error.todo) from error
+        return transform(photo, torch.from_numpy(classes))
+
+    def fingerprint(self) -> str:
+        """Return what tells these photos and masks from others, as hex: keys, sizes, names of classes, values."""
+        return column_hash(self.classes, self.sample_keys, self.size, self.mask_size, np.array(self.values or ()))
+
+
+def index_masked_photos(source: Source, *, quiet: bool = True, on_error: str = "stop") -> MaskedIndex:
+    """Look through all shards for their photos and masks; of local tars only headers are read.
+
+    source: with masks (`Source.with_masks`). on_error, quiet, errors: of `labelled.index.look_through`.
+    """
+
+    def mask_of(photo: Photo, shard: Shard) -> tuple[int, ...] | str:
+        return "no mask" if photo.mask is None else tuple(photo.mask)
+
+    todo = "the mask of KEY.jpg is KEY.seg.png beside it, in a tar as in a folder"
+    found, masks = look_through(source, mask_of, MaskedIndex.ANNOTATION, 2, todo, quiet=quiet, on_error=on_error)
+    offset, size = masks
+    return MaskedIndex(**found, mask_offset=offset, mask_size=size)
+
+
+def highest_value(index: MaskedIndex, ignore: int, *, quiet: bool = True, on_error: str = "stop") -> int:
+    """Return the highest value of all masks that is not ignored: each of them is decoded, 1 ms of a core or more.
+
+    Raises SourceError for a mask that is not whole, unless on_error is "skip".
+    """
+
+    def highest(number: int) -> int:
+        try:
+            values = index.mask(number)
+        except SourceError as error:
+            if on_error == "skip":
+                return 0
+            raise broken_photo(index.key(number), error.what, index.place(number)) from error
+        return int(values.max(initial=0, where=values != ignore))
+
+    found = 0
+    with (
+        Progress("classes of the masks", noun="masks", total=len(index), quiet=quiet) as progress,
+        ThreadPoolExecutor(DECODERS, thread_name_prefix="masks") as pool,
+    ):
+        for value in in_order(pool, highest, range(len(index)), DECODERS):
+            found = max(found, value)
+            progress.advance(1)
+    return found

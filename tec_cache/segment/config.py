@@ -1,0 +1,59 @@
+"""The settings of segmentation. Without torch.
+
+None in a recipe's setting means "as the recipe says"; `resolved` fills all of them, and that is what a run keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from tec_cache.conditions import is_used
+from tec_cache.fields import check_choice, check_range, setting, varied
+from tec_cache.loop_settings import LoopSettings
+from tec_cache.segment.recipes import SegmentRecipe
+from tec_cache.tuning_settings import TuningSettings
+
+# settings of the loop and of the segmenter that a recipe has as well, by the same name
+OF_RECIPE = ("head", "ignore", "epochs", "base_lr", "min_lr", "schedule", "batch_size", "weight_decay", "layer_decay",
+             "drop_path")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(TuningSettings):
+    """Train a pretrained encoder to say the class of each pixel, and judge it."""
+
+    TITLE: ClassVar[str] = "Segmentation and recipe"
+    PROGRAM: ClassVar[str] = "segment"
+
+    ignore: int = setting(None, "Value of masks that is neither learned nor judged.  [default: the recipe's]")
+    head: str = setting(None, "linear (a norm and a 1 x 1 convolution) or upernet.  [default: the recipe's]")
+    tune: str = setting("full", "full, or head: the encoder stays as it is.")
+    recipe: str | None = setting(None, "Recipe by name.  [default: by head and number of photos]")
+    layer_decay: float | None = setting(None, "Of the learning rate from a layer to the one below.")
+    drop_path: float | None = setting(None, "Highest chance of a block's being skipped.")
+    save_predictions: str | None = setting(None, "Folder for the predicted masks, and pictures of them.")
+    # the loop's, None until they are resolved
+    epochs: int = varied(LoopSettings, "epochs", None)
+    base_lr: float = varied(LoopSettings, "base_lr", None)
+    min_lr: float = varied(LoopSettings, "min_lr", None)
+    schedule: str = varied(LoopSettings, "schedule", None)
+    batch_size: int = varied(LoopSettings, "batch_size", None)
+    weight_decay: float = varied(LoopSettings, "weight_decay", None)
+    beta2: float = varied(LoopSettings, "beta2", 0.999)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("head", self.head, ("linear", "upernet"))
+        check_choice("tune", self.tune, ("full", "head"))
+        check_range(self, 0, "ignore")
+        check_range(self, 0, "drop_path", below=1)
+        check_range(self, 0, "layer_decay", open_end=True, below=1.0001)
+
+    def resolved(self, recipe: SegmentRecipe) -> SegmentConfig:
+        """Fill what was left to a recipe and is used; a warm-up shrinks or grows with the epochs."""
+        left = [name for name in OF_RECIPE if getattr(self, name) is None and is_used(self, name)]
+        config = replace(self, **{name: getattr(recipe, name) for name in left})
+        if config.warmup_epochs is None:
+            config = replace(config, warmup_epochs=recipe.warmup_epochs * config.epochs / recipe.epochs)
+        return config
