@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.judging.pictures import PredictionWriter
 from pipelines.loading.base_given import given_by
 from pipelines.loading.encoder_source import load_encoder
 from pipelines.training.running import Ran, prepared_compute, run_task
@@ -16,11 +17,11 @@ from tec_cache.device import Compute
 from tec_cache.distributed import Ranks, agreed, process_group
 from tec_cache.finetune.classifier import LoadedEncoder
 from tec_cache.labelled import EvaluationReader, PhotoReader
-from tec_cache.labelled.masked import MaskedIndex, Values, highest_value, index_masked_photos
+from tec_cache.labelled.joint import joint_transform, whole_transform
+from tec_cache.labelled.masked import MaskedIndex, highest_value, index_masked_photos
+from tec_cache.mask_values import Values
 from tec_cache.segment.config import SegmentConfig
-from tec_cache.segment.joint import evaluation_transform, train_transform
 from tec_cache.segment.model import Segmenter, create_segmenter
-from tec_cache.segment.pictures import PredictionWriter
 from tec_cache.segment.recipes import Chosen, SegmentRecipe, recipe_for
 from tec_cache.tasks.segment import Segment
 
@@ -33,7 +34,7 @@ class SegmentSummary(TuningSummary):
     ignore: int
     """Value of masks that is neither learned nor judged."""
     iou: list[float | None] = field(default_factory=list)
-    """Of each class after the last step; None where neither a mask nor a prediction has it."""
+    """Of each class at the last judgement; None where neither a mask nor a prediction has it."""
     accuracy: list[float | None] = field(default_factory=list)
     """Share of each class's pixels that are right; None where no mask has it."""
     pixels: list[int] = field(default_factory=list)
@@ -44,6 +45,8 @@ class SegmentSummary(TuningSummary):
 
 SHOWN = ("epochs", "warmup_epochs", "batch_size", "base_lr", "min_lr", "schedule", "weight_decay", "layer_decay",
          "drop_path")  # fmt: skip
+AUGMENTATION = ("crop", "crop_scale", "jitter", "colour", "grey", "blur")
+"""Of a recipe."""
 
 
 def segment(
@@ -187,8 +190,9 @@ def readers(
     """Return what reads the photos to learn from, augmented, and those to judge on, one at a time."""
     shared = reader_settings(config, compute, ranks)
     pixels: dict[str, Any] = {"mean": model.mean, "std": model.std}
-    augmented = train_transform(recipe, model.input_size, **pixels)
-    plain = evaluation_transform(model.input_size, model.patch, whole=model.kind == "linear", **pixels)
+    augmentation = {name: getattr(recipe, name) for name in AUGMENTATION}
+    augmented = joint_transform(model.input_size, **pixels, **augmentation)
+    plain = whole_transform(model.input_size, model.patch, whole=model.kind == "linear", **pixels)
     return (
         PhotoReader(photos.train, augmented, batch_size=config.batch_size, seed=config.seed, **shared),
         EvaluationReader(photos.test, plain, batch_size=1, **shared),

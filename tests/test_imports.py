@@ -15,12 +15,14 @@ FILES = sorted([*ROOT.glob("tec_cache/**/*.py"), *ROOT.glob("pipelines/**/*.py")
 MAKING = ("tec_cache.data", "tec_cache.base")
 LABELLED = ("tec_cache.labelled",)
 """Photos with their labels, for tuning: a side of its own that reads photos, and knows neither base nor cache."""
-TRAINING = ("tec_cache.loader", "tec_cache.student", "tec_cache.run", "tec_cache.tasks", "tec_cache.finetune")
+TRAINING = ("tec_cache.loader", "tec_cache.student", "tec_cache.run", "tec_cache.tasks", "tec_cache.finetune",
+            "tec_cache.segment")  # fmt: skip
 BOTH_ALLOWED = (
     "pipelines.train",
     "pipelines.training.target_sources",
     "pipelines.loading.encoder_source",
     "pipelines.finetune",
+    "pipelines.segment",
 )
 """The training program, whose online yardstick puts the base into the loop; and fine-tuning, which judges any base."""
 

@@ -28,6 +28,7 @@ class Ran(Generic[T]):
     task: T
     loop: Loop[Any]
     done: LoopSummary
+    dry_run: bool
     foreign: list[str]
     """What lies in the run's folder beside the run: nothing of it is ever read or removed."""
 
@@ -67,6 +68,6 @@ def run_task(
             start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
         loop.resume(start.checkpoint, start.identity)
         if dry_run:
-            return Ran(task, loop, loop.summary(finished=False, seconds=0.0), [])
+            return Ran(task, loop, loop.summary(finished=False, seconds=0.0), True, [])
         done = loop.run(run, start.identity, quiet=quiet)
-        return Ran(task, loop, done, foreign_files(run, start.identity))
+        return Ran(task, loop, done, False, foreign_files(run, start.identity))

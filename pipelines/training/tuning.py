@@ -75,7 +75,8 @@ def _scores(line: dict[str, Any]) -> dict[str, float]:
 def shared_summary(config: TuningSettings, ran: Ran[Any], score: str, shown: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields of a summary that follow from the run alone. score: the main one. shown: settings to tell."""
     learned, judged = ran.task.learned, ran.task.judged
-    reached = Reached({}, {}) if not ran.loop.ranks.main else Reached.of(Path(config.out), score)
+    written = ran.loop.ranks.main and not ran.dry_run
+    reached = Reached.of(Path(config.out), score) if written else Reached({}, {})
     return {
         **vars(ran.done),
         "settings": {name: getattr(config, name) for name in shown},

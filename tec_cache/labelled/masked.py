@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,41 +19,16 @@ from tec_cache.data.photos import Extent, Photo, Shard, mask_name
 from tec_cache.data.source import Source
 from tec_cache.errors import ConfigError, SourceError
 from tec_cache.labelled.index import PhotoIndex, broken_photo, column_hash, look_through
+from tec_cache.mask_values import Values
 from tec_cache.progress import Progress
 
 MaskTransform = Callable[[Image.Image, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From an upright RGB photo and its classes, (H, W) int32, to (3, h, w) float32 and (h', w') int64."""
 
-NO_CLASS = -1
-"""A pixel of which nothing is known: it is neither learned nor judged."""
 DECODERS = 8
 """Masks that are decoded at the same time where all are looked at."""
 ALIKE = 0.01
 """By which the aspect of a mask may differ from its photo's, relatively: both may have been resized."""
-
-
-class Values(NamedTuple):
-    """What the values of masks mean: classes are all values but `ignore`, in their order."""
-
-    ignore: int
-    num_classes: int
-
-    def classes(self, values: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """Return the class of each pixel, NO_CLASS where it is ignored. Raises ConfigError for a value beyond all."""
-        classes = values - (values > self.ignore)
-        highest = int(classes.max(initial=0, where=values != self.ignore))
-        if highest >= self.num_classes:
-            value = self.values(np.array(highest))
-            raise ConfigError(
-                f"a mask has the value {value}; the {self.num_classes} classes have up to "
-                f"{self.values(np.array(self.num_classes - 1))}, and {self.ignore} is ignored",
-                todo=f"--ignore {value} if it means that nothing is known; else name all classes with --classes FILE",
-            )
-        return np.where(values == self.ignore, NO_CLASS, classes).astype(np.int32)
-
-    def values(self, classes: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-        """Return the values that classes have in masks."""
-        return classes + (classes >= self.ignore)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
-from typing import Protocol, Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -23,58 +20,9 @@ from tec_cache.finetune.optimizers import create_optimizer
 from tec_cache.finetune.recipes import FinetuneRecipe
 from tec_cache.rng import key64
 from tec_cache.run.micro_batches import count_micro_batches
+from tec_cache.tasks.photos import Annotated, Judged, Learned
 
 TOP = 5
-
-
-class Labelled(Protocol):
-    """A batch of photos: as `labelled.LabelledBatch`."""
-
-    @property
-    def images(self) -> torch.Tensor:
-        """(B, 3, S, S) float32, normalized."""
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """(B,) int64."""
-
-    @property
-    def epoch(self) -> int:
-        """Of the training."""
-
-    @property
-    def numbers(self) -> npt.NDArray[np.int64]:
-        """(B,), which photos these are; always on the host."""
-
-    def __len__(self) -> int: ...
-
-    def to(self, device: torch.device) -> Self:
-        """Return the same batch on a device."""
-
-    def tensors(self) -> Iterator[torch.Tensor]:
-        """Yield all that lies on the batch's device."""
-
-
-class Learned(Protocol):
-    """Gives the photos that are learned from."""
-
-    damaged: set[str]
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch."""
-
-    def batches(self, start_step: int, stop_step: int, *, micro_batches: int = 1) -> Generator[Labelled, None, None]:
-        """Yield this rank's batches of some steps."""
-
-
-class Judged(Protocol):
-    """Gives the photos that are judged on."""
-
-    damaged: set[str]
-
-    def once(self) -> Generator[Labelled, None, None]:
-        """Yield this rank's part of them, each photo once."""
 
 
 class Classify:
@@ -108,11 +56,11 @@ class Classify:
         if config.checkpointing:
             model.vit.set_grad_checkpointing(True)
 
-    def batches(self, start_step: int, stop_step: int) -> Generator[Labelled, None, None]:
+    def batches(self, start_step: int, stop_step: int) -> Generator[Annotated, None, None]:
         """Yield this rank's batches of steps start..stop, counted over all epochs."""
         return self.learned.batches(start_step, stop_step, micro_batches=self.micro_batches)
 
-    def losses(self, model: nn.Module, batch: Labelled) -> dict[str, torch.Tensor]:
+    def losses(self, model: nn.Module, batch: Annotated) -> dict[str, torch.Tensor]:
         """Return the cross entropy against labels that are smoothed, and mixed as the images are."""
         drawn = key64("batch", batch.epoch, *batch.numbers.tolist())
         images, targets = soft_targets(

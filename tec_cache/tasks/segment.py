@@ -6,6 +6,8 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
@@ -13,42 +15,24 @@ from torch.nn.functional import cross_entropy, interpolate
 from tec_cache.device import Compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import SourceError
-from tec_cache.labelled.batch import LabelledBatch
-from tec_cache.labelled.masked import NO_CLASS
+from tec_cache.mask_values import NO_CLASS
 from tec_cache.run.micro_batches import count_micro_batches
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.segment.groups import parameter_groups
 from tec_cache.segment.model import Segmenter
-from tec_cache.segment.pictures import PredictionWriter
 from tec_cache.segment.predict import predict
 from tec_cache.segment.scores import Scores, confusion
+from tec_cache.tasks.photos import Annotated, Judged, Learned
 
 AUXILIARY_WEIGHT = 0.4
 """Of the loss of UPerNet's auxiliary head."""
 
 
-class Learned(Protocol):
-    """Gives the photos that are learned from."""
+class Writer(Protocol):
+    """Takes predictions as they are made."""
 
-    damaged: set[str]
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch."""
-
-    def batches(
-        self, start_step: int, stop_step: int, *, micro_batches: int = 1
-    ) -> Generator[LabelledBatch, None, None]:
-        """Yield this rank's batches of some steps."""
-
-
-class Judged(Protocol):
-    """Gives the photos that are judged on, one at a time."""
-
-    damaged: set[str]
-
-    def once(self) -> Generator[LabelledBatch, None, None]:
-        """Yield this rank's part of them, each photo once."""
+    def write(self, number: int, classes: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> None:
+        """Take those of a photo; classes, predicted: (H, W)."""
 
 
 class Segment:
@@ -76,18 +60,18 @@ class Segment:
         self.module: nn.Module = self.segmenter
         self.micro_batches = count_micro_batches(config, ranks)
         self.steps_per_epoch = learned.steps_per_epoch
-        self.writer: PredictionWriter | None = None
+        self.writer: Writer | None = None
         """Where predictions are written as they are judged."""
         self.scores: Scores | None = None
         """Of the last judgement."""
         if config.checkpointing:
             model.vit.set_grad_checkpointing(True)
 
-    def batches(self, start_step: int, stop_step: int) -> Generator[LabelledBatch, None, None]:
+    def batches(self, start_step: int, stop_step: int) -> Generator[Annotated, None, None]:
         """Yield this rank's batches of steps start..stop, counted over all epochs."""
         return self.learned.batches(start_step, stop_step, micro_batches=self.micro_batches)
 
-    def losses(self, model: nn.Module, batch: LabelledBatch) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Annotated) -> dict[str, Tensor]:
         """Return the cross entropy over all pixels of known classes."""
         out: Any = model(batch.images)
         if not isinstance(out, tuple):

@@ -12,7 +12,8 @@ from PIL import Image
 
 from tec_cache.data.images import decode_photo
 from tec_cache.data.masks import encode_mask
-from tec_cache.labelled.masked import NO_CLASS, MaskedIndex
+from tec_cache.labelled.masked import MaskedIndex
+from tec_cache.mask_values import NO_CLASS
 from tec_cache.store.files import make_folder, write_atomically
 
 OPACITY = 0.55

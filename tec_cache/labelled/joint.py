@@ -10,8 +10,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from tec_cache.labelled.masked import NO_CLASS, MaskTransform
-from tec_cache.segment.recipes import SegmentRecipe
+from tec_cache.labelled.masked import MaskTransform
+from tec_cache.mask_values import NO_CLASS
 
 Statistics = tuple[float, float, float]
 
@@ -23,22 +23,34 @@ _BLUR = 13
 """Pixels of the blur's kernel: three deviations of the strongest to either side."""
 
 
-def train_transform(recipe: SegmentRecipe, size: int, *, mean: Statistics, std: Statistics) -> MaskTransform:
-    """Return the augmentation of a recipe: square crops of `size` pixels, bilinear, masks by the nearest pixel."""
-    crop: Any
-    if recipe.crop == "resized":
-        crop = v2.RandomResizedCrop(size, recipe.crop_scale, antialias=True)
-    else:
-        crop = JitteredCrop(size, recipe.jitter)
-    parts: list[Any] = [crop, v2.RandomHorizontalFlip()]
-    if recipe.colour is None:
+def joint_transform(
+    size: int,
+    *,
+    mean: Statistics,
+    std: Statistics,
+    crop: str,
+    crop_scale: tuple[float, float],
+    jitter: tuple[float, float],
+    colour: tuple[float, float, float, float] | None,
+    grey: float,
+    blur: float,
+) -> MaskTransform:
+    """Return an augmentation: square crops of `size` pixels, bilinear, masks by the nearest pixel; half are mirrored.
+
+    The other arguments are a recipe's: see `segment.recipes.SegmentRecipe`.
+    """
+    cut: Any = v2.RandomResizedCrop(size, crop_scale, antialias=True)
+    if crop == "jittered":
+        cut = JitteredCrop(size, jitter)
+    parts: list[Any] = [cut, v2.RandomHorizontalFlip()]
+    if colour is None:
         parts.append(v2.RandomPhotometricDistort())
     else:
-        parts.append(v2.RandomApply([v2.ColorJitter(*recipe.colour)], p=0.8))
-    if recipe.grey:
-        parts.append(v2.RandomGrayscale(recipe.grey))
-    if recipe.blur:
-        parts.append(v2.RandomApply([v2.GaussianBlur(_BLUR, (0.1, 2.0))], p=recipe.blur))
+        parts.append(v2.RandomApply([v2.ColorJitter(*colour)], p=0.8))
+    if grey:
+        parts.append(v2.RandomGrayscale(grey))
+    if blur:
+        parts.append(v2.RandomApply([v2.GaussianBlur(_BLUR, (0.1, 2.0))], p=blur))
     return _Joint(v2.Compose(parts), mean, std)
 
 
@@ -81,7 +93,7 @@ class _Joint:
         return self.last(image).as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor).long()
 
 
-def evaluation_transform(size: int, patch: int, *, whole: bool, mean: Statistics, std: Statistics) -> MaskTransform:
+def whole_transform(size: int, patch: int, *, whole: bool, mean: Statistics, std: Statistics) -> MaskTransform:
     """Return the transform of judging: all of the photo, scaled; the mask stays as it is.
 
     size: pixels of training. whole: the photo is seen at once, its shorter side 256 / 224 of the training size and both
