@@ -13,6 +13,7 @@ from tec_cache.run.checkpoint import checkpoints, load_checkpoint, require_weigh
 from tec_cache.run.export import describe, require_free, write_export, write_model
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.settings import load_settings, run_identity
+from tec_cache.segment.folder import as_timm as segmenter_folder
 from tec_cache.student.model import Student, create_student
 from tec_cache.types import TargetSpec
 
@@ -25,7 +26,8 @@ def export(run: str | Path, out: str | Path, *, checkpoint: str | Path | None = 
     refused. Raises TecCacheError, also for weights that are not finite.
     """
     run, out = Path(run), Path(out)
-    write = {"pretrain": _export_student, "classify": _export_classifier}[load_settings(run)["task"]]
+    writers = {"pretrain": _export_student, "classify": _export_classifier, "segment": _export_segmenter}
+    write = writers[load_settings(run)["task"]]
     try:
         require_free(out, overwrite=overwrite)
         write(run, out, checkpoint, overwrite)
@@ -69,6 +71,25 @@ def _export_classifier(run: Path, out: Path, checkpoint: str | Path | None, over
     )
     kept = {"settings": settings, "step": state["step"], "scores": scores[-1] if scores else None}
     write_model(out, folder.state, {}, description, kept, overwrite=overwrite)
+
+
+def _export_segmenter(run: Path, out: Path, checkpoint: str | Path | None, overwrite: bool) -> None:
+    """Write a segmenter's encoder, its head beside it, the names of its classes, and the numbers that it reached."""
+    settings = load_settings(run, "segment")
+    path = last_checkpoint(run, checkpoint)
+    state = load_checkpoint(path, run_identity(settings))
+    made = settings["model"]
+    folder, head = segmenter_folder(settings, state["model"], path)
+    scores = [line for line in read_metrics(run) if "test_miou" in line and line["step"] <= state["step"]]
+    description = describe(
+        made["architecture"].partition(".")[0],
+        made["model_args"] | folder.model_args,
+        size=made["input_size"],
+        width=folder.width,
+        statistics=(tuple(made["mean"]), tuple(made["std"])),
+    )
+    kept = {"settings": settings, "step": state["step"], "scores": scores[-1] if scores else None}
+    write_model(out, folder.state, head, description, kept, overwrite=overwrite)
 
 
 def last_checkpoint(run: Path, checkpoint: str | Path | None) -> Path:

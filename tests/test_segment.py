@@ -16,8 +16,10 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score
 
 import cli
+from pipelines.export import export
 from pipelines.finetune import finetune
 from pipelines.info import info
+from pipelines.loading.encoder_source import load_encoder
 from pipelines.segment import segment
 from tec_cache.data.masks import decode_mask
 from tec_cache.data.source import open_source
@@ -170,7 +172,6 @@ def test_upernet_trains_on_four_blocks_and_is_judged_in_windows(masks: Path, tmp
 
 
 def test_the_head_alone_leaves_the_encoder_as_it_was(masks: Path, tiny_base: Path, tmp_path: Path) -> None:
-    from pipelines.loading.encoder_source import load_encoder
 
     segment(segmenting(masks, tiny_base, tmp_path / "r", tune="head", epochs=1))
     state, source = last_checkpoint(tmp_path / "r")["model"], load_encoder(str(tiny_base)).model.state_dict()
@@ -293,3 +294,30 @@ def test_keys_cannot_lead_out_of_the_folder_of_predictions(tmp_path: Path) -> No
     assert twice.exists()
     paths = {PredictionWriter(tmp_path / "seen", other).path(number) for number in range(len(other))}
     assert len(paths) == len(other)
+
+
+@pytest.mark.parametrize("head", ["linear", "upernet"])
+def test_what_leaves_is_timms_encoder_with_the_head_beside_it(
+    masks: Path, segmented: Path, tmp_path: Path, head: str
+) -> None:
+    import timm
+    from safetensors.torch import load_file
+
+    run, out = segmented, tmp_path / "out"
+    if head == "upernet":
+        run = tmp_path / "run"
+        base = Path("random:vit_tiny_patch16_224")
+        segment(segmenting(masks, base, run, head=head, grid=2, epochs=1, steps=1))
+    export(run, out)
+    model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    state = last_checkpoint(run)["model"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[f"vit.{name}"]), name
+    beside = load_file(out / "adapters" / "adapters.safetensors")
+    assert {n.removeprefix("segmentation_") for n in beside} == {n for n in state if n.startswith("head.")}
+    assert all(torch.equal(value, state[n.removeprefix("segmentation_")]) for n, value in beside.items())
+    kept = info(str(out))
+    assert kept["task"] == "segment"
+    assert kept["scores"]["test_miou"] == read_metrics(run)[-1]["test_miou"]
+    if head == "linear":  # and it can be tuned on
+        assert load_encoder(str(out)).adapters_state is None

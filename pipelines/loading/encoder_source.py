@@ -15,6 +15,7 @@ from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.finetune.classifier import LoadedEncoder
 from tec_cache.recipes import BASES
 from tec_cache.run.export import ADAPTERS_FILE, ENCODER_ADAPTERS, INPUT_ADAPTER
+from tec_cache.segment.folder import HEAD
 from tec_cache.weights.content import load_content, read_json
 
 
@@ -70,7 +71,7 @@ def _adapters_of(folder: Path, export: dict[str, Any]) -> dict[str, Tensor]:
     file = folder / ADAPTERS_FILE
     check_model_hash(file, str(expected))
     state = load_content(file)
-    foreign = [n for n in state if not str(n).startswith((INPUT_ADAPTER, ENCODER_ADAPTERS))]
+    foreign = [n for n in state if not str(n).startswith((INPUT_ADAPTER, ENCODER_ADAPTERS, HEAD))]
     if foreign:
         raise WeightsError(f"no name of an adapter: {foreign[0]}", where=str(file), todo="export the run again")
     return state

@@ -84,7 +84,10 @@ def _made_from(found: dict[str, Any]) -> list[str]:
 
 
 def _scores(values: dict[str, float]) -> list[str]:
-    """Say how a classifier did on the photos that it was judged on."""
+    """Say how a tuned model did on the photos that it was judged on."""
+    if "test_miou" in values:
+        right = f"pixels {values['test_pixel_accuracy']:.2%} right, classes {values['test_mean_accuracy']:.2%}"
+        return [f"judged       mIoU {values['test_miou']:.2%}, {right}"]
     if "test_top1" not in values:
         return []
     fifth = f", top-5 {values['test_top5']:.2%}" if "test_top5" in values else ""
