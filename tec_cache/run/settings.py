@@ -15,6 +15,7 @@ from tec_cache.config import TrainConfig
 from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import TecCacheError, listed
 from tec_cache.finetune.config import FinetuneConfig
+from tec_cache.judgement_settings import JudgementSettings
 from tec_cache.kinds import RUN_FILE
 from tec_cache.model_args import MOST_TOKENS, check_model_args
 from tec_cache.run.checkpoint import FORMAT
@@ -25,11 +26,13 @@ from tec_cache.types import TargetSpec
 MOST_CHANNELS = 2**20
 """Of a feature target; pixels of a patch of 256 have 196,608."""
 
+_JUDGEMENT = {f.name: f.default for f in dataclasses.fields(JudgementSettings)}
+
 # What may differ between a run and its resumption: it changes how fast the numbers come, not which.
 _FREE = {"out", "device", "precision", "threads", "workers", "micro_batch", "log_every", "save_every", "steps",
          "on_error", "compile", "checkpointing", "judge_every"}  # fmt: skip
 _FREE_OF = {
-    "pretrain": {"cache", "base_weights", "stage", "stage_bytes"},
+    "pretrain": {"cache", "base_weights", "stage", "stage_bytes", *_JUDGEMENT},
     # what they name is compared by what it holds
     "classify": {"model", "train", "test", "weights", "classes"},
 }
@@ -39,6 +42,8 @@ _RESOLVED_OF = {
                  "base_args"},
     "classify": {"mean", "std", "base_args", "recipe"},
 }  # fmt: skip
+# Free settings that runs of this format were begun without, and what they then were.
+_LATER_OF: dict[str, dict[str, Any]] = {"pretrain": _JUDGEMENT, "classify": {}}
 CONFIGS: dict[str, type] = {"pretrain": TrainConfig, "classify": FinetuneConfig}
 """Task -> the settings that its program takes."""
 PROGRAMS = {"pretrain": "train", "classify": "finetune"}
@@ -122,7 +127,7 @@ def load_settings(run: Path, task: str | None = None) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads(data)
         _require_format(settings, path)
-        _check(settings)
+        _check(_completed(settings))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         first = str(error).partition("\n")[0] or type(error).__name__
         raise TecCacheError(
@@ -143,6 +148,15 @@ def load_settings(run: Path, task: str | None = None) -> dict[str, Any]:
         check_model_args(decoder, f"{path}, the decoder")
     else:
         check_model_args(settings["model"].get("model_args", {}), str(path))
+    return settings
+
+
+def _completed(settings: Any) -> Any:
+    """Give a run the settings that came after it, in place; none to what is not a run."""
+    config = settings.get("config") if isinstance(settings, dict) else None
+    if isinstance(config, dict):
+        for name, value in _LATER_OF.get(str(settings.get("task")), {}).items():
+            config.setdefault(name, value)
     return settings
 
 
