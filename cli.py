@@ -243,6 +243,7 @@ def train(
     Example:
       tec-cache train --cache CACHE --out runs/vit-b --batch-size 4096 --micro-batch 256
       tec-cache train --cache CACHE --out runs/small --student vit_small_patch16_224 --epochs 100
+      tec-cache train --cache CACHE --out runs/vit-b --probe-every 10 --probe-train CACHE --probe-test 'val/*.tar'
       tec-cache train --cache s3://BUCKET/CACHE --stage /scratch/tec --stage-bytes 200GB --out runs/vit-b
       torchrun --nproc-per-node 8 --no-python tec-cache train --cache CACHE --out runs/vit-b
     """

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipelines.judging.student_judge import StudentJudge, probe_config
 from pipelines.training.target_sources import OnlineTargets, base_weights_for, choose_targets
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import TrainConfig, parse_bytes
@@ -20,6 +21,7 @@ from tec_cache.run.beginning import begin_run, find_start
 from tec_cache.run.checkpoint import FORMAT
 from tec_cache.run.folder import begun_run, foreign_files
 from tec_cache.run.loop import Loop, LoopSummary
+from tec_cache.run.metrics import read_metrics
 from tec_cache.store.staged import StagedStore
 from tec_cache.student.model import Student, create_encoder
 from tec_cache.tasks.pretrain import Pretrain
@@ -40,6 +42,10 @@ class TrainSummary(LoopSummary):
     """Damaged blocks that this process met and other rows stood in for (--on-error skip)."""
     target_error: float | None
     """Relative mean squared error of the stored, normalized features as it was measured; None without such."""
+    scores: dict[str, float]
+    """Of the last periodic judgement: probe_knn and probe_linear, 0 to 1, and its step; empty where there was none."""
+    remarks: list[str]
+    """What was assumed of the photos that are judged on, and what of them was left out."""
     foreign: list[str] = field(default_factory=list)
     """What lies in the run's folder beside the run: nothing of it is ever read or removed."""
 
@@ -59,10 +65,11 @@ def train(
     """Train a student on the targets of a cache, of a base online, or on pixels.
 
     Goes on from the last checkpoint of `config.out` where there is one. overwrite: remove the run that lies there
-    first, and nothing else. Raises ConfigError, IdentityError, CacheError, WeightsError, NonFiniteError, or
-    TecCacheError where the folder holds something that is no run.
+    first, and nothing else. Raises ConfigError, IdentityError, CacheError, WeightsError, NonFiniteError, SourceError
+    for photos to be judged on, or TecCacheError where the folder holds something that is no run.
     """
     ranks = ranks or Ranks.from_environment()
+    shown = ranks.main and not quiet
     compute = resolve_compute(config.device, config.precision, ranks.local_rank)
     if compute.device.type == "cpu":
         share = default_threads(ranks.local_world_size) // ranks.local_world_size
@@ -81,7 +88,11 @@ def train(
         source, student = prepare_student(config, cache, compute)
         settings = resolved_settings(config, cache, source, student)
         start = find_start(run, settings, overwrite=overwrite)
-        task = Pretrain(config, cache, source, student, compute, ranks)
+        judge, probing = None, probe_config(config)
+        if probing is not None:
+            size = int(student.encoder.patch_embed.img_size[0])
+            judge = StudentJudge(probing, size, compute, ranks, quiet=not shown)
+        task = Pretrain(config, cache, source, student, compute, ranks, judge)
         loop = Loop(task, config, compute, ranks)
         settings["total_steps"] = loop.total_steps
         if not dry_run:
@@ -89,12 +100,25 @@ def train(
             start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
         loop.resume(start.checkpoint, start.identity)
         if dry_run:
-            return summary_of(task, loop.summary(finished=False, seconds=0.0), [])
-        done = loop.run(run, start.identity, quiet=quiet or not ranks.main)
-        return summary_of(task, done, foreign_files(run, start.identity))
+            return summary_of(task, loop.summary(finished=False, seconds=0.0), judge)
+        done = loop.run(run, start.identity, quiet=not shown)
+        scores = last_scores(run) if judge is not None and ranks.main else {}
+        return summary_of(task, done, judge, scores, foreign_files(run, start.identity))
 
 
-def summary_of(task: Pretrain, done: LoopSummary, foreign: list[str]) -> TrainSummary:
+def last_scores(run: Path) -> dict[str, float]:
+    """Return the scores of a run's last judgement, and its step; nothing where there was none."""
+    judged = [line for line in read_metrics(run) if "probe_knn" in line]
+    return {name: judged[-1][name] for name in ("step", "probe_knn", "probe_linear")} if judged else {}
+
+
+def summary_of(
+    task: Pretrain,
+    done: LoopSummary,
+    judge: StudentJudge | None,
+    scores: dict[str, float] | None = None,
+    foreign: list[str] | None = None,
+) -> TrainSummary:
     """Add to what the loop did what is pretraining's alone."""
     return TrainSummary(
         **vars(done),
@@ -102,7 +126,9 @@ def summary_of(task: Pretrain, done: LoopSummary, foreign: list[str]) -> TrainSu
         left_out=task.loader.left_out,
         damaged=sorted(task.loader.damaged),
         target_error=task.target_error(),
-        foreign=foreign,
+        scores=scores or {},
+        remarks=[] if judge is None else judge.remarks(),
+        foreign=foreign or [],
     )
 
 
@@ -169,10 +195,12 @@ def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tupl
 
 def resolved_settings(config: TrainConfig, cache: Cache, source: TargetSource, student: Student) -> dict[str, Any]:
     """Return everything that made a run, as it is kept in run.json."""
+    named = {name: getattr(config, name) for name in ("cache", "probe_train", "probe_test")}
+    places: dict[str, Any] = {name: without_secrets(place) for name, place in named.items() if place}
     return {
         "format": FORMAT,
         "task": Pretrain.name,
-        "config": asdict(replace(config, cache=without_secrets(config.cache))),
+        "config": asdict(replace(config, **places)),
         "targets": source.identity() | {"spec": student.targets.to_json(), "tau": student.tau},
         "cache": cache.fingerprint,
         "num_views": config.views or cache.num_views,

@@ -38,6 +38,7 @@ _OWN_WEIGHTS = Condition(
 _ONLINE = Condition(lambda c: c.online is not None, "the base runs with --online only; a target set has its own")
 _BLOCKS = Condition(lambda c: c.decoder_depth > 0, "a decoder of depth 0 has no blocks")
 _STAGE = Condition(lambda c: c.stage is not None, "copies are made where --stage names a folder")
+_PROBED = Condition(lambda c: c.probe_every is not None, "nothing is judged without --probe-every")
 _TRAINED = Condition(lambda c: not c.model.startswith("random:"), "a random model has none")
 _ADAPTERS = Condition(
     lambda c: c.tune in ("input-adapter", "adapters") or c.rule == "tec", "there are no adapters in this tuning"
@@ -140,6 +141,12 @@ USED: dict[str, dict[str, Conditions]] = {
         "on_error": ALWAYS,
         "log_every": ALWAYS,
         "save_every": ALWAYS,
+        # all of these three, or none
+        "probe_every": ALWAYS,
+        "probe_train": ALWAYS,
+        "probe_test": ALWAYS,
+        "probe_limit": (_PROBED,),
+        "probe_neighbours": (_PROBED,),
     },
     "FinetuneConfig": {
         **dict.fromkeys(

@@ -18,6 +18,7 @@ from tec_cache.codec.quality import Quality
 from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError, nearest
 from tec_cache.fields import changed, check_choice, check_positive, check_range, expand_paths, setting
+from tec_cache.judgement_settings import JudgementSettings
 from tec_cache.loop_settings import LoopSettings
 from tec_cache.store import is_url
 
@@ -90,7 +91,7 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(LoopSettings):
+class TrainConfig(JudgementSettings, LoopSettings):
     """Stage two: a new ViT from the cache. Defaults are the paper's pretraining recipe."""
 
     TITLE: ClassVar[str] = "Targets and student"
@@ -129,10 +130,13 @@ class TrainConfig(LoopSettings):
     shuffle_buffer: int = setting(1024, "Views that are shuffled among each other, in whole blocks of 32.")
     stage: str | None = setting(None, "Local folder for copies of what is read from the cache; shared by a node.")
     stage_bytes: str | None = setting(None, "Most bytes of copies: 200GB, 500MB.  [default: 90 % of the free disk]")
-    on_error: str = setting("stop", "What a damaged block does: stop, or skip (other rows of the batch stand in).")
+    on_error: str = setting(
+        "stop", "What a damaged block does: stop, or skip (other rows stand in); a probe's photo too."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_judgement()
         check_choice("adapters", self.adapters, ("both", "input", "encoder", "none"))
         check_choice("init", self.init, ("random", "base"))
         check_choice("on_error", self.on_error, ("stop", "skip"))

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 from tec_cache.errors import ConfigError, TecCacheError
 from tec_cache.rendezvous import fresh_store
@@ -18,6 +19,8 @@ T = TypeVar("T")
 LAST_WORD = 2.0
 """Seconds that a rank waits when another one is gone. torchrun looks ten times a second, names whoever it sees end
 first as the cause, and ends the others: the cause must not be this one."""
+PATIENCE = timedelta(days=20)
+"""How long ranks wait for each other in a patient group: torch gives up after 10 minutes on GPUs, after 30 on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,27 @@ class Ranks:
         return num_shards >= 4 * self.world_size * self.parts
 
 
-def agreed(value: T, ranks: Ranks) -> T:
-    """Return rank 0's value in every rank of a process group."""
+def agreed(value: T, ranks: Ranks, group: Any = None) -> T:
+    """Return rank 0's value in every rank of a process group. group: of `patient_group`, where it may take long."""
     if ranks.world_size == 1:
         return value
     import torch.distributed as dist
 
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=0, group=group)
     return values[0]
+
+
+def patient_group(ranks: Ranks) -> Any:
+    """Return a group in which all ranks may wait as long as one of them works; every rank calls this.
+
+    On GPUs too they wait on the CPU. The end of a process still ends the waiting at once.
+    """
+    if ranks.world_size == 1:
+        return None
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 @contextmanager

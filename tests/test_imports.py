@@ -21,10 +21,12 @@ BOTH_ALLOWED = (
     "pipelines.train",
     "pipelines.training.target_sources",
     "pipelines.loading.encoder_source",
+    "pipelines.judging.student_judge",
     "pipelines.finetune",
     "pipelines.segment",
 )
-"""The training program, whose online yardstick puts the base into the loop; and fine-tuning, which judges any base."""
+"""The training program, whose online yardstick puts the base into the loop; fine-tuning, which
+judges any base; and what judges a student as if it were one."""
 
 
 TASKS = ("pretrain", "classify", "segment")

@@ -84,6 +84,7 @@ def test_the_command_that_it_prints_goes_on_and_finishes(
     "changes",
     [{}, {"pixels": True}, {"online": "mae", "base_weights": "a b.pth", "k": "0"},
      {"beta1": 0.85, "warmup_epochs": 1.5},
+     {"probe_every": 2, "probe_train": "a b.tar", "probe_test": "t", "probe_limit": 9, "probe_neighbours": 5},
      {"student_args": {"depth": 3, "act_layer": "gelu", "x": "3", "qkv_bias": False}, "partial": True, "views": 2}],
 )  # fmt: skip
 def test_a_command_means_the_settings_that_it_was_made_from(

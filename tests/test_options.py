@@ -107,6 +107,8 @@ UNUSED: list[tuple[type, dict[str, Any], dict[str, Any]]] = [
     (TrainConfig, {"k": "none"}, {"attention_weight": 0.5}),
     (TrainConfig, {}, {"base_weights": "w"}),
     (TrainConfig, {}, {"stage_bytes": "1GB"}),
+    (TrainConfig, {}, {"probe_limit": 100}),
+    (TrainConfig, {}, {"probe_neighbours": 5}),
     (TrainConfig, {"decoder_depth": 0}, {"decoder_heads": 4}),
     (TrainConfig, {"device": "cuda"}, {"threads": 4}),
     (ProbeConfig, {"model": "random:mae"}, {"weights": "w"}),
@@ -239,9 +241,9 @@ def test_every_place_of_a_config_may_begin_with_a_home_folder(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     base = {"online": "mae"} if config is TrainConfig else {"base": "mae"}
-    needed = (
-        {"base_weights": base, "classes": {"input": "photos"}}.get(name, {}) if config is not FinetuneConfig else {}
-    )
+    probed = {"probe_every": 1, "probe_train": "a", "probe_test": "b"}
+    of = {"base_weights": base, "classes": {"input": "photos"}, "probe_train": probed, "probe_test": probed}
+    needed = of.get(name, {}) if config is not FinetuneConfig else {}
     made = config(**(LEAST[config] | needed | {name: "~/x"}))
     assert getattr(made, name) == str(tmp_path / "x")
 

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from pipelines.extract import extract
+from pipelines.judging.frozen_features import kind_of
 from pipelines.judging.probe_inputs import Numbering, Part, is_cache, number_classes, open_part
 from pipelines.pack import pack
-from pipelines.probe import ProbeSummary, kind_of, probe
+from pipelines.probe import ProbeSummary, probe
 from pipelines.terminal.texts import probe_text
 from tec_cache.config import ProbeConfig
 from tec_cache.data.photos import Photo

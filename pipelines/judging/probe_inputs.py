@@ -133,8 +133,8 @@ def number_classes(train: Part, test: Part) -> tuple[Numbering, Numbering, str]:
         if unknown:
             unseen = [name for name in train.classes if name not in set(test.classes)]
             raise ConfigError(
-                f"the classes differ, {listed(unknown)} are in --test only"
-                + (f", and {listed(unseen)} in --train only" if unseen else ""),
+                f"the classes differ, {listed(unknown)} are among the photos to judge on only"
+                + (f", and {listed(unseen)} among those to learn from only" if unseen else ""),
                 where=f"{train.source} and {test.source}",
                 todo="judge on classes that were learned: their folders must have the same names",
             )

@@ -223,6 +223,10 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
             f"             the feature loss is up to about {summary.target_error:.2g} lower than with --online:",
             "             what coding left out of the targets need not be predicted (docs/fidelity.md)",
         ]
+    if summary.scores:
+        knn, linear, step = (summary.scores[name] for name in ("probe_knn", "probe_linear", "step"))
+        lines.append(f"judged       kNN {knn:.2%}, linear {linear:.2%} at step {int(step):,}")
+    lines += [f"{'probes' if i == 0 else '':<12} {remark}" for i, remark in enumerate(summary.remarks)]
     if dry_run:
         lines.append("dry run: nothing was written")
     else:

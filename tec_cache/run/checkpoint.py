@@ -20,8 +20,8 @@ from tec_cache.errors import TecCacheError, listed
 from tec_cache.store.files import write_durably
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
-FORMAT = 2
-"""Of run folders and checkpoints; another one is refused. 1 had no number, and the student alone."""
+FORMAT = 3
+"""Of run folders and checkpoints; another one is refused. 1 had no number, and the student alone; 2 no schedule."""
 
 _PARTS = {"format": int, "run": str, "step": int, "model": dict, "optimizer": dict, "sums": dict, "summed": int}
 KEEP = 2

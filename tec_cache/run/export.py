@@ -6,6 +6,7 @@ replaced. So whatever a kill leaves is the old export, the new one, or a folder 
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import hashlib
 import json
@@ -42,11 +43,14 @@ _METADATA = {"format": "pt"}
 def export_state(student: Student) -> dict[str, torch.Tensor]:
     """Return the encoder's weights under timm's names, CPU float32.
 
-    T' = MLP(T) does not depend on the image, so it simply replaces the class token. Raises TecCacheError for a weight
-    that is not finite, as T' may be although all others are.
+    T' = MLP(T) does not depend on the image, so it simply replaces the class token. It is computed on the CPU, so that
+    it is the same to the bit wherever the student lies. Raises TecCacheError for a weight that is not finite, as T' may
+    be although all others are.
     """
     state = _plain(student.encoder)
-    state["cls_token"] = student.class_token().detach().cpu().float().contiguous()
+    if student.input_adapter is not None:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            state["cls_token"] = copy.deepcopy(student.input_adapter).cpu()(state["cls_token"]).contiguous()
     return _finite(state, "the exported model")
 
 

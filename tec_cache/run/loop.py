@@ -26,6 +26,7 @@ from tec_cache.run.checkpoint import checkpoints, load_checkpoint, require_tenso
 from tec_cache.run.checkpoint import unfit as unfit_checkpoint
 from tec_cache.run.compiling import compile_in_place, explained_compiling
 from tec_cache.run.feed import B, on_device
+from tec_cache.run.generators import generators_kept
 from tec_cache.run.metrics import Metrics
 from tec_cache.run.optimizer import (
     create_schedule,
@@ -146,12 +147,12 @@ class Loop(Generic[B]):
                 at_end = self.step + 1 == self.stop_step
                 judges = judge_steps > 0 and (at_end or (self.step + 1) % judge_steps == 0)
                 saves = at_end or (self.step + 1) % save_steps == 0
-                logs = at_end or judges or (self.step + 1) % self.config.log_every == 0
-                self.train_step(batches, check=logs or saves)
-                if logs:
+                logs = at_end or (self.step + 1) % self.config.log_every == 0
+                self.train_step(batches, check=logs or judges or saves)
+                if logs or judges:
                     scores = self.evaluate() if judges else {}
                     seconds = time.monotonic() - begin - self.judged
-                    self.log(metrics, (self.step - first) * size, seconds, scores)
+                    self.log(metrics, (self.step - first) * size, seconds, scores, due=logs)
                 stopping = stop.agreed()
                 if saves or stopping:
                     self.save(run, identity)
@@ -211,7 +212,7 @@ class Loop(Generic[B]):
         """Judge the module as it is after this step, without a trace on what follows."""
         begin = time.monotonic()
         self.module.eval()
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), self.compute.autocast():
+        with generators_kept(self.compute.device), torch.no_grad(), self.compute.autocast():
             scores = self.task.evaluate(self.module)
         self.module.train()
         self.judged += time.monotonic() - begin
@@ -247,26 +248,34 @@ class Loop(Generic[B]):
 
     def save(self, run: Path, identity: str) -> None:
         """Write a checkpoint of the last step; all ranks take part."""
-        self.average_sums()
+        self.sums = self.averaged_sums()
         self.require_finite_state()
         if self.ranks.main:
             save_checkpoint(run, identity, self.step, self.state())
 
-    def average_sums(self) -> None:
-        """Make the sums of losses the same on all ranks, for a log or a checkpoint."""
-        if self.ranks.world_size > 1:
-            values = torch.stack(list(self.sums.values()))
-            torch.distributed.all_reduce(values)
-            self.sums = dict(zip(self.sums, (values / self.ranks.world_size).unbind(), strict=True))
+    def averaged_sums(self) -> dict[str, torch.Tensor]:
+        """Return the sums of losses, the same on all ranks, for a log or a checkpoint."""
+        if self.ranks.world_size == 1:
+            return self.sums
+        values = torch.stack(list(self.sums.values()))
+        torch.distributed.all_reduce(values)
+        return dict(zip(self.sums, (values / self.ranks.world_size).unbind(), strict=True))
 
-    def log(self, metrics: Metrics | None, images: int, seconds: float, scores: dict[str, float]) -> None:
-        """Write the losses, averaged over ranks and the steps since the last line, this step's norm, and scores."""
-        self.average_sums()
+    def log(
+        self, metrics: Metrics | None, images: int, seconds: float, scores: dict[str, float], *, due: bool = True
+    ) -> None:
+        """Write the losses, averaged over ranks and the steps since the last line, this step's norm, and scores.
+
+        due: whether this is a line of --log-every. One that comes between, for its scores, leaves the sums as they
+        are: that a training is judged changes no other number of it.
+        """
+        sums = self.averaged_sums()
         assert self.grad_norm is not None, "a step that logs measures it"
-        values = torch.stack([*(total / self.summed for total in self.sums.values()), self.grad_norm])
-        self.last = dict(zip([*self.sums, "grad_norm"], values.tolist(), strict=True))
-        self.sums = {name: torch.zeros_like(total) for name, total in self.sums.items()}
-        self.summed = 0
+        values = torch.stack([*(total / self.summed for total in sums.values()), self.grad_norm])
+        self.last = dict(zip([*sums, "grad_norm"], values.tolist(), strict=True))
+        if due:
+            self.sums = {name: torch.zeros_like(total) for name, total in sums.items()}
+            self.summed = 0
         if metrics is not None:
             lr = max(group["lr"] / group.get("lr_scale", 1.0) for group in self.optimizer.param_groups)
             epoch = (self.step - 1) // self.task.steps_per_epoch

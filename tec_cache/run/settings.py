@@ -15,6 +15,7 @@ from tec_cache.config import TrainConfig
 from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import TecCacheError, listed
 from tec_cache.finetune.config import FinetuneConfig
+from tec_cache.judgement_settings import JudgementSettings
 from tec_cache.kinds import RUN_FILE
 from tec_cache.model_args import MOST_TOKENS, check_model_args
 from tec_cache.run.checkpoint import FORMAT
@@ -26,11 +27,13 @@ from tec_cache.types import TargetSpec
 MOST_CHANNELS = 2**20
 """Of a feature target; pixels of a patch of 256 have 196,608."""
 
+_JUDGEMENT = {f.name for f in dataclasses.fields(JudgementSettings)}
+
 # What may differ between a run and its resumption: it changes how fast the numbers come, not which.
 _FREE = {"out", "device", "precision", "threads", "workers", "micro_batch", "log_every", "save_every", "steps",
          "on_error", "compile", "checkpointing", "judge_every"}  # fmt: skip
 _FREE_OF = {
-    "pretrain": {"cache", "base_weights", "stage", "stage_bytes"},
+    "pretrain": {"cache", "base_weights", "stage", "stage_bytes", *_JUDGEMENT},
     # what they name is compared by what it holds
     "classify": {"model", "train", "test", "weights", "classes"},
     "segment": {"model", "train", "test", "weights", "classes", "save_predictions"},

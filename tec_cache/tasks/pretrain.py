@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +58,18 @@ def noise_of(views: Batch, num_tokens: int, *, seed: int, masks: int = 1, pin_me
     return noise
 
 
+Judge = Callable[[Student], dict[str, float]]
+"""Says how good a student is, as scores by name, and leaves it as it is; every rank calls it, all get the same."""
+
+
 class Pretrain:
-    """A student, the crops of a cache, and the targets that a source gives."""
+    """A student, the crops of a cache, and the targets that a source gives.
+
+    judge: asked every `probe_every` epochs of the config, where there is one.
+    """
 
     name: str = "pretrain"
     draws: bool = False
-    judged_every: int = 0
 
     def __init__(
         self,
@@ -73,8 +79,11 @@ class Pretrain:
         student: Student,
         compute: Compute,
         ranks: Ranks,
+        judge: Judge | None = None,
     ) -> None:
         self.config, self.source, self.student = config, source, student.to(compute.device)
+        self.judge = judge
+        self.judged_every: int = (config.probe_every or 0) if judge is not None else 0
         self.size = int(student.encoder.patch_embed.img_size[0])
         self.micro_batches = count_micro_batches(config, ranks, config.masks_per_view)
         self.tokens, self.pinned = cache.grid**2, compute.device.type == "cuda"
@@ -125,8 +134,8 @@ class Pretrain:
         return torch.optim.AdamW(groups, lr=lr, betas=(self.config.beta1, self.config.beta2), fused=True)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Return nothing: a student is judged by what comes after it."""
-        return {}
+        """Return the judge's scores of the student, not of the losses, which say little of its features."""
+        return {} if self.judge is None else self.judge(self.student)
 
     def note(self) -> str:
         """Say how many damaged blocks were met."""
