@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,17 @@ from typing import Any
 import torch
 
 from pipelines.judging.student_judge import StudentJudge, probe_config
+from pipelines.training.running import Ran, prepared_compute, run_task
 from pipelines.training.target_sources import OnlineTargets, base_weights_for, choose_targets
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import TrainConfig, parse_bytes
-from tec_cache.device import Compute, default_threads, resolve_compute
+from tec_cache.device import Compute
 from tec_cache.distributed import Ranks, agreed, process_group
 from tec_cache.errors import CacheError
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
-from tec_cache.run.beginning import begin_run, find_start
 from tec_cache.run.checkpoint import FORMAT
-from tec_cache.run.folder import begun_run, foreign_files
-from tec_cache.run.loop import Loop, LoopSummary
+from tec_cache.run.folder import begun_run
+from tec_cache.run.loop import LoopSummary
 from tec_cache.run.metrics import read_metrics
 from tec_cache.store.staged import StagedStore
 from tec_cache.student.model import Student, create_encoder
@@ -70,13 +69,10 @@ def train(
     """
     ranks = ranks or Ranks.from_environment()
     shown = ranks.main and not quiet
-    compute = resolve_compute(config.device, config.precision, ranks.local_rank)
-    if compute.device.type == "cpu":
-        share = default_threads(ranks.local_world_size) // ranks.local_world_size
-        torch.set_num_threads(config.threads or max(1, share))
+    compute = prepared_compute(config, ranks)
     cache = staged(config, open_cache(config.cache))
     run = Path(config.out)
-    with process_group(ranks, compute.device.type), ExitStack() as lock:
+    with process_group(ranks, compute.device.type):
         begun = begun_run(run, Pretrain.name)
         if begun is not None and not overwrite:
             config = as_begun(config, begun)
@@ -86,24 +82,23 @@ def train(
             groups, num_views = agreed(finished_groups(config, cache, kept) if ranks.main else None, ranks) or ((), 0)
             cache, config = cache.narrowed(groups), replace(config, views=num_views)
         source, student = prepare_student(config, cache, compute)
+
+        def task() -> Pretrain:
+            judge = judge_of(config, student, compute, ranks, shown)
+            return Pretrain(config, cache, source, student, compute, ranks, judge)
+
         settings = resolved_settings(config, cache, source, student)
-        start = find_start(run, settings, overwrite=overwrite)
-        judge, probing = None, probe_config(config)
-        if probing is not None:
-            size = int(student.encoder.patch_embed.img_size[0])
-            judge = StudentJudge(probing, size, compute, ranks, quiet=not shown)
-        task = Pretrain(config, cache, source, student, compute, ranks, judge)
-        loop = Loop(task, config, compute, ranks)
-        settings["total_steps"] = loop.total_steps
-        if not dry_run:
-            # only now, when nothing can be refused any more, is anything written or replaced
-            start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
-        loop.resume(start.checkpoint, start.identity)
-        if dry_run:
-            return summary_of(task, loop.summary(finished=False, seconds=0.0), judge)
-        done = loop.run(run, start.identity, quiet=not shown)
-        scores = last_scores(run) if judge is not None and ranks.main else {}
-        return summary_of(task, done, judge, scores, foreign_files(run, start.identity))
+        how = {"overwrite": overwrite, "dry_run": dry_run, "quiet": not shown}
+        ran = run_task(task, settings, config, compute, ranks, **how)
+        judged = ran.task.judge is not None and ranks.main and not dry_run
+        return summary_of(ran, last_scores(run) if judged else {})
+
+
+def judge_of(config: TrainConfig, student: Student, compute: Compute, ranks: Ranks, shown: bool) -> StudentJudge | None:
+    """Return what judges the student while it trains, once its photos are looked at; None where nobody asks for it."""
+    probing = probe_config(config)
+    size = int(student.encoder.patch_embed.img_size[0])
+    return None if probing is None else StudentJudge(probing, size, compute, ranks, quiet=not shown)
 
 
 def last_scores(run: Path) -> dict[str, float]:
@@ -112,23 +107,18 @@ def last_scores(run: Path) -> dict[str, float]:
     return {name: judged[-1][name] for name in ("step", "probe_knn", "probe_linear")} if judged else {}
 
 
-def summary_of(
-    task: Pretrain,
-    done: LoopSummary,
-    judge: StudentJudge | None,
-    scores: dict[str, float] | None = None,
-    foreign: list[str] | None = None,
-) -> TrainSummary:
+def summary_of(ran: Ran[Pretrain], scores: dict[str, float]) -> TrainSummary:
     """Add to what the loop did what is pretraining's alone."""
+    task = ran.task
     return TrainSummary(
-        **vars(done),
+        **vars(ran.done),
         base_calls=task.source.base.num_calls if isinstance(task.source, OnlineTargets) else None,
         left_out=task.loader.left_out,
         damaged=sorted(task.loader.damaged),
         target_error=task.target_error(),
-        scores=scores or {},
-        remarks=[] if judge is None else judge.remarks(),
-        foreign=foreign or [],
+        scores=scores,
+        remarks=task.judge.remarks() if isinstance(task.judge, StudentJudge) else [],
+        foreign=ran.foreign,
     )
 
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from pipelines.export import export
 from pipelines.terminal.texts import train_text
-from pipelines.train import begin_run, train
+from pipelines.train import train
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, TecCacheError
+from tec_cache.run.beginning import begin_run
 from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.folder import begun_run, foreign_files
 from tec_cache.run.metrics import read_metrics
