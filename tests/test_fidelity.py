@@ -19,9 +19,9 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks import fidelity_runs
-from benchmarks.fidelity_plan import CPU, Cell, Fidelity, Job, jobs_of, quality_cells, view_cells
-from benchmarks.fidelity_report import (
+from benchmarks.fidelity import runs as fidelity_runs
+from benchmarks.fidelity.plan import CPU, Cell, Fidelity, Job, jobs_of, quality_cells, view_cells
+from benchmarks.fidelity.report import (
     MARKS,
     MEASURES,
     UNRESOLVED,
@@ -31,8 +31,8 @@ from benchmarks.fidelity_report import (
     paired_difference,
     put_between_marks,
 )
-from benchmarks.fidelity_results import read_results, require_same_settings, run_missing
-from benchmarks.fidelity_runs import HELD_OUT, Place, held_out_losses, perform, prepare
+from benchmarks.fidelity.results import read_results, require_same_settings, run_missing
+from benchmarks.fidelity.runs import HELD_OUT, Place, held_out_losses, perform, prepare
 from pipelines.train import prepare_student
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import TrainConfig

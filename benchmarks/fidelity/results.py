@@ -8,9 +8,9 @@ from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fidelity_runs
-from benchmarks.fidelity_plan import Fidelity, Job
-from benchmarks.fidelity_runs import Place
+from benchmarks.fidelity import runs as fidelity_runs
+from benchmarks.fidelity.plan import Fidelity, Job
+from benchmarks.fidelity.runs import Place
 from tec_cache.cache.identity import require_same
 from tec_cache.store.files import write_atomically
 

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.fidelity_plan import CONFIGS, QUALITIES, Fidelity, jobs_of
-from benchmarks.fidelity_report import draw, markdown, put_between_marks
-from benchmarks.fidelity_results import read_results, require_same_settings, run_missing
-from benchmarks.fidelity_runs import Place, prepare, start_worker
+from benchmarks.fidelity.plan import CONFIGS, QUALITIES, Fidelity, jobs_of
+from benchmarks.fidelity.report import draw, markdown, put_between_marks
+from benchmarks.fidelity.results import read_results, require_same_settings, run_missing
+from benchmarks.fidelity.runs import Place, prepare, start_worker
 from benchmarks.machine import describe
 from pipelines.info import info
 from tec_cache.device import available_cores, resolve_compute

@@ -31,7 +31,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.machine import describe
-from benchmarks.step_parts import parts_of_a_step, plain_base_seconds
+from benchmarks.step.parts import parts_of_a_step, plain_base_seconds
 from pipelines.extract import extract
 from pipelines.train import prepare_student
 from tec_cache.cache.reader import open_cache

@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
-from benchmarks.fidelity_plan import BASE, UNTRAINED, Cell, Fidelity, quality_cells, view_cells
+from benchmarks.fidelity.plan import BASE, UNTRAINED, Cell, Fidelity, quality_cells, view_cells
 from tec_cache.errors import TecCacheError
 
 MARKS = "<!-- tables: begin -->", "<!-- tables: end -->"

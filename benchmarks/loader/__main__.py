@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.loader_parts import decoding_seconds, mixing, parts_of_a_view
-from benchmarks.loader_rivals import Rivals
+from benchmarks.loader.parts import decoding_seconds, mixing, parts_of_a_view
+from benchmarks.loader.rivals import Rivals
 from benchmarks.machine import describe
 from pipelines.extract import extract
 from tec_cache.cache.reader import open_cache

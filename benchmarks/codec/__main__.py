@@ -25,8 +25,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.codec_rivals import Array, rivals
-from benchmarks.codec_times import measure_times
+from benchmarks.codec.rivals import Array, rivals
+from benchmarks.codec.times import measure_times
 from benchmarks.machine import describe
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase

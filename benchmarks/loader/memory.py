@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Peak memory of a process that loads batches: from a cache of 1,000 views, and from one of 100,000.
 
-    python -m benchmarks.loader_memory
+    python -m benchmarks.loader.memory
 
 Photos of 32 pixels and a tiny base keep the caches small, so that what grows with the number of views is not hidden by
 large buffers. Each cache is read by a process of its own; its peak is what the system counts.

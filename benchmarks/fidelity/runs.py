@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.fidelity_plan import BASE, GRID, ONLINE, QUALITIES, SIZE, UNTRAINED, Fidelity, Job
+from benchmarks.fidelity.plan import BASE, GRID, ONLINE, QUALITIES, SIZE, UNTRAINED, Fidelity, Job
 from pipelines.export import export, trained_student
 from pipelines.extract import extract
 from pipelines.probe import probe

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Photos per second of the reader of labelled photos against timm's loader, with the same transform and photos.
 
-    python -m benchmarks.labelled_reader 'photos-*.tar'
+    python -m benchmarks.tuning.reader 'photos-*.tar'
 
 Ours reads each photo from its tar by itself; timm's loader has all of them in memory, decodes with Pillow, and stacks
 them (`create_loader`, `use_prefetcher=False`). One core: batches are made in this process, and photos are

@@ -1,0 +1,1 @@
+"""Bytes against error of the codec, others' codecs beside it, and times."""

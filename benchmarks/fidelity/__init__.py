@@ -1,0 +1,1 @@
+"""What few views and lossy targets cost in what the student learns."""

@@ -1,0 +1,1 @@
+"""Seconds of a training step of stage two, and where they go."""

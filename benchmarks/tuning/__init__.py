@@ -1,0 +1,1 @@
+"""Speed of the reader of annotated photos and of a tuning step; the order of light tuning."""
