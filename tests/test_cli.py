@@ -19,6 +19,7 @@ import cli
 from tec_cache.config import ExtractConfig, TrainConfig, read_toml
 from tec_cache.errors import ConfigError
 from tec_cache.finetune.config import FinetuneConfig
+from tec_cache.segment.config import SegmentConfig
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -204,6 +205,7 @@ def test_train_from_the_command_line(made_cache: Path, tmp_path: Path) -> None:
 def test_flags_and_config_name_the_same_settings() -> None:
     for name, config in (
         ("extract", ExtractConfig), ("fit", ExtractConfig), ("train", TrainConfig), ("finetune", FinetuneConfig),
+        ("segment", SegmentConfig),
     ):  # fmt: skip
         parameters = {p.name for p in commands()[name].params}
         without = {"part", "views_only"} if name == "fit" else set()  # a fit is one and makes no views

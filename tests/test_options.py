@@ -18,13 +18,16 @@ from tec_cache.errors import ConfigError
 from tec_cache.fields import PLACES
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.paths import expanded
+from tec_cache.segment.config import SegmentConfig
 
-CONFIGS: dict[str, Any] = {c.__name__: c for c in (ExtractConfig, TrainConfig, ProbeConfig, PlanConfig, FinetuneConfig)}
+EVERY = (ExtractConfig, TrainConfig, ProbeConfig, PlanConfig, FinetuneConfig, SegmentConfig)
+CONFIGS: dict[str, Any] = {c.__name__: c for c in EVERY}
 LEAST: dict[type, dict[str, Any]] = {
     ExtractConfig: {"cache": "c"},
     TrainConfig: {"cache": "c", "out": "r"},
     ProbeConfig: {"model": "m", "train": "a", "test": "b"},
     FinetuneConfig: {"model": "m", "train": "a", "test": "b", "out": "r"},
+    SegmentConfig: {"model": "m", "train": "a", "test": "b", "out": "r"},
 }
 
 
@@ -119,6 +122,10 @@ UNUSED: list[tuple[type, dict[str, Any], dict[str, Any]]] = [
     (FinetuneConfig, {"optimizer": "adamw"}, {"momentum": 0.9}),
     (FinetuneConfig, {"optimizer": "sgd"}, {"beta2": 0.99}),
     (FinetuneConfig, {"device": "cuda"}, {"threads": 4}),
+    (SegmentConfig, {"model": "random:mae"}, {"weights": "w"}),
+    (SegmentConfig, {"tune": "head"}, {"layer_decay": 0.5}),
+    (SegmentConfig, {"tune": "head"}, {"drop_path": 0.1}),
+    (SegmentConfig, {"device": "cuda"}, {"threads": 4}),
 ]  # fmt: skip
 
 
@@ -134,7 +141,8 @@ def test_a_setting_that_changes_nothing_is_refused(
     with pytest.raises(ConfigError, match=f"not used: {option}"):
         config(**least, **unused)
     # in a file and on the command line; there a default that is given counts as given too
-    command = {ExtractConfig: "extract", TrainConfig: "train", ProbeConfig: "probe", FinetuneConfig: "finetune"}[config]
+    command = {ExtractConfig: "extract", TrainConfig: "train", ProbeConfig: "probe", FinetuneConfig: "finetune",
+               SegmentConfig: "segment"}[config]  # fmt: skip
     values = least | unused
     words = [str(values.pop(place)) for place in ("input", "model") if place in values]
     default = config.__dataclass_fields__[name].default
@@ -243,7 +251,7 @@ def test_every_place_of_a_config_may_begin_with_a_home_folder(
     base = {"online": "mae"} if config is TrainConfig else {"base": "mae"}
     probed = {"probe_every": 1, "probe_train": "a", "probe_test": "b"}
     of = {"base_weights": base, "classes": {"input": "photos"}, "probe_train": probed, "probe_test": probed}
-    needed = of.get(name, {}) if config is not FinetuneConfig else {}
+    needed = of.get(name, {}) if config not in (FinetuneConfig, SegmentConfig) else {}
     made = config(**(LEAST[config] | needed | {name: "~/x"}))
     assert getattr(made, name) == str(tmp_path / "x")
 
@@ -278,14 +286,15 @@ def test_no_command_makes_a_folder_named_tilde(
              if isinstance(p, click.Argument)]  # fmt: skip
     more = {"extract": ["--cache=~/c", "--base=~/b"], "fit": ["--cache=~/c", "--base=~/b"],
             "plan": ["--cache=~/c", "--base=~/b"], "probe": ["--train=~/t", "--test=~/t"],
-            "finetune": ["--train=~/t", "--test=~/t", "--out=~/r"]}  # fmt: skip
+            "finetune": ["--train=~/t", "--test=~/t", "--out=~/r"],
+            "segment": ["--train=~/t", "--test=~/t", "--out=~/r"]}  # fmt: skip
     code, text = told(capsys, monkeypatch, command, *words, *more.get(command, []))
     assert code in (1, 2, 3), text
     assert not list(here.iterdir())
 
 
 @pytest.mark.parametrize(
-    "command", [name for name, _ in ARGUMENTS if name not in ("extract", "fit", "plan", "probe", "finetune")]
+    "command", [name for name, _ in ARGUMENTS if name not in ("extract", "fit", "plan", "probe", "finetune", "segment")]
 )
 def test_an_empty_path_is_not_the_current_folder(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

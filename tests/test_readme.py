@@ -19,11 +19,12 @@ from pipelines.demo import demo
 from pipelines.extract import extract
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.finetune.config import FinetuneConfig
+from tec_cache.segment.config import SegmentConfig
 from tests.conftest import tiny_config
 
 CONFIGS: dict[str, Any] = {
     "extract": ExtractConfig, "fit": ExtractConfig, "train": TrainConfig,
-    "finetune": FinetuneConfig, "probe": ProbeConfig,
+    "finetune": FinetuneConfig, "segment": SegmentConfig, "probe": ProbeConfig,
 }  # fmt: skip
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
