@@ -20,7 +20,7 @@ from tec_cache.errors import ConfigError
 from tec_cache.finetune.classifier import Classifier, LoadedEncoder
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.finetune.model import create_classifier
-from tec_cache.finetune.recipes import Chosen, FinetuneRecipe, named_recipe, recipe_for, rule_for
+from tec_cache.finetune.recipes import Chosen, named_recipe, recipe_for, rule_for
 from tec_cache.labelled import (
     EvaluationReader,
     LabelledIndex,
@@ -73,7 +73,7 @@ def finetune(
         )
 
         def task() -> Classify:
-            learned, judged = readers(config, chosen.recipe, model, photos, compute, ranks)
+            learned, judged = readers(config, model, photos, compute, ranks)
             return Classify(config, chosen.recipe, model, learned, judged, compute, ranks)
 
         settings = resolved_settings(config, chosen, rule, encoder, photos)
@@ -97,7 +97,6 @@ def finetune(
 
 def readers(
     config: FinetuneConfig,
-    recipe: FinetuneRecipe,
     model: Classifier,
     photos: Photos,
     compute: Compute,
@@ -105,16 +104,21 @@ def readers(
 ) -> tuple[PhotoReader, EvaluationReader]:
     """Return what reads the photos to learn from, augmented, and those to judge on."""
     shared = reader_settings(config, compute, ranks)
-    augmented = train_transform(
-        model.input_size,
-        mean=model.mean,
-        std=model.std,
-        scale=recipe.crop_scale,
-        ratio=recipe.crop_ratio,
-        flip=recipe.flip,
-        auto_augment=recipe.auto_augment,
-        erase=recipe.reprob,
-    )
+    policy = None if config.auto_augment == "none" else config.auto_augment
+    try:
+        augmented = train_transform(
+            model.input_size,
+            mean=model.mean,
+            std=model.std,
+            scale=config.crop_scale,
+            ratio=config.crop_ratio,
+            flip=config.flip,
+            auto_augment=policy,
+            erase=config.reprob,
+        )
+    except (AssertionError, ValueError, KeyError, NotImplementedError) as error:
+        todo = "write it as timm does (rand-m9-mstd0.5-inc1), or none"
+        raise ConfigError(f"--auto-augment {policy}: timm knows no such policy", todo=todo) from error
     plain = evaluation_transform(model.input_size, model.mean, model.std)
     each = max(1, config.batch_size // ranks.world_size // count_micro_batches(config, ranks))
     return (
@@ -126,7 +130,7 @@ def readers(
 MOST_JUDGED = 256
 """Photos of a batch that is judged."""
 SHOWN = ("epochs", "warmup_epochs", "batch_size", "optimizer", "base_lr", "min_lr", "weight_decay", "layer_decay",
-         "drop_path", "mixup", "cutmix", "smoothing")  # fmt: skip
+         "drop_path", "mixup", "cutmix", "smoothing", "reprob", "auto_augment", "crop_scale", "flip")  # fmt: skip
 
 
 def chosen_recipe(config: FinetuneConfig, encoder: LoadedEncoder, num_images: int) -> Chosen:

@@ -45,8 +45,8 @@ class SegmentSummary(TuningSummary):
 
 SHOWN = ("epochs", "warmup_epochs", "batch_size", "base_lr", "min_lr", "schedule", "weight_decay", "layer_decay",
          "drop_path")  # fmt: skip
-AUGMENTATION = ("crop", "crop_scale", "jitter", "colour", "grey", "blur")
-"""Of a recipe."""
+AUGMENTATION = ("crop_scale", "jitter", "colour", "grey", "blur")
+"""Settings of it."""
 
 
 def segment(
@@ -190,8 +190,8 @@ def readers(
     """Return what reads the photos to learn from, augmented, and those to judge on, one at a time."""
     shared = reader_settings(config, compute, ranks)
     pixels: dict[str, Any] = {"mean": model.mean, "std": model.std}
-    augmentation = {name: getattr(recipe, name) for name in AUGMENTATION}
-    augmented = joint_transform(model.input_size, **pixels, **augmentation)
+    augmentation = {name: getattr(config, name) for name in AUGMENTATION}
+    augmented = joint_transform(model.input_size, crop=recipe.crop, **pixels, **augmentation)
     plain = whole_transform(model.input_size, model.patch, whole=model.kind == "linear", **pixels)
     return (
         PhotoReader(photos.train, augmented, batch_size=config.batch_size, seed=config.seed, **shared),

@@ -60,6 +60,16 @@ def check_positive(config: Any, *names: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value}", todo="give a number of at least 1")
 
 
+def check_interval(config: Any, *names: str, most: float = math.inf) -> None:
+    """Refuse pairs that are no interval of positive numbers up to `most`; None stays."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (0 < value[0] <= value[1] <= most and value[1] < math.inf):
+            limit = f", {most:g} at most" if most < math.inf else ""
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} {value[0]:g} {value[1]:g}", todo=f"give two numbers above 0 in order{limit}")
+
+
 def check_range(config: Any, lowest: float, *names: str, open_end: bool = False, below: float = math.inf) -> None:
     """Refuse numbers outside [lowest, below), or (lowest, below) with an open end; infinities and NaN too."""
     for name in names:

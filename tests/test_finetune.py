@@ -329,3 +329,61 @@ def test_random_models_and_weight_files(photos: Path, tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "base.safetensors")
     summary = finetune(tuning(photos, Path("random:vit_tiny_patch16_224"), tmp_path / "r", grid=2, epochs=1))
     assert summary.finished
+
+
+def test_every_value_of_a_recipe_can_be_changed(
+    photos: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import fields
+
+    import pipelines.finetune
+    from tec_cache.finetune.config import OF_RECIPE
+    from tec_cache.finetune.recipes import FinetuneRecipe
+
+    fixed = {"source", "betas", "test_crop", "warmup_epochs"}  # betas and warm-up are the loop's, by other names
+    assert {f.name for f in fields(FinetuneRecipe)} - fixed == set(OF_RECIPE)
+    seen: list[dict[str, Any]] = []
+    real = pipelines.finetune.train_transform
+    monkeypatch.setattr(
+        pipelines.finetune, "train_transform", lambda *args, **more: seen.append(more) or real(*args, **more)
+    )
+    changes = {"auto_augment": "none", "reprob": 0.5, "crop_scale": (0.5, 1.0), "crop_ratio": (1.0, 1.0), "flip": 0.0}
+    run = tmp_path / "r"
+    summary = finetune(tuning(photos, tiny_base, run, epochs=1, **changes))
+    asked = {"auto_augment": None, "erase": 0.5, "scale": (0.5, 1.0), "ratio": (1.0, 1.0), "flip": 0.0}
+    assert {name: seen[-1][name] for name in asked} == asked
+    assert summary.settings["reprob"] == 0.5
+    assert finetune(tuning(photos, tiny_base, run, epochs=1, **changes)).finished, "it goes on with the same words"
+    with pytest.raises(IdentityError, match="crop_scale"):
+        finetune(tuning(photos, tiny_base, run, epochs=1, **(changes | {"crop_scale": (0.4, 1.0)})))
+    with pytest.raises(ConfigError, match="timm knows no such policy"):
+        finetune(tuning(photos, tiny_base, tmp_path / "x", auto_augment="nonsense-m9"))
+    for wrong in ({"crop_scale": (0.5, 0.2)}, {"crop_scale": (0.0, 1.0)}, {"crop_scale": (0.5, 1.5)},
+                  {"crop_ratio": (2.0, 1.0)}, {"reprob": 1.5}, {"flip": -0.1}):  # fmt: skip
+        with pytest.raises(ConfigError, match=next(iter(wrong)).replace("_", "-")):
+            tuning(photos, tiny_base, tmp_path / "x", **wrong)
+
+
+def test_memory_files_and_processes_are_as_many_after_ten_epochs_as_after_three(
+    photos: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    import gc
+
+    seen: list[tuple[int, int, int]] = []
+    judge = Loop.evaluate
+
+    def and_look(self: Loop[Any]) -> dict[str, float]:
+        scores = judge(self)
+        gc.collect()
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        children = len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+        seen.append((resident, len(os.listdir("/proc/self/fd")), children))
+        return scores
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "evaluate", and_look)
+        finetune(tuning(photos, tiny_base, tmp_path / "r", epochs=10))
+    assert len(seen) == 10
+    (early, files, children), (late, last_files, last_children) = seen[2], seen[-1]
+    assert (last_files, last_children) == (files, children)
+    assert late - early < 8 * 2**20

@@ -681,3 +681,20 @@ def test_transforms_are_timms() -> None:
         judged = evaluation_transform(size, MEAN, STD)
         assert same_as_timm(judged, input_size=size, is_training=False, crop_pct=crop)
         assert not same_as_timm(judged, input_size=size, is_training=False, crop_pct=0.9)
+
+
+def test_pixels_are_those_of_to_tensor_and_normalize_to_the_bit() -> None:
+    from timm.data import create_transform
+
+    from tec_cache.labelled.transforms import Pixels
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    ours = evaluation_transform(48, mean, std)
+    assert any(isinstance(part, Pixels) for part in ours.transforms)  # type: ignore[attr-defined]
+    theirs = create_transform(48, is_training=False, interpolation="bicubic", mean=mean, std=std, crop_pct=0.875)
+    for number in range(4):
+        image = photo(number, 90, 70)
+        assert torch.equal(ours(image), theirs(image))
+        assert ours(image).is_contiguous()
+    trained = train_transform(32, mean=mean, std=std)
+    assert sum(isinstance(part, Pixels) for part in trained.transforms) == 1  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ from tests.conftest import encoded, photo, write_tar
 
 
 def augmentation(recipe: SegmentRecipe, size: int) -> Any:
-    return joint_transform(size, **PLAIN, **{name: getattr(recipe, name) for name in AUGMENTATION})
+    return joint_transform(size, **PLAIN, crop=recipe.crop, **{name: getattr(recipe, name) for name in AUGMENTATION})
 
 
 PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

@@ -321,3 +321,23 @@ def test_what_leaves_is_timms_encoder_with_the_head_beside_it(
     assert kept["scores"]["test_miou"] == read_metrics(run)[-1]["test_miou"]
     if head == "linear":  # and it can be tuned on
         assert load_encoder(str(out)).adapters_state is None
+
+
+def test_every_value_of_a_recipe_can_be_changed_where_it_is_used(masks: Path, tiny_base: Path, tmp_path: Path) -> None:
+    from dataclasses import fields
+
+    from tec_cache.segment.config import OF_RECIPE
+    from tec_cache.segment.recipes import SegmentRecipe
+
+    fixed = {"source", "crop", "size", "warmup_epochs"}  # --grid says the size, warm-up is the loop's
+    assert {f.name for f in fields(SegmentRecipe)} - fixed == set(OF_RECIPE)
+    changes = {"crop_scale": (0.5, 1.0), "colour": (0.0, 0.0, 0.0, 0.0), "grey": 0.5, "blur": 0.1}
+    config = segmenting(masks, tiny_base, tmp_path / "r", epochs=1, **changes)
+    assert segment(config).finished
+    assert segment(config).finished, "it goes on with the same words"
+    for wrong, reason in (({"jitter": (0.5, 1.0)}, "not used: --jitter"), ({"colour": (1.0, 1.0, 1.0, 0.6)}, "colour"),
+                          ({"crop_scale": (0.5, 2.0)}, "crop-scale")):  # fmt: skip
+        with pytest.raises(ConfigError, match=reason):
+            segment(segmenting(masks, tiny_base, tmp_path / "x", **wrong))
+    with pytest.raises(ConfigError, match="not used: --crop-scale"):
+        segment(segmenting(masks, tiny_base, tmp_path / "x", recipe="ade20k", ignore=255, crop_scale=(0.5, 1.0)))

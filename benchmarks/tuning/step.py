@@ -57,7 +57,7 @@ def main() -> None:
     compute = prepared_compute(config, ranks)
     photos = Photos.found(config, quiet=True)
     model = create_classifier(load_encoder(config.model), max(photos.num_classes, 2), drop_path=config.drop_path or 0.0)
-    learned, judged = readers(config, recipe, model, photos, compute, ranks)
+    learned, judged = readers(config, model, photos, compute, ranks)
     task = Classify(config, recipe, model, learned, judged, compute, ranks)
     loop = Loop(task, config, compute, ranks)
     count = 1 + args.steps * args.rounds

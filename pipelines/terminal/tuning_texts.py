@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.terminal.texts import human_seconds
 from tec_cache.errors import listed
@@ -43,7 +43,8 @@ def segment_text(summary: SegmentSummary, dry_run: bool, go_on: str) -> str:
     if dry_run:
         return block([*lines, "dry run: nothing was written"])
     names = summary.class_names or [str(number) for number in range(summary.classes)]
-    rows = list(zip(names, summary.iou, summary.accuracy, summary.pixels, strict=False))
+    every = list(zip(names, summary.iou, summary.accuracy, summary.pixels, strict=False))
+    rows = [row for row in every if row[1] is not None]
     width = max([len(name) for name, *_ in rows[:MOST_CLASSES]], default=0)
     if rows:
         lines.append("classes      IoU, share of its pixels found, share of all pixels:")
@@ -52,11 +53,20 @@ def segment_text(summary: SegmentSummary, dry_run: bool, go_on: str) -> str:
         lines.append(f"  {name:<{width}}  {_share(iou)}  {_share(accuracy)}  {_share(pixels / total)}")
     if len(rows) > MOST_CLASSES:
         lines.append(f"  and {len(rows) - MOST_CLASSES:,} more: --json")
+    if len(rows) < len(every):
+        lines.append(f"  {len(every) - len(rows):,} classes are neither in masks nor predicted: not counted")
     if summary.predictions:
         lines.append(
             f"predictions  {summary.predictions}: KEY.png has the classes, KEY.jpg photo, truth and prediction"
         )
     return block([*lines, *_end(summary, seen, go_on)])
+
+
+def _written(value: Any) -> str:
+    """Write a setting."""
+    if isinstance(value, tuple):
+        return " to ".join(map(_written, value))
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _share(value: float | None) -> str:
@@ -65,7 +75,7 @@ def _share(value: float | None) -> str:
 
 def _beginning(summary: TuningSummary, tuned: list[str]) -> list[str]:
     """Say what was assumed."""
-    chosen = ", ".join(f"{name.replace('_', ' ')} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
+    chosen = ", ".join(f"{name.replace('_', ' ')} {_written(value)}"
                        for name, value in summary.settings.items() if value is not None)  # fmt: skip
     lines = [
         f"run          {summary.run}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def shared_settings(task: str, config: TuningSettings, encoder: LoadedEncoder) -
     return {
         "format": FORMAT,
         "task": task,
-        "config": asdict(replace(config, **places)),
+        "config": json.loads(json.dumps(asdict(replace(config, **places)))),  # as it will be read again
         "model": made_of
         | {"mean": list(encoder.mean), "std": list(encoder.std), "input_size": encoder.input_size}
         | {"adapters": encoder.input_adapter_state is not None},

@@ -45,7 +45,8 @@ def read_jpeg(data: bytes) -> Stored:
         except _UnknownSampling:
             data, note = jpeg_parts.bare(data), "its sampling of colours is a rare one, whose damage is not noticed"
             image = _by_pillow(data)
-    header = jpeg_parts.read_header(data)
+    if note:
+        header = jpeg_parts.read_header(data)
     end = data.find(b"\xff\xd9", header.scan.end)
     end = len(data) if end < 0 else end
     _require_all_scans(data, header, end)

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tec_cache.conditions import is_used
-from tec_cache.fields import check_choice, check_range, setting, varied
+from tec_cache.fields import check_choice, check_interval, check_range, setting, varied
 from tec_cache.finetune.recipes import FinetuneRecipe
 from tec_cache.loop_settings import LoopSettings
 from tec_cache.tuning_settings import TuningSettings
 
 # settings of the loop and of the classifier that a recipe has as well, by the same name
 OF_RECIPE = ("epochs", "base_lr", "min_lr", "batch_size", "weight_decay", "layer_decay", "drop_path", "mixup",
-             "cutmix", "smoothing", "optimizer", "momentum")  # fmt: skip
+             "cutmix", "smoothing", "reprob", "auto_augment", "crop_scale", "crop_ratio", "flip", "optimizer",
+             "momentum")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,11 @@ class FinetuneConfig(TuningSettings):
     mixup: float = setting(None, "Alpha of mixup; 0 for none.")
     cutmix: float = setting(None, "Alpha of cutmix; 0 for none.")
     smoothing: float = setting(None, "Label smoothing.")
+    auto_augment: str = setting(None, "RandAugment or the like as timm writes it; none for none.")
+    reprob: float = setting(None, "Chance of erasing a box of a photo.")
+    crop_scale: tuple[float, float] = setting(None, "Least and most area of the random crop, of the photo's.")
+    crop_ratio: tuple[float, float] = setting(None, "Least and most width to height of it.")
+    flip: float = setting(None, "Chance of mirroring a photo.")
     optimizer: str = setting(None, "adamw, sgd or lars.")
     momentum: float | None = setting(None, "Of sgd and lars.")
     # the loop's, None until they are resolved
@@ -54,6 +60,9 @@ class FinetuneConfig(TuningSettings):
         check_choice("adapters_from", self.adapters_from, ("pretrained", "random"))
         check_choice("optimizer", self.optimizer, ("adamw", "sgd", "lars"))
         check_range(self, 0, "mixup", "cutmix")
+        check_range(self, 0, "reprob", "flip", below=1.0001)
+        check_interval(self, "crop_scale", most=1)
+        check_interval(self, "crop_ratio")
         check_range(self, 0, "drop_path", "smoothing", "momentum", below=1)
         check_range(self, 0, "layer_decay", open_end=True, below=1.0001)
 

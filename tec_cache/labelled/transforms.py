@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, RandAugment
+from timm.data.transforms import MaybeToTensor
+from torchvision.transforms import Normalize
 
 Transform = Callable[[Image.Image], torch.Tensor]
 """From an upright RGB photo to (3, S, S) float32. What it draws comes from Python's, numpy's and torch's global
@@ -58,8 +60,34 @@ def train_transform(
     for part in transform.transforms:
         for operation in part.ops if isinstance(part, RandAugment) else ():
             keep_zero_bits(operation)
+    return with_fast_pixels(transform)
+
+
+def with_fast_pixels(transform: Any) -> Transform:
+    """Let one step do what ToTensor and Normalize do in a composed transform, to the bit and in half of their time."""
+    parts, at = transform.transforms, 0
+    while at + 1 < len(parts):
+        if isinstance(parts[at], MaybeToTensor) and isinstance(parts[at + 1], Normalize):
+            parts[at : at + 2] = [Pixels(parts[at + 1].mean, parts[at + 1].std)]
+        at += 1
     made: Transform = transform
     return made
+
+
+class Pixels:
+    """From an RGB picture to (3, H, W) float32, (value / 255 - mean) / std."""
+
+    def __init__(self, mean: Any, std: Any) -> None:
+        self.mean = torch.as_tensor(mean, dtype=torch.float32)[:, None, None]
+        self.std = torch.as_tensor(std, dtype=torch.float32)[:, None, None]
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Return the pixels."""
+        width, height = image.size
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
+        out = torch.empty(3, height, width)
+        out.copy_(pixels.permute(2, 0, 1))
+        return out.div_(255).sub_(self.mean).div_(self.std)
 
 
 def keep_zero_bits(operation: AugmentOp) -> None:
@@ -114,7 +142,7 @@ def evaluation_transform(
     """
     if crop is None:
         crop = CENTER_CROP if size <= CROPPED_SIZE else 1.0
-    transform: Transform = create_transform(
+    transform = create_transform(
         size, is_training=False, interpolation=interpolation, mean=mean, std=std, crop_pct=crop
     )
-    return transform
+    return with_fast_pixels(transform)

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tec_cache.conditions import is_used
-from tec_cache.fields import check_choice, check_range, setting, varied
+from tec_cache.errors import ConfigError
+from tec_cache.fields import check_choice, check_interval, check_range, setting, varied
 from tec_cache.loop_settings import LoopSettings
 from tec_cache.segment.recipes import SegmentRecipe
 from tec_cache.tuning_settings import TuningSettings
 
 # settings of the loop and of the segmenter that a recipe has as well, by the same name
 OF_RECIPE = ("head", "ignore", "epochs", "base_lr", "min_lr", "schedule", "batch_size", "weight_decay", "layer_decay",
-             "drop_path")  # fmt: skip
+             "drop_path", "crop_scale", "jitter", "colour", "grey", "blur")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,13 @@ class SegmentConfig(TuningSettings):
     recipe: str | None = setting(None, "Recipe by name.  [default: by head and number of photos]")
     layer_decay: float | None = setting(None, "Of the learning rate from a layer to the one below.")
     drop_path: float | None = setting(None, "Highest chance of a block's being skipped.")
+    crop_scale: tuple[float, float] = setting(None, "Least and most area of a random crop, of the photo's.")
+    jitter: tuple[float, float] = setting(
+        None, "Least and most shorter side of a photo that is cropped, of the crop's."
+    )
+    colour: tuple[float, float, float, float] | None = setting(None, "Jitter of brightness, contrast, saturation, hue.")
+    grey: float = setting(None, "Chance of a photo without colours.")
+    blur: float = setting(None, "Chance of a blurred photo.")
     save_predictions: str | None = setting(None, "Folder for the predicted masks, and pictures of them.")
     # the loop's, None until they are resolved
     epochs: int = varied(LoopSettings, "epochs", None)
@@ -47,11 +55,20 @@ class SegmentConfig(TuningSettings):
         check_choice("head", self.head, ("linear", "upernet"))
         check_choice("tune", self.tune, ("full", "head"))
         check_range(self, 0, "ignore")
+        check_range(self, 0, "grey", "blur", below=1.0001)
+        check_interval(self, "crop_scale", most=1)
+        check_interval(self, "jitter")
+        if self.colour is not None and not (min(self.colour) >= 0 and self.colour[3] <= 0.5):
+            raise ConfigError("--colour", todo="give four numbers of at least 0, the hue's 0.5 at most")
         check_range(self, 0, "drop_path", below=1)
         check_range(self, 0, "layer_decay", open_end=True, below=1.0001)
 
     def resolved(self, recipe: SegmentRecipe) -> SegmentConfig:
         """Fill what was left to a recipe and is used; a warm-up shrinks or grows with the epochs."""
+        other = "crop_scale" if recipe.crop == "jittered" else "jitter"
+        if getattr(self, other) is not None:
+            option = "--" + other.replace("_", "-")
+            raise ConfigError(f"not used: {option}; photos of this recipe are {recipe.crop}", todo="leave it out")
         left = [name for name in OF_RECIPE if getattr(self, name) is None and is_used(self, name)]
         config = replace(self, **{name: getattr(recipe, name) for name in left})
         if config.warmup_epochs is None:
