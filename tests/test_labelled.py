@@ -185,10 +185,27 @@ def test_an_index_of_a_folder_is_what_reading_it_gives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
-def test_a_compressed_tar_is_refused(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    write_shards(tmp_path, [2])
+def test_a_compressed_tar_is_read_like_the_plain_one(
+    tmp_path: Path, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path, [6, 5])
+    plain = indexed(tmp_path)
+    expected, photos = pixels(taken(plain, 0, 3, batch_size=4)), [plain.read(i) for i in range(11)]
     path = tmp_path / "shard-000000.tar"
-    path.write_bytes(pack(path.read_bytes()))
+    packed = pack(path.read_bytes())
+    path.write_bytes(packed)
+    found = indexed(tmp_path)
+    assert found.keys == plain.keys
+    assert found.fingerprint() == plain.fingerprint()
+    assert [found.read(i) for i in range(11)] == photos
+    for workers in (0, 2):
+        assert pixels(taken(found, 0, 3, batch_size=4, workers=workers)) == expected
+    path.write_bytes(packed[: len(packed) * 2 // 3])
+    with pytest.raises(SourceError, match="cut or corrupt"):
+        indexed(tmp_path)
+    assert 5 < len(indexed(tmp_path, on_error="skip")) < 11
+    path.write_bytes(packed)
+    monkeypatch.setattr("tec_cache.labelled.index.MOST_UNPACKED", 1000)
     for on_error in ("stop", "skip"):
         with pytest.raises(ConfigError, match="unpack it"):
             indexed(tmp_path, on_error=on_error)

@@ -280,3 +280,17 @@ def test_recipes_are_the_published_ones_and_are_chosen_with_a_reason() -> None:
     assert recipe_for(None, "linear", 367).name == "small"
     with pytest.raises(ConfigError, match="ade20k"):
         recipe_for("ade20", None, 1)
+
+
+def test_masks_of_a_compressed_tar_are_those_of_the_plain_one(tmp_path: Path) -> None:
+    import gzip
+
+    plain = indexed(write_pairs(tmp_path / "a.tar", 5))
+    (tmp_path / "b").mkdir()
+    packed = tmp_path / "b" / "a.tar.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    found = indexed(packed)
+    assert found.keys == plain.keys
+    for number in range(5):
+        np.testing.assert_array_equal(found.mask(number), plain.mask(number))
+        assert found.read(number) == plain.read(number)

@@ -50,6 +50,8 @@ class Photo:
     """Instead of its bytes, where `Shard.places` gives it."""
     mask: Extent | None = None
     """Of its mask, in a shard whose masks are asked for."""
+    mask_data: bytes = b""
+    """Instead of that, where its bytes are read as well."""
 
 
 @dataclass(frozen=True)

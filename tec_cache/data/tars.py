@@ -82,7 +82,7 @@ class TarShard(Shard):
     def places(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
         """Yield the photos in order, without reading them where the tar is local.
 
-        Raises ConfigError for a compressed tar, in which nobody can jump.
+        Raises PackedShardError for a compressed tar, in which nobody can jump.
         """
         counts = PassedOver() if passed_over is None else passed_over
         return self._given(members(self.file, counts, self.labels.wanted, plain=True), counts)
@@ -133,8 +133,9 @@ class TarShard(Shard):
             note = next((m.problem for m in sample.fields.values() if m is not sample.image), "")
         if problem or sample.image is None:
             return Photo(sample.key, b"", number, problem, note)
-        where = mask.extent if mask else None
-        return Photo(sample.key, sample.image.data, number, "", note, sample.image.extent, where)
+        image = sample.image
+        where, data = (mask.extent, mask.data) if mask else (None, b"")
+        return Photo(sample.key, image.data, number, "", note, image.extent, where, data)
 
 
 def _is_mask(member: Member) -> bool:
@@ -154,14 +155,14 @@ def members(
 ) -> Iterator[Member]:
     """Yield the files of a tar that may belong to a sample, count the others, or raise SourceError.
 
-    wanted: says by the name whose bytes are wanted; those of the other members are not read. plain: raise ConfigError
-    for a compressed tar.
+    wanted: says by the name whose bytes are wanted; those of the other members are not read. plain: raise
+    PackedShardError for a compressed tar.
     """
     todo = "make the shard again, or --on-error skip to use what comes before the damage"
     try:
         with open_members(file, jump=wanted is not None) as tar:
             if plain and tar.compressed:
-                raise _packed_shard(file)
+                raise packed_shard(file.where)
             links, held = Links(file, compressed=tar.compressed), Held()
             for info in tar:
                 if info.isfile():
@@ -188,10 +189,15 @@ def members(
         raise unreadable_shard(error, file) from error
 
 
-def _packed_shard(file: ShardFile) -> ConfigError:
-    return ConfigError(
-        "the shard is compressed, and photos are read from it in a random order, which needs plain tars",
-        where=file.where,
+class PackedShardError(ConfigError):
+    """A compressed tar where photos are wanted in a random order."""
+
+
+def packed_shard(where: str, why: str = "which needs plain tars") -> PackedShardError:
+    """Return the error for a compressed tar."""
+    return PackedShardError(
+        f"the shard is compressed, and photos are read from it in a random order, {why}",
+        where=where,
         todo="unpack it: gunzip (or bunzip2, unxz) leaves a .tar; photos are hardly larger for it",
     )
 

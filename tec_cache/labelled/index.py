@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from tec_cache.data.passed_over import PassedOver
 from tec_cache.data.photos import MOST_PHOTO_BYTES, Extent, Photo, Shard, plain_text
 from tec_cache.data.source import Source
 from tec_cache.data.tar_stream import unreadable_shard
-from tec_cache.data.tars import TarShard
+from tec_cache.data.tars import PackedShardError, TarShard, packed_shard
 from tec_cache.errors import ConfigError, SourceError, TecCacheError
 from tec_cache.labelled.left_out import LeftOut
 from tec_cache.labelled.names import Names
@@ -42,8 +43,8 @@ class Home:
 
     place: str
     """For messages."""
-    inside: ShardFile | Path
-    """A plain tar, or the folder below which they are."""
+    inside: ShardFile | Path | bytes
+    """A plain tar, the folder below which they are, or the bytes of a compressed tar's photos, one after another."""
 
     def read(self, name: str, extent: Extent) -> bytes:
         """Read a photo; name: of a folder, its path below it.
@@ -56,8 +57,11 @@ class Home:
                 return read_regular(self.inside / name, MOST_PHOTO_BYTES)
             except OSError as error:
                 raise SourceError(f"cannot be read: {error.strerror}") from error
+        end = extent.offset + extent.size
+        if isinstance(self.inside, bytes):
+            return self.inside[extent.offset : end]
         try:
-            data = self.inside.part(extent.offset, extent.offset + extent.size)
+            data = self.inside.part(extent.offset, end)
         except TecCacheError:
             raise
         except Exception as error:  # network libraries have errors of their own
@@ -65,6 +69,14 @@ class Home:
         if len(data) != extent.size:
             raise SourceError(f"{len(data):,} of its {extent.size:,} bytes are left: the shard has changed")
         return data
+
+    def reopened(self) -> Home:
+        """Return the same with a file system of its own."""
+        return replace(self, inside=pickle.loads(pickle.dumps(self.inside))) if self._opened else self
+
+    @property
+    def _opened(self) -> bool:
+        return isinstance(self.inside, ShardFile)
 
 
 @dataclass(frozen=True)
@@ -148,7 +160,7 @@ class PhotoIndex(ABC):
 
     def reopened(self) -> Self:
         """Return the same with file systems of its own: connections do not survive a fork."""
-        return replace(self, homes=pickle.loads(pickle.dumps(self.homes)))
+        return replace(self, homes=tuple(home.reopened() for home in self.homes))
 
 
 @dataclass(frozen=True)
@@ -200,6 +212,9 @@ def index_photos(source: Source, *, quiet: bool = True, on_error: str = "stop") 
     return LabelledIndex(**found, label=label)
 
 
+MOST_UNPACKED = 2 << 30
+"""Bytes of the photos of compressed tars, which are held in memory, by each process of a job."""
+
 Annotate = Callable[[Photo, Shard], tuple[int, ...] | str]
 """Returns the numbers that an index keeps of a photo's annotation, or why it has none."""
 
@@ -212,13 +227,14 @@ def look_through(
     annotation, todo: what is looked for, and where it should be, for messages. on_error: what a photo whose bytes
     cannot be had and a damaged shard do: "stop" (SourceError), or "skip" (named in `unusable`). quiet: no progress.
 
-    Raises ConfigError for a compressed tar, SourceError where no photo has an annotation, and what the photos of a
-    shard raise.
+    Photos of compressed tars are taken into memory. Raises ConfigError where they are more than MOST_UNPACKED bytes,
+    SourceError where no photo has an annotation, and what the photos of a shard raise.
     """
     parts: list[_Part] = []
+    unpacked = Unpacked()
 
     def look(numbered: tuple[int, Shard]) -> _Part:
-        return _Part.of(*numbered, annotate, width, skip=on_error == "skip")
+        return _Part.of(*numbered, annotate, width, unpacked, skip=on_error == "skip")
 
     with (
         Progress("where the photos lie", noun="shards", total=len(source.shards), quiet=quiet) as progress,
@@ -238,7 +254,7 @@ def look_through(
         raise SourceError(f"no photo has a {annotation}{why}", where=source.shards[0].place, todo=todo)
     shard, offset, size, *rest = columns
     fields: dict[str, Any] = {
-        "homes": tuple(_home(shard) for shard in source.shards),
+        "homes": tuple(_home(shard, part.held) for shard, part in zip(source.shards, parts, strict=True)),
         "names": Names.joined([part.names for part in parts]),
         "shard": shard.astype(np.int32),
         "offset": offset,
@@ -262,16 +278,37 @@ class _Part:
     passed_over: PassedOver
     unlabelled: LeftOut
     unusable: LeftOut
+    held: bytes | None
+    """Photos and masks of a compressed tar."""
 
     @classmethod
-    def of(cls, number: int, shard: Shard, annotate: Annotate, width: int, *, skip: bool) -> _Part:
+    def of(cls, number: int, shard: Shard, annotate: Annotate, width: int, unpacked: Unpacked, *, skip: bool) -> _Part:
         """Look through a shard."""
+        try:
+            return cls._of(number, shard, shard.places, annotate, width, None, skip=skip)
+        except PackedShardError:
+            held = bytearray()
+            places = unpacked.into(held, shard)
+            return cls._of(number, shard, places, annotate, width, held, skip=skip)
+
+    @classmethod
+    def _of(
+        cls,
+        number: int,
+        shard: Shard,
+        places: Callable[[PassedOver], Iterator[Photo]],
+        annotate: Annotate,
+        width: int,
+        held: bytearray | None,
+        *,
+        skip: bool,
+    ) -> _Part:
         passed_over, unlabelled, unusable = PassedOver(), LeftOut(), LeftOut()
         names: list[str] = []
         keys: list[int] = []
         rows: list[tuple[int, ...]] = []
         try:
-            for photo in shard.places(passed_over):
+            for photo in places(passed_over):
                 if photo.problem or photo.extent is None:
                     if not skip:
                         raise broken_photo(photo.key, photo.problem, shard.place)
@@ -289,7 +326,38 @@ class _Part:
                 raise
             unusable.add(f"{shard.place}: {error.what}")
         columns = np.array(rows, np.int64).reshape(-1, 3 + width).T
-        return cls(Names.of(names), columns, np.array(keys, np.uint64), passed_over, unlabelled, unusable)
+        kept = None if held is None else bytes(held)
+        return cls(Names.of(names), columns, np.array(keys, np.uint64), passed_over, unlabelled, unusable, kept)
+
+
+class Unpacked:
+    """How many bytes of compressed tars are in memory; shards are looked through side by side."""
+
+    def __init__(self) -> None:
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def into(self, held: bytearray, shard: Shard) -> Callable[[PassedOver], Iterator[Photo]]:
+        """Return what gives the photos of a shard with their places in `held`, where their bytes are put."""
+
+        def places(passed_over: PassedOver) -> Iterator[Photo]:
+            for photo in shard.photos(passed_over):
+                yield replace(
+                    photo,
+                    data=b"",
+                    mask_data=b"",
+                    extent=self._put(held, photo.data, shard) if photo.data else None,
+                    mask=self._put(held, photo.mask_data, shard) if photo.mask_data else None,
+                )
+
+        return places
+
+    def _put(self, held: bytearray, data: bytes, shard: Shard) -> Extent:
+        with self._lock:
+            self._bytes += len(data)
+            if self._bytes > MOST_UNPACKED:
+                raise packed_shard(shard.place, f"for which {MOST_UNPACKED >> 30} GB at most are unpacked into memory")
+        held += data
+        return Extent(len(held) - len(data), len(data))
 
 
 def broken_photo(key: str, problem: str, place: str) -> SourceError:
@@ -311,7 +379,9 @@ def _name(shard: Shard, photo: Photo) -> str:
     return photo.key
 
 
-def _home(shard: Shard) -> Home:
+def _home(shard: Shard, held: bytes | None) -> Home:
+    if held is not None:
+        return Home(shard.place, held)
     if isinstance(shard, TarShard):
         return Home(shard.place, shard.file)
     if isinstance(shard, FolderShard):
