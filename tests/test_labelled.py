@@ -203,7 +203,7 @@ def test_a_compressed_tar_is_read_like_the_plain_one(
     path.write_bytes(packed[: len(packed) * 2 // 3])
     with pytest.raises(SourceError, match="cut or corrupt"):
         indexed(tmp_path)
-    assert 5 < len(indexed(tmp_path, on_error="skip")) < 11
+    assert 5 <= len(indexed(tmp_path, on_error="skip")) < 11
     path.write_bytes(packed)
     monkeypatch.setattr("tec_cache.labelled.index.MOST_UNPACKED", 1000)
     for on_error in ("stop", "skip"):
