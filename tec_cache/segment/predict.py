@@ -1,4 +1,5 @@
-"""From a photo to the class of each of its pixels."""
+"""From a photo to the class of each of its pixels. `forward` is called by itself: photos have all sizes, and where the
+training is compiled, each would be compiled anew."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def predict(model: Segmenter, images: Tensor, size: tuple[int, int]) -> Tensor:
 
 def whole(model: Segmenter, images: Tensor) -> Tensor:
     """Return the logits of images that are seen at once."""
-    out: Tensor = model(images)
+    out: Tensor = model.forward(images)  # type: ignore[assignment]
     return out
 
 
@@ -33,7 +34,7 @@ def windows(model: Segmenter, images: Tensor) -> Tensor:
     for top in starts(images.shape[2], size):
         for left in starts(images.shape[3], size):
             part = slice(None), slice(None), slice(top, top + size), slice(left, left + size)
-            logits: Tensor = model(images[part])
+            logits: Tensor = model.forward(images[part])  # type: ignore[assignment]
             total[part] += interpolate(logits.float(), size=(size, size), mode="bilinear", align_corners=False)
             seen[part] += 1
     return (total / seen)[:, :, :height, :width]

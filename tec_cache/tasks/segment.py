@@ -134,10 +134,11 @@ class Segment:
 def pixel_loss(logits: Tensor, classes: Tensor) -> Tensor:
     """Return the mean cross entropy of pixels of known classes, at the logits' size; 0 where there are none.
 
-    logits: (B, C, h, w). classes: (B, H, W) int64; the nearest pixel is taken where sizes differ.
+    logits: (B, C, h, w). classes: (B, H, W) int64; where sizes differ, the pixel at each logit's centre is taken. torch's
+    plain "nearest" takes the one at its corner, and what is learned so lies half a logit beside the photo.
     """
     if classes.shape[1:] != logits.shape[2:]:
-        picked = interpolate(classes[:, None].float(), size=logits.shape[2:], mode="nearest")
+        picked = interpolate(classes[:, None].float(), size=logits.shape[2:], mode="nearest-exact")
         classes = picked[:, 0].long()
     total = cross_entropy(logits.float(), classes, ignore_index=NO_CLASS, reduction="sum")
     return total / (classes != NO_CLASS).sum().clamp(min=1)
