@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.judging.pictures import PredictionWriter
+import numpy as np
+
+from pipelines.judging.pictures import PredictionWriter, mark_place, require_place
 from pipelines.loading.base_given import given_by
 from pipelines.loading.encoder_source import load_encoder
 from pipelines.training.running import Ran, prepared_compute, run_task
@@ -15,15 +17,18 @@ from tec_cache.data.classes import read_classes
 from tec_cache.data.source import open_source
 from tec_cache.device import Compute
 from tec_cache.distributed import Ranks, agreed, process_group
+from tec_cache.errors import ConfigError
 from tec_cache.finetune.classifier import LoadedEncoder
 from tec_cache.labelled import EvaluationReader, PhotoReader
 from tec_cache.labelled.joint import joint_transform, whole_transform
 from tec_cache.labelled.masked import MaskedIndex, highest_value, index_masked_photos
 from tec_cache.mask_values import Values
+from tec_cache.run.micro_batches import count_micro_batches
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.segment.model import Segmenter, create_segmenter
 from tec_cache.segment.recipes import Chosen, SegmentRecipe, recipe_for
 from tec_cache.tasks.segment import Segment
+from tec_cache.urls import without_secrets
 
 
 @dataclass(kw_only=True)
@@ -67,6 +72,8 @@ def segment(
     ranks = ranks or Ranks.from_environment()
     compute, shown = prepared_compute(config, ranks), quiet or not ranks.main
     with process_group(ranks, compute.device.type):
+        if config.save_predictions is not None:
+            require_place(Path(config.save_predictions))
         train, test = indexed(config, config.train, shown), None
         if config.test is not None:
             test = indexed(config, config.test, shown)
@@ -82,6 +89,8 @@ def segment(
             drop_path=config.drop_path or 0.0,
             seed=config.seed,
         )
+
+        require_pairs(config, ranks)
 
         def task() -> Segment:
             learned, judged = readers(config, chosen.recipe, model, photos, compute, ranks)
@@ -110,7 +119,17 @@ def segment(
             iou=list(scores.iou) if scores else [],
             accuracy=list(scores.accuracy) if scores else [],
             pixels=list(scores.pixels) if scores else [],
-            predictions=config.save_predictions if scores else None,
+            predictions=config.save_predictions if ran.task.writer is not None else None,
+        )
+
+
+def require_pairs(config: SegmentConfig, ranks: Ranks) -> None:
+    """Refuse UPerNet where its BatchNorm would see one photo: of a map of one cell there is no deviation."""
+    photos = config.batch_size // ranks.world_size // count_micro_batches(config, ranks)
+    if config.head == "upernet" and photos < 2:
+        raise ConfigError(
+            "upernet normalizes over photos, and there is one in a forward pass",
+            todo="give --micro-batch 2 or more, and a --batch-size of 2 or more for each process",
         )
 
 
@@ -118,6 +137,8 @@ def judge_last(config: SegmentConfig, ran: Ran[Segment], photos: Photos) -> None
     """Judge the finished model once more where its predictions are asked for, or nobody has judged it in this call."""
     task = ran.task
     if config.save_predictions is not None:
+        if ran.loop.ranks.main:
+            mark_place(Path(config.save_predictions), config.out)
         task.writer = PredictionWriter(Path(config.save_predictions), photos.test)
     if task.writer is not None or task.scores is None:
         ran.loop.evaluate()
@@ -156,8 +177,18 @@ class Photos:
             learned, held = train.divided(config.select, seed=config.seed)
             remarks.insert(0, "nothing here was judged on test photos")
             return cls(learned, held, values, names, f"{config.select:g} of {config.train}, held out", remarks)
+        known = highest_value(test, config.ignore, quiet=quiet, on_error=config.on_error) if ranks.main else None
+        require_known(values, agreed(known, ranks) or 0, str(config.test))
         test = replace(test, values=values, classes=names)
         return cls(train, test, values, names, str(config.test), [*remarks, *said_of(test)])
+
+
+def require_known(values: Values, highest: int, place: str) -> None:
+    """Refuse masks with a value beyond all classes before an epoch is spent on finding it."""
+    try:
+        values.classes(np.array([[highest]], np.int32))
+    except ConfigError as error:
+        raise ConfigError(error.what, where=without_secrets(place), todo=error.todo) from error
 
 
 def indexed(config: SegmentConfig, place: str, quiet: bool) -> MaskedIndex:
@@ -169,7 +200,9 @@ def load_for(config: SegmentConfig, recipe: SegmentRecipe) -> LoadedEncoder:
     """Load the encoder for the patches that are asked for, or as many as the recipe's pixels have."""
 
     def loaded(grid: int | None) -> LoadedEncoder:
-        return load_encoder(config.model, config.weights, grid=grid, given=given_by(config), seed=config.seed)
+        return load_encoder(
+            config.model, config.weights, grid=grid, given=given_by(config), seed=config.seed, tuned=True
+        )
 
     encoder = loaded(config.grid)
     if config.grid is not None or recipe.size is None:

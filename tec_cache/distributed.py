@@ -102,6 +102,17 @@ def patient_group(ranks: Ranks) -> Any:
     return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
+def gathered(value: T, ranks: Ranks) -> list[T]:
+    """Return the values of all ranks of a process group, in every rank."""
+    if ranks.world_size == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
 @contextmanager
 def process_group(ranks: Ranks, device: str) -> Iterator[None]:
     """Join torch's process group (nccl on GPUs, gloo on CPUs) for the length of the block.

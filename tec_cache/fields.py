@@ -60,6 +60,14 @@ def check_positive(config: Any, *names: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value}", todo="give a number of at least 1")
 
 
+def check_share(config: Any, *names: str) -> None:
+    """Refuse numbers outside 0 to 1; None stays."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}", todo="give a number from 0 to 1")
+
+
 def check_interval(config: Any, *names: str, most: float = math.inf) -> None:
     """Refuse pairs that are no interval of positive numbers up to `most`; None stays."""
     for name in names:

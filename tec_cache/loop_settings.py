@@ -32,7 +32,7 @@ class OptimizerSettings:
 
     epochs: int = setting(300, "Epochs; one epoch shows each photo once.")
     warmup_epochs: float | None = setting(None, "Linear warm-up.  [default: 40, a tenth of short runs]")
-    batch_size: int = setting(4096, "Views per step, over all processes.")
+    batch_size: int = setting(4096, "Views or photos per step, over all processes.")
     micro_batch: int | None = setting(None, "Of these, how many in a forward pass.  [default: a process's whole share]")
     base_lr: float = setting(1.5e-4, "Learning rate per 256 views of the batch.")
     min_lr: float = setting(0.0, "Learning rate at the end.")

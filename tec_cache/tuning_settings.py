@@ -36,7 +36,7 @@ class PhotoSettings:
     train: str = setting("", "Annotated photos to learn from, as for extract.")
     test: str | None = setting(None, "Annotated photos to be judged on.")
     select: float | None = setting(None, "Judge on this share of --train, held out, instead of --test.")
-    classes: str | None = setting(None, "File of class names, in the order of their numbers.  [default: collected]")
+    classes: str | None = setting(None, "File of class names, in the order of their numbers.  [default: what is found]")
     on_error: str = setting("stop", "What a broken photo does: stop, or skip (another of its batch stands in).")
     judge_every: int = setting(1, "Epochs between two judgements; the last step is always judged.")
 

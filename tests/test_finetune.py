@@ -387,3 +387,32 @@ def test_memory_files_and_processes_are_as_many_after_ten_epochs_as_after_three(
     (early, files, children), (late, last_files, last_children) = seen[2], seen[-1]
     assert (last_files, last_children) == (files, children)
     assert late - early < 8 * 2**20
+
+
+def test_runs_of_every_recipe_can_be_read_again() -> None:
+    """run.json is checked against the settings' types, and a recipe may leave some of them out."""
+    import dataclasses
+
+    import msgspec
+
+    from tec_cache.finetune.recipes import RECIPES
+    from tec_cache.segment.config import SegmentConfig
+    from tec_cache.segment.recipes import RECIPES as SEGMENT_RECIPES
+
+    least = {"model": "m", "train": "a", "test": "b", "out": "r"}
+    for name, recipe in RECIPES.items():
+        for tune in ("full", "head"):
+            made = FinetuneConfig(**least, tune=tune, recipe=name).resolved(recipe)
+            kept = json.loads(json.dumps(dataclasses.asdict(made)))
+            assert msgspec.convert(kept, FinetuneConfig) == made, name
+    for name, masked in SEGMENT_RECIPES.items():
+        segmenter = SegmentConfig(**least, recipe=name).resolved(masked)
+        assert msgspec.convert(json.loads(json.dumps(dataclasses.asdict(segmenter))), SegmentConfig) == segmenter
+
+
+def test_a_linear_probe_goes_on_and_leaves(photos: Path, tiny_base: Path, tmp_path: Path) -> None:
+    changes = {"tune": "head", "recipe": "linear", "epochs": 2}
+    assert finetune(tuning(photos, tiny_base, tmp_path / "r", steps=5, **changes)).steps == 5
+    assert finetune(tuning(photos, tiny_base, tmp_path / "r", **changes)).finished
+    export(tmp_path / "r", tmp_path / "out")
+    assert info(str(tmp_path / "r"))["finished"]

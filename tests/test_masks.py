@@ -79,6 +79,20 @@ def test_the_code_of_imagenet_s() -> None:
     np.testing.assert_array_equal(decode_mask(encode_mask(small)), small)
 
 
+def rgb16_png() -> bytes:
+    """An RGB picture of 16 bits: Pillow would keep the upper eight, all zero."""
+    import struct
+    import zlib
+
+    rows = b"".join(b"\0" + np.full((4, 3), 5, ">u2").tobytes() for _ in range(4))
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def test_what_is_no_mask_is_refused_with_the_reason() -> None:
     blue = np.zeros((4, 4, 3), np.uint8)
     blue[..., 2] = 9
@@ -86,6 +100,7 @@ def test_what_is_no_mask_is_refused_with_the_reason() -> None:
         "no PNG": encoded(photo(0)),
         "has blue in it": encoded(Image.fromarray(blue), "PNG"),
         "mode RGBA": encoded(Image.new("RGBA", (4, 4)), "PNG"),
+        "16 bits for each colour": rgb16_png(),
         "mode LA": encoded(Image.new("LA", (4, 4)), "PNG"),
         "not a whole PNG": encoded(Image.new("L", (40, 40)), "PNG")[:60],
     }
@@ -175,14 +190,15 @@ def test_a_mask_of_another_shape_is_refused_and_one_of_another_size_is_scaled(tm
     picture, _ = pair(0)
     _, turned = pair(0, size=(60, 80))
     _, half = pair(0, size=(40, 30))
-    for name, mask in (("turned", turned), ("half", half)):
+    _, small = pair(0, size=(5, 4))  # a sixteenth, rounded
+    for name, mask in (("turned", turned), ("half", half), ("small", small)):
         from dataclasses import replace
 
         tar = write_tar(tmp_path / f"{name}.tar", [("a.png", picture), ("a.seg.png", mask)])
         index = replace(indexed(tar), values=Values(255, 4))
         look = augmentation(RECIPES["small"], 32)
         if name == "turned":
-            with pytest.raises(SourceError, match="its mask has 60 x 80 pixels, the photo 80 x 60"):
+            with pytest.raises(SourceError, match=r"its mask has 60 x 80 pixels, the photo 80 x 60: .*EXIF"):
                 index.example(0, look)
         else:
             image, classes = index.example(0, look)

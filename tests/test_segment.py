@@ -136,7 +136,7 @@ def test_predictions_on_disk_give_the_numbers_that_are_reported(
     assert summary.last["test_miou"] == pytest.approx(float(np.mean(iou)), rel=1e-12)
     assert summary.last["test_pixel_accuracy"] == pytest.approx(accuracy_score(t, s), rel=1e-12)
     assert summary.pixels == [int((t == c).sum()) for c in range(4)]
-    assert len(list(seen.iterdir())) == 14
+    assert len(list(seen.iterdir())) == 15, "seven masks, seven pictures, and what says whose they are"
 
 
 def test_it_learns_what_can_be_learned(masks: Path, tiny_base: Path, tmp_path: Path) -> None:
@@ -189,7 +189,8 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(
     (tmp_path / "far" / "train").symlink_to(masks / "train")
     with pytest.raises(ConfigError, match=r"a mask has the value 7; the 4 classes have up to 3") as told:
         segment(segmenting(tmp_path / "far", tiny_base, tmp_path / "r1", epochs=1))
-    assert "photo 'a'" in str(told.value)
+    assert "far/test" in str(told.value)
+    assert not (tmp_path / "r1").exists()
     names = tmp_path / "names.txt"
     names.write_text("one\ntwo\n")
     with pytest.raises(ConfigError, match="the 2 classes have up to 1"):
@@ -279,7 +280,7 @@ def test_keys_cannot_lead_out_of_the_folder_of_predictions(tmp_path: Path) -> No
 
     picture, mask = pair(0)
     members = []
-    for key in ("../../out", "a/b/c", "x y#%", "..."):
+    for key in ("../../out", "a/b/c", "x y#%", "...", "写真", "я" * 120, "tab\there"):
         members += [(f"{key}.png", picture), (f"{key}.seg.png", mask)]
     index = replace(index_masked_photos(open_source(str(write_tar(tmp_path / "a.tar", members))).with_masks()),
                     values=Values(255, 4))  # fmt: skip
@@ -289,6 +290,7 @@ def test_keys_cannot_lead_out_of_the_folder_of_predictions(tmp_path: Path) -> No
         path = writer.path(number)
         assert (tmp_path / "seen").resolve() in path.resolve().parents, path
         writer.write(number, classes, classes)
+    assert (tmp_path / "seen" / "写真.png").is_file()
     twice = write_tar(tmp_path / "b.tar", members[2:4])
     other = replace(index_masked_photos(open_source(f"{tmp_path}/{{a,b}}.tar").with_masks()), values=Values(255, 4))
     assert twice.exists()
@@ -341,3 +343,110 @@ def test_every_value_of_a_recipe_can_be_changed_where_it_is_used(masks: Path, ti
             segment(segmenting(masks, tiny_base, tmp_path / "x", **wrong))
     with pytest.raises(ConfigError, match="not used: --crop-scale"):
         segment(segmenting(masks, tiny_base, tmp_path / "x", recipe="ade20k", ignore=255, crop_scale=(0.5, 1.0)))
+
+
+def words_of(config: SegmentConfig, base: Path) -> list[str]:
+    given = options(config)
+    at = given.index("--model")
+    return ["tec-cache", "segment", str(base), *given[:at], *given[at + 2 :]]
+
+
+def test_info_says_how_a_run_goes_on_and_that_is_understood(
+    masks: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shlex
+
+    run = tmp_path / "r"
+    segment(segmenting(masks, tiny_base, run, steps=2))
+    for more in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["tec-cache", "info", str(run), *more])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out = capsys.readouterr().out
+        assert (stop.value.code or 0) == 0, out
+        assert "head linear" in out
+    command = shlex.split(info(str(run))["go_on"])
+    monkeypatch.setattr(sys, "argv", [*command, "--quiet"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert (stop.value.code or 0) == 0, capsys.readouterr()
+    assert "steps        15 of 15" in capsys.readouterr().out
+
+
+def test_predictions_go_nowhere_where_something_else_lies(masks: Path, tiny_base: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "00100.jpg").write_text("original")
+    (tmp_path / "file").write_text("a file")
+    for place, reason in ((mine, "among other files"), (tmp_path / "file", "is no folder")):
+        for dry in (True, False):
+            with pytest.raises(ConfigError, match=reason):
+                segment(segmenting(masks, tiny_base, tmp_path / "r", save_predictions=str(place)), dry_run=dry)
+    assert (mine / "00100.jpg").read_text() == "original"
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(ConfigError, match="no local folder"):
+        segmenting(masks, tiny_base, tmp_path / "r", save_predictions="s3://bucket/x")
+    for _ in range(2):  # its own it may write again
+        summary = segment(segmenting(masks, tiny_base, tmp_path / "r", epochs=1, save_predictions=str(tmp_path / "p")))
+        assert summary.predictions == str(tmp_path / "p")
+
+
+def test_a_judgement_that_fails_costs_no_step_and_is_made_up_for(masks: Path, tiny_base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "test").mkdir(parents=True)
+    (folder / "train").symlink_to(masks / "train")
+    picture, mask = pair(100)
+    write_tar(folder / "test" / "a.tar", [("00100.png", picture[:60]), ("00100.seg.png", mask),
+                                          ("00101.png", picture), ("00101.seg.png", mask)])  # fmt: skip
+    with pytest.raises(SourceError, match="photo '00100'"):
+        segment(segmenting(folder, tiny_base, tmp_path / "r", epochs=1))
+    assert checkpoints(tmp_path / "r")[-1].stem == "step-000000005"
+    summary = segment(segmenting(folder, tiny_base, tmp_path / "r", epochs=1, on_error="skip"))
+    assert (summary.finished, summary.last["step"], summary.last["test_images"]) == (True, 5, 1)
+    assert [line["step"] for line in read_metrics(tmp_path / "r")] == [1, 2, 3, 4, 5]
+    unbroken = segment(segmenting(folder, tiny_base, tmp_path / "u", epochs=1, on_error="skip"))
+    assert summary.last == unbroken.last
+
+
+def test_fewer_steps_than_were_done_is_done(masks: Path, tiny_base: Path, tmp_path: Path) -> None:
+    segment(segmenting(masks, tiny_base, tmp_path / "r", steps=4))
+    assert segment(segmenting(masks, tiny_base, tmp_path / "r", steps=3)).finished
+
+
+def test_every_test_photo_broken_is_told_as_that(masks: Path, tiny_base: Path, tmp_path: Path) -> None:
+    _, mask = pair(0)
+    write_tar(tmp_path / "in" / "test" / "a.tar", [("a.png", b"no picture"), ("a.seg.png", mask)])
+    (tmp_path / "in" / "train").symlink_to(masks / "train")
+    with pytest.raises(SourceError, match=r"every photo to be judged on is broken; one: .*photo 'a'"):
+        segment(segmenting(tmp_path / "in", tiny_base, tmp_path / "r", epochs=1, on_error="skip"))
+
+
+def test_upernet_is_refused_where_it_would_see_one_photo(masks: Path, tmp_path: Path) -> None:
+    base = Path("random:vit_tiny_patch16_224")
+    for changes in ({"micro_batch": 1}, {"batch_size": 1}):
+        with pytest.raises(ConfigError, match="upernet normalizes over photos"):
+            segment(segmenting(masks, base, tmp_path / "r", head="upernet", grid=2, **changes))
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_finetuned_export_can_be_segmented_with_its_norm_of_tokens_is_new(
+    masks: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    labelled = _labelled(tmp_path)
+    finetune(tuning(masks, tiny_base, tmp_path / "f", train=str(labelled), test=None, select=0.25, epochs=1))
+    export(tmp_path / "f", tmp_path / "e")
+    run = tmp_path / "r"
+    summary = segment(
+        segmenting(masks, tmp_path / "e", run, epochs=1, steps=1, base_lr=0.0, weight_decay=0.0, grid=None)
+    )
+    assert summary.steps == 1
+    ours, theirs = last_checkpoint(run)["model"], load_file(tmp_path / "e" / "model.safetensors")
+    kept = [name for name in theirs if not name.startswith(("fc_norm.", "head."))]
+    assert len(kept) > 30
+    assert all(torch.equal(ours[f"vit.{name}"], theirs[name]) for name in kept)
+    assert (ours["vit.norm.weight"] == 1).all()
+    assert segment(segmenting(masks, tmp_path / "e", tmp_path / "r6", epochs=1, grid=6)).finished
+    with pytest.raises(TecCacheError, match="fine-tuned"):  # as a base it is still none
+        finetune(tuning(masks, tmp_path / "e", tmp_path / "x", train=str(labelled), test=None, select=0.25))

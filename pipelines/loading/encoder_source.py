@@ -10,13 +10,17 @@ from torch import Tensor
 
 from pipelines.loading.base_given import RANDOM, load_judged
 from tec_cache.base.folders import check_model_hash
+from tec_cache.base.load import create
 from tec_cache.base.source import Given
 from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.finetune.classifier import LoadedEncoder
+from tec_cache.kinds import WEIGHTS_FILE
 from tec_cache.recipes import BASES
 from tec_cache.run.export import ADAPTERS_FILE, ENCODER_ADAPTERS, INPUT_ADAPTER
 from tec_cache.segment.folder import HEAD
 from tec_cache.weights.content import load_content, read_json
+from tec_cache.weights.files import sha256_of_state
+from tec_cache.weights.load import load_strict
 
 
 def load_encoder(
@@ -26,13 +30,17 @@ def load_encoder(
     grid: int | None = None,
     given: Given | None = None,
     seed: int = 0,
+    tuned: bool = False,
 ) -> LoadedEncoder:
     """Load an encoder to be fine-tuned.
 
     name: a folder (an export, timm's, transformers'), a name of `recipes.BASES`, `timm:NAME`, a weight file, or
     `random:NAME` for an untrained one, which is a function of `seed`. weights: a file that replaces the name's own; no
-    adapters belong to it. grid: patches per side; None for the model's own. Raises ConfigError and WeightsError.
+    adapters belong to it. grid: patches per side; None for the model's own. tuned: take an export that was fine-tuned
+    as a whole too, without a final norm: its own is of a mean of tokens. Raises ConfigError and WeightsError.
     """
+    if tuned and weights is None and _is_tuned(name):
+        return _tuned_encoder(Path(name), grid)
     base = load_judged(name, weights, grid=grid, given=given, seed=seed)
     if type(base.model) is not VisionTransformer:
         kind = type(base.model).__name__
@@ -54,6 +62,39 @@ def load_encoder(
         input_adapter_state=_below(INPUT_ADAPTER, adapters),
         adapters_state=_below(ENCODER_ADAPTERS, adapters),
         made_of=made_of,
+    )
+
+
+def _is_tuned(name: str) -> bool:
+    """Say whether a name is the folder of an export of ours whose norm follows the mean of the tokens."""
+    if name in BASES or name.startswith((RANDOM, "timm:")) or not Path(name).is_dir():
+        return False
+    made = _export_of(Path(name))
+    settings = made.get("settings") if made else None
+    return isinstance(settings, dict) and settings.get("task") == "classify" and settings["config"]["tune"] == "full"
+
+
+def _tuned_encoder(folder: Path, grid: int | None) -> LoadedEncoder:
+    """Load the encoder of a fine-tuned export: all but its head and the norm before that."""
+    document, made = read_json(folder / "config.json"), _export_of(folder) or {}
+    check_model_hash(folder / WEIGHTS_FILE, str(made["model_sha256"]))
+    state = load_content(folder / WEIGHTS_FILE)
+    kept = {n: value for n, value in state.items() if not str(n).startswith(("head.", "fc_norm."))}
+    left_out = ("global_pool", "fc_norm", "num_classes", "img_size")
+    args = {n: v for n, v in document["model_args"].items() if n not in left_out} | {"final_norm": False}
+    architecture = str(document["architecture"])
+    own = create(architecture, args, 1, str(folder)).patch_embed.patch_size[0]  # type: ignore[union-attr, index]
+    model: Any = create(architecture, args, grid or int(document["model_args"]["img_size"]) // int(own), str(folder))
+    load_strict(model, kept, what=f"the encoder of {folder}")
+    cfg = document["pretrained_cfg"]
+    return LoadedEncoder(
+        model=model.eval().requires_grad_(False),
+        architecture=architecture,
+        model_args=args,
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        made_of={"name": str(folder), "architecture": architecture, "model_args": args, "export": made}
+        | {"weights_sha256": sha256_of_state(kept)},
     )
 
 

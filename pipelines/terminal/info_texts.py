@@ -26,8 +26,8 @@ def run_text(found: dict[str, Any]) -> str:
         ]
     else:
         what = [
-            f"model        {config.get('model')}: {found['model'].get('architecture')}, tuned {config.get('tune')} "
-            f"by the rule {found['rule']}, recipe {found['recipe']}",
+            f"model        {config.get('model')}: {found['model'].get('architecture')}, tuned {config.get('tune')}"
+            f"{_how(found)}, recipe {found['recipe']}",
             f"photos       {config.get('train')}; {found['num_classes']:,} classes",
         ]
     lines = [
@@ -50,6 +50,11 @@ def run_text(found: dict[str, Any]) -> str:
     else:
         lines += ["go on with", f"  {found['go_on']}"]
     return block(lines)
+
+
+def _how(found: dict[str, Any]) -> str:
+    """Say what a tuning has beside its model and recipe."""
+    return f" by the rule {found['rule']}" if "rule" in found else f", head {found['config'].get('head')}"
 
 
 def export_text(found: dict[str, Any]) -> str:
@@ -84,7 +89,9 @@ def _made_from(found: dict[str, Any]) -> list[str]:
 
 
 def _scores(values: dict[str, float]) -> list[str]:
-    """Say how a tuned model did on the photos that it was judged on."""
+    """Say how a model did on the photos that it was judged on."""
+    if "probe_knn" in values:
+        return [f"judged       kNN {values['probe_knn']:.2%}, linear {values['probe_linear']:.2%}"]
     if "test_miou" in values:
         right = f"pixels {values['test_pixel_accuracy']:.2%} right, classes {values['test_mean_accuracy']:.2%}"
         return [f"judged       mIoU {values['test_miou']:.2%}, {right}"]

@@ -54,7 +54,7 @@ def segment_text(summary: SegmentSummary, dry_run: bool, go_on: str) -> str:
     if len(rows) > MOST_CLASSES:
         lines.append(f"  and {len(rows) - MOST_CLASSES:,} more: --json")
     if len(rows) < len(every):
-        lines.append(f"  {len(every) - len(rows):,} classes are neither in masks nor predicted: not counted")
+        lines.append(f"  {len(every) - len(rows):,} neither in masks nor predicted: not counted")
     if summary.predictions:
         lines.append(
             f"predictions  {summary.predictions}: KEY.png has the classes, KEY.jpg photo, truth and prediction"
@@ -67,6 +67,11 @@ def _written(value: Any) -> str:
     if isinstance(value, tuple):
         return " to ".join(map(_written, value))
     return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _share(value: float | None) -> str:
@@ -89,7 +94,7 @@ def _beginning(summary: TuningSummary, tuned: list[str]) -> list[str]:
     ]
     lines += [f"             {remark}" for remark in summary.remarks]
     if summary.left_out:
-        lines.append(f"left out     {summary.left_out:,} photos of each epoch fill no batch, others each time")
+        lines.append(f"left out     {counted(summary.left_out, 'photo')} of each epoch in no batch, others each time")
     return [*lines, f"steps        {summary.steps:,} of {summary.total_steps:,}"]
 
 
@@ -100,13 +105,16 @@ def _end(summary: TuningSummary, seen: Callable[[dict[str, float]], str], go_on:
         if scores:
             note = "  (chosen by the photos that are judged: report the last)" if name == "best epoch" else ""
             lines.append(f"{name:<12} {seen(scores)}, step {int(scores['step']):,}{note}")
+    if summary.last and summary.last["test_images"] < summary.test_images:
+        judged = int(summary.last["test_images"])
+        lines.append(f"judged       {judged:,} of {summary.test_images:,} photos: the others are broken")
     if summary.images_per_second:
         speed = f"{summary.images_per_second:,.1f} images/s, {human_seconds(summary.seconds)} with judging"
         lines.append(f"speed        {speed}; {summary.waited:.1%} of it waiting for photos")
     else:
         lines.append("nothing left to do: this run had reached its last step")
     if summary.damaged:
-        lines.append(f"broken       {len(summary.damaged)} photos:")
+        lines.append(f"broken       {counted(len(summary.damaged), 'photo')}:")
         lines += [f"  {place}" for place in summary.damaged[:10]]
     if summary.foreign:
         lines.append(f"kept         what is not this run's, {listed(summary.foreign)}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.training.running import Ran
 from tec_cache.device import Compute, default_workers
-from tec_cache.distributed import Ranks
+from tec_cache.distributed import Ranks, gathered
 from tec_cache.finetune.classifier import LoadedEncoder
 from tec_cache.labelled import PhotoIndex
 from tec_cache.run.checkpoint import FORMAT
@@ -84,7 +84,7 @@ def shared_summary(config: TuningSettings, ran: Ran[Any], score: str, shown: tup
         "left_out": learned.left_out,
         "last": reached.last,
         "best": reached.best,
-        "damaged": sorted(learned.damaged | judged.damaged),
+        "damaged": sorted(set().union(*gathered(learned.damaged | judged.damaged, ran.loop.ranks))),
         "foreign": ran.foreign,
     }
 

@@ -28,13 +28,15 @@ def decode_mask(data: bytes) -> npt.NDArray[np.int32]:
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for broken files
         raise SourceError(f"its mask is not a whole PNG: {error}") from error
     values: npt.NDArray[np.int32] = np.asarray(image).astype(np.int32)
+    depth, colours = data[24], data[25]
     if image.mode == "RGB":
+        if depth == 16:
+            raise SourceError("its mask has 16 bits for each colour: neither class numbers nor ImageNet-S's code")
         if values[..., 2].any():
             raise SourceError("its mask has blue in it: neither class numbers nor ImageNet-S's code, R + 256 G")
         return values[..., 0] + 256 * values[..., 1]
     if image.mode not in ("1", "L", "P", "I", "I;16"):
         raise SourceError(f"its mask is of Pillow's mode {image.mode}, which is neither grey, a palette nor RGB")
-    depth, colours = data[24], data[25]
     if colours == _GREY and depth in (2, 4):
         return values // (255 // (2**depth - 1))  # Pillow spreads such values over 0 to 255
     return values

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tec_cache.conditions import is_used
-from tec_cache.fields import check_choice, check_interval, check_range, setting, varied
+from tec_cache.errors import ConfigError
+from tec_cache.fields import check_choice, check_interval, check_range, check_share, setting, varied
 from tec_cache.finetune.recipes import FinetuneRecipe
 from tec_cache.loop_settings import LoopSettings
 from tec_cache.tuning_settings import TuningSettings
@@ -38,7 +39,7 @@ class FinetuneConfig(TuningSettings):
     mixup: float = setting(None, "Alpha of mixup; 0 for none.")
     cutmix: float = setting(None, "Alpha of cutmix; 0 for none.")
     smoothing: float = setting(None, "Label smoothing.")
-    auto_augment: str = setting(None, "RandAugment or the like as timm writes it; none for none.")
+    auto_augment: str | None = setting(None, "RandAugment or the like as timm writes it; none for none.")
     reprob: float = setting(None, "Chance of erasing a box of a photo.")
     crop_scale: tuple[float, float] = setting(None, "Least and most area of the random crop, of the photo's.")
     crop_ratio: tuple[float, float] = setting(None, "Least and most width to height of it.")
@@ -60,7 +61,9 @@ class FinetuneConfig(TuningSettings):
         check_choice("adapters_from", self.adapters_from, ("pretrained", "random"))
         check_choice("optimizer", self.optimizer, ("adamw", "sgd", "lars"))
         check_range(self, 0, "mixup", "cutmix")
-        check_range(self, 0, "reprob", "flip", below=1.0001)
+        if self.auto_augment == "":
+            raise ConfigError("--auto-augment is empty", todo="write a policy as timm does, or none")
+        check_share(self, "reprob", "flip")
         check_interval(self, "crop_scale", most=1)
         check_interval(self, "crop_ratio")
         check_range(self, 0, "drop_path", "smoothing", "momentum", below=1)

@@ -103,7 +103,7 @@ def _mean_pooled(source: LoadedEncoder, num_classes: int, drop_path: float) -> V
     args = {
         name: value
         for name, value in source.model_args.items()
-        if name not in ("norm_eps", "global_pool", "fc_norm", "drop_path_rate")
+        if name not in ("norm_eps", "global_pool", "fc_norm", "drop_path_rate", "final_norm")
     }
     vit: Any = timm.create_model(
         source.architecture,

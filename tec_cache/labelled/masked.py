@@ -27,8 +27,8 @@ MaskTransform = Callable[[Image.Image, torch.Tensor], tuple[torch.Tensor, torch.
 
 DECODERS = 8
 """Masks that are decoded at the same time where all are looked at."""
-ALIKE = 0.01
-"""By which the aspect of a mask may differ from its photo's, relatively: both may have been resized."""
+ROUNDED = 1.0
+"""Pixels of a mask by which its sides may differ from the photo's aspect: it may have been made smaller."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,11 @@ class MaskedIndex(PhotoIndex):
         photo = decode_photo(self.read(number)).image
         values = self.mask(number)
         height, width = values.shape
-        if abs(width * photo.height - height * photo.width) > ALIKE * height * photo.width:
-            size = f"{photo.width} x {photo.height}"
-            raise SourceError(f"its mask has {width} x {height} pixels, the photo {size}: they are not of one picture")
+        if not _alike(width, height, photo.width, photo.height):
+            what = f"its mask has {width} x {height} pixels, the photo {photo.width} x {photo.height}"
+            turned = _alike(height, width, photo.width, photo.height)
+            why = "it must be of the upright photo, as EXIF turns it" if turned else "they are not of one picture"
+            raise SourceError(f"{what}: {why}")
         try:
             classes = self.values.classes(values)
         except ConfigError as error:
@@ -67,6 +69,12 @@ class MaskedIndex(PhotoIndex):
     def fingerprint(self) -> str:
         """Return what tells these photos and masks from others, as hex: keys, sizes, names of classes, values."""
         return column_hash(self.classes, self.sample_keys, self.size, self.mask_size, np.array(self.values or ()))
+
+
+def _alike(width: int, height: int, photo_width: int, photo_height: int) -> bool:
+    """Say whether a mask has the aspect of a photo, but for rounding."""
+    scale = ((width / photo_width) * (height / photo_height)) ** 0.5
+    return max(abs(width - scale * photo_width), abs(height - scale * photo_height)) <= ROUNDED
 
 
 def index_masked_photos(source: Source, *, quiet: bool = True, on_error: str = "stop") -> MaskedIndex:

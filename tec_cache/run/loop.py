@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tec_cache.device import Compute
-from tec_cache.distributed import Ranks
+from tec_cache.distributed import Ranks, agreed
 from tec_cache.errors import NonFiniteError, TecCacheError
 from tec_cache.loop_settings import LoopSettings
 from tec_cache.progress import Progress
@@ -27,7 +27,7 @@ from tec_cache.run.checkpoint import unfit as unfit_checkpoint
 from tec_cache.run.compiling import compile_in_place, explained_compiling
 from tec_cache.run.feed import B, on_device
 from tec_cache.run.generators import generators_kept
-from tec_cache.run.metrics import Metrics
+from tec_cache.run.metrics import Metrics, read_metrics
 from tec_cache.run.optimizer import (
     create_schedule,
     gradient_norm,
@@ -143,6 +143,8 @@ class Loop(Generic[B]):
         ):
             metrics = Metrics(run, identity, resume_step=self.step) if self.ranks.main else None
             progress.start_at(self.step * size)
+            if judge_steps > 0 and self.step and (self.step % judge_steps == 0 or self.step >= self.stop_step):
+                self.judge_again(metrics, run)
             while self.step < self.stop_step:
                 at_end = self.step + 1 == self.stop_step
                 judges = judge_steps > 0 and (at_end or (self.step + 1) % judge_steps == 0)
@@ -150,7 +152,7 @@ class Loop(Generic[B]):
                 logs = at_end or (self.step + 1) % self.config.log_every == 0
                 self.train_step(batches, check=logs or judges or saves)
                 if logs or judges:
-                    scores = self.evaluate() if judges else {}
+                    scores = self.judge(run, identity) if judges else {}
                     seconds = time.monotonic() - begin - self.judged
                     self.log(metrics, (self.step - first) * size, seconds, scores, due=logs)
                 stopping = stop.agreed()
@@ -162,7 +164,7 @@ class Loop(Generic[B]):
         if metrics is not None:
             metrics.close()
         self.images = (self.step - first) * size
-        return self.summary(finished=self.step == self.stop_step, seconds=time.monotonic() - begin)
+        return self.summary(finished=self.step >= self.stop_step, seconds=time.monotonic() - begin)
 
     def train_step(self, batches: Generator[B, None, None], *, check: bool = True) -> None:
         """One optimizer step on this rank's next micro-batches.
@@ -212,11 +214,29 @@ class Loop(Generic[B]):
         """Judge the module as it is after this step, without a trace on what follows."""
         begin = time.monotonic()
         self.module.eval()
+        if self.ranks.world_size > 1:  # statistics of BatchNorm are each rank's own, and rank 0's are what is saved
+            for buffer in self.module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         with generators_kept(self.compute.device), torch.no_grad(), self.compute.autocast():
             scores = self.task.evaluate(self.module)
         self.module.train()
         self.judged += time.monotonic() - begin
         return scores
+
+    def judge_again(self, metrics: Metrics | None, run: Path) -> None:
+        """Judge the step at which a run goes on, where that is due and failed before: then it has no line."""
+        has_line = metrics is not None and any(line["step"] == self.step for line in read_metrics(run))
+        if not agreed(has_line, self.ranks):
+            self.log(metrics, 0, 1.0, self.evaluate(), due=False)
+
+    def judge(self, run: Path, identity: str) -> dict[str, float]:
+        """Judge after this step; where that fails, for a broken photo, keep the step: it took an epoch to come here."""
+        try:
+            return self.evaluate()
+        except TecCacheError:
+            if self.ranks.world_size == 1:  # of several ranks, this one alone may have met it
+                self.save(run, identity)
+            raise
 
     def require_finite(self, step: int) -> None:
         """Stop before a step's update where its gradient, or a loss up to it, is not finite.
@@ -270,9 +290,11 @@ class Loop(Generic[B]):
         are: that a training is judged changes no other number of it.
         """
         sums = self.averaged_sums()
-        assert self.grad_norm is not None, "a step that logs measures it"
-        values = torch.stack([*(total / self.summed for total in sums.values()), self.grad_norm])
-        self.last = dict(zip([*sums, "grad_norm"], values.tolist(), strict=True))
+        values = {name: total / self.summed for name, total in sums.items() if self.summed}
+        if self.grad_norm is not None:  # none where a run goes on with a judgement
+            values["grad_norm"] = self.grad_norm
+        read = torch.stack(list(values.values())).tolist() if values else []  # one wait for the device
+        self.last = dict(zip(values, read, strict=True))
         if due:
             self.sums = {name: torch.zeros_like(total) for name, total in sums.items()}
             self.summed = 0

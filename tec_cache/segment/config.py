@@ -5,14 +5,16 @@ None in a recipe's setting means "as the recipe says"; `resolved` fills all of t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tec_cache.conditions import is_used
 from tec_cache.errors import ConfigError
-from tec_cache.fields import check_choice, check_interval, check_range, setting, varied
+from tec_cache.fields import check_choice, check_interval, check_range, check_share, setting, varied
 from tec_cache.loop_settings import LoopSettings
 from tec_cache.segment.recipes import SegmentRecipe
+from tec_cache.store import is_url
 from tec_cache.tuning_settings import TuningSettings
 
 # settings of the loop and of the segmenter that a recipe has as well, by the same name
@@ -33,8 +35,8 @@ class SegmentConfig(TuningSettings):
     recipe: str | None = setting(None, "Recipe by name.  [default: by head and number of photos]")
     layer_decay: float | None = setting(None, "Of the learning rate from a layer to the one below.")
     drop_path: float | None = setting(None, "Highest chance of a block's being skipped.")
-    crop_scale: tuple[float, float] = setting(None, "Least and most area of a random crop, of the photo's.")
-    jitter: tuple[float, float] = setting(
+    crop_scale: tuple[float, float] | None = setting(None, "Least and most area of a random crop, of the photo's.")
+    jitter: tuple[float, float] | None = setting(
         None, "Least and most shorter side of a photo that is cropped, of the crop's."
     )
     colour: tuple[float, float, float, float] | None = setting(None, "Jitter of brightness, contrast, saturation, hue.")
@@ -55,11 +57,15 @@ class SegmentConfig(TuningSettings):
         check_choice("head", self.head, ("linear", "upernet"))
         check_choice("tune", self.tune, ("full", "head"))
         check_range(self, 0, "ignore")
-        check_range(self, 0, "grey", "blur", below=1.0001)
+        check_share(self, "grey", "blur")
         check_interval(self, "crop_scale", most=1)
         check_interval(self, "jitter")
-        if self.colour is not None and not (min(self.colour) >= 0 and self.colour[3] <= 0.5):
-            raise ConfigError("--colour", todo="give four numbers of at least 0, the hue's 0.5 at most")
+        if self.colour is not None and not (all(0 <= c < math.inf for c in self.colour) and self.colour[3] <= 0.5):
+            given = " ".join(f"{c:g}" for c in self.colour)
+            raise ConfigError(f"--colour {given}", todo="give four numbers of at least 0, the hue's 0.5 at most")
+        if self.save_predictions is not None and is_url(self.save_predictions):
+            where = self.save_predictions
+            raise ConfigError("--save-predictions is no local folder", where=where, todo="give a folder of a disk")
         check_range(self, 0, "drop_path", below=1)
         check_range(self, 0, "layer_decay", open_end=True, below=1.0001)
 
@@ -69,7 +75,8 @@ class SegmentConfig(TuningSettings):
         if getattr(self, other) is not None:
             option = "--" + other.replace("_", "-")
             raise ConfigError(f"not used: {option}; photos of this recipe are {recipe.crop}", todo="leave it out")
-        left = [name for name in OF_RECIPE if getattr(self, name) is None and is_used(self, name)]
+        names = [name for name in OF_RECIPE if name != other]
+        left = [name for name in names if getattr(self, name) is None and is_used(self, name)]
         config = replace(self, **{name: getattr(recipe, name) for name in left})
         if config.warmup_epochs is None:
             config = replace(config, warmup_epochs=recipe.warmup_epochs * config.epochs / recipe.epochs)

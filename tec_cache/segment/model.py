@@ -100,10 +100,13 @@ def create_segmenter(
     Leaves torch's generator as it was. Raises ConfigError for what cannot be meant.
     """
     if num_classes < 2:
-        raise ConfigError(f"segmentation into {num_classes} classes", todo="give masks of two classes or more")
+        todo = "give masks of two classes or more; is --ignore the value that means that nothing is known?"
+        raise ConfigError(f"the masks have {num_classes} class", todo=todo)
     if type(source.model) is not VisionTransformer or source.model.pos_embed is None:
         kind = type(source.model).__name__
-        raise ConfigError(f"a {kind} cannot be used here", todo="use a plain VisionTransformer with positions")
+        raise ConfigError(f"this model cannot be used: {kind}", todo="use a plain VisionTransformer with positions")
+    if source.model.attn_pool is not None:
+        raise ConfigError("this model cannot be used: it pools by attention", todo="use a plain VisionTransformer")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key64("segment", "head", seed) >> 1)
         model = Segmenter(source, _any_size(source, drop_path), num_classes, head, tune)
@@ -115,7 +118,7 @@ def create_segmenter(
 
 def _any_size(source: LoadedEncoder, drop_path: float) -> VisionTransformer:
     """Create the encoder without pooling and for images of any size, and fill it."""
-    dropped = ("norm_eps", "global_pool", "fc_norm", "drop_path_rate", "dynamic_img_size", "num_classes")
+    dropped = ("norm_eps", "global_pool", "fc_norm", "drop_path_rate", "dynamic_img_size", "num_classes", "final_norm")
     args = {name: value for name, value in source.model_args.items() if name not in dropped}
     vit: Any = timm.create_model(
         source.architecture,
@@ -129,8 +132,8 @@ def _any_size(source: LoadedEncoder, drop_path: float) -> VisionTransformer:
     for name, module in vit.named_modules():
         if hasattr(module, "eps"):
             module.eps = eps.get(name, EPS)
-    # a model that was fine-tuned with a mean of tokens has a norm for that mean only: the one of tokens is new
+    # an encoder without a norm of tokens (it was fine-tuned with one of their mean, or below UPerNet) gets a new one
     new = {name: value for name, value in vit.state_dict().items() if name.startswith("norm.")}
-    old = {n: value for n, value in source.model.state_dict().items() if not n.startswith(("fc_norm.", "head."))}
+    old = dict(source.model.state_dict())
     load_strict(vit, new | old, what=f"the segmenter on {source.architecture}")
     return vit  # type: ignore[no-any-return]

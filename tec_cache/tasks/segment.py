@@ -23,6 +23,7 @@ from tec_cache.segment.model import Segmenter
 from tec_cache.segment.predict import predict
 from tec_cache.segment.scores import Scores, confusion
 from tec_cache.tasks.photos import Annotated, Judged, Learned
+from tec_cache.urls import without_secrets
 
 AUXILIARY_WEIGHT = 0.4
 """Of the loss of UPerNet's auxiliary head."""
@@ -111,10 +112,13 @@ class Segment:
         if self.ranks.world_size > 1:
             torch.distributed.all_reduce(table)
             torch.distributed.all_reduce(photos)
+        if not photos:
+            broken = next(iter(sorted(self.judged.damaged)), "another rank has named them")
+            raise SourceError(f"every photo to be judged on is broken; one: {broken}", where=self._judged_on)
         if not table.sum():
             raise SourceError(
                 "no pixel of the masks to be judged on is of a known class",
-                where=str(self.config.test or self.config.train),
+                where=self._judged_on,
                 todo="is --ignore the value that means that nothing is known?",
             )
         self.scores = scores = Scores.of(table)
@@ -125,6 +129,10 @@ class Segment:
             "test_images": float(photos),
         }
 
+    @property
+    def _judged_on(self) -> str:
+        return without_secrets(self.config.test or self.config.train)
+
     def note(self) -> str:
         """Say how many broken photos were met."""
         broken = len(self.learned.damaged | self.judged.damaged)
@@ -134,8 +142,8 @@ class Segment:
 def pixel_loss(logits: Tensor, classes: Tensor) -> Tensor:
     """Return the mean cross entropy of pixels of known classes, at the logits' size; 0 where there are none.
 
-    logits: (B, C, h, w). classes: (B, H, W) int64; where sizes differ, the pixel at each logit's centre is taken. torch's
-    plain "nearest" takes the one at its corner, and what is learned so lies half a logit beside the photo.
+    logits: (B, C, h, w). classes: (B, H, W) int64; where sizes differ, the pixel at each logit's centre is taken.
+    torch's plain "nearest" takes the one at its corner, and what is learned so lies half a logit beside the photo.
     """
     if classes.shape[1:] != logits.shape[2:]:
         picked = interpolate(classes[:, None].float(), size=logits.shape[2:], mode="nearest-exact")
