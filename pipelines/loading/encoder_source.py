@@ -44,7 +44,7 @@ def load_encoder(
     base = load_judged(name, weights, grid=grid, given=given, seed=seed)
     if type(base.model) is not VisionTransformer:
         kind = type(base.model).__name__
-        raise ConfigError(f"a {kind} cannot be fine-tuned here", where=name, todo="use a plain VisionTransformer")
+        raise ConfigError(f"this model cannot be tuned: {kind}", where=name, todo="use a plain VisionTransformer")
     made_of: dict[str, Any] = {"name": name, **base.identity}
     adapters: dict[str, Tensor] = {}
     # a name of a base or timm's comes before a folder that happens to be called so

@@ -84,7 +84,7 @@ def _check_encoder(model: nn.Module, *, class_token: bool) -> None:
     """Refuse, with the reason, what is no plain ViT of timm's with one final norm."""
     if type(model) is not VisionTransformer:
         raise ConfigError(
-            f"a {type(model).__name__} cannot be fine-tuned here", todo="use a plain VisionTransformer of timm"
+            f"this model cannot be tuned: {type(model).__name__}", todo="use a plain VisionTransformer of timm"
         )
     reasons = {
         "it pools by attention": model.attn_pool is not None,
