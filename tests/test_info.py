@@ -142,7 +142,7 @@ def test_an_export_whose_weights_are_damaged(exported: Path, tmp_path: Path) -> 
 
 BAD_JSON = ["", "[]", "3", "{", "{}", '{"config": 3}', '{"config": [], "targets": {}, "cache": "c", "num_views": 1}',
             '{"config": {}, "targets": {}, "cache": 7, "num_views": 1}', "[" * 100_000, '"\\ud800"', "\xff",
-            '{"format": 2, "config": {}, "targets": {}, "num_views": "many", "total_steps": 1}']  # fmt: skip
+            '{"format": 3, "config": {}, "targets": {}, "num_views": "many", "total_steps": 1}']  # fmt: skip
 
 
 @pytest.mark.parametrize("text", BAD_JSON, ids=range(len(BAD_JSON)))

@@ -31,7 +31,6 @@ from tec_cache.errors import ConfigError, SourceError
 from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.loop import Loop
 from tec_cache.run.metrics import read_metrics
-from tec_cache.run.settings import load_settings, run_file, run_identity
 from tec_cache.student.model import Student
 from tec_cache.tasks.pretrain import Pretrain
 from tests.conftest import encoded, last_checkpoint, photo, tiny_training, write_shards, write_tar
@@ -484,21 +483,6 @@ def test_the_command_takes_the_options(
 
 
 # ---- run.json ------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_that_began_before_there_were_these_settings_goes_on(
-    made_cache: Path, photos: Path, tmp_path: Path, plain: Path
-) -> None:
-    run = tmp_path / "run"
-    train(plain_training(made_cache, run, steps=4))
-    identity = run_identity(load_settings(run))
-    settings = json.loads(run_file(run).read_text())
-    settings["config"] = {n: v for n, v in settings["config"].items() if not n.startswith("probe_")}
-    run_file(run).write_text(json.dumps(settings))
-    assert run_identity(load_settings(run)) == identity
-    assert train(judged_training(made_cache, run, photos)).finished
-    assert list(scores(run)) == [6, 9]
-    assert equal(last_checkpoint(run)["model"], last_checkpoint(plain)["model"])
 
 
 def test_no_password_of_a_url_is_kept(made_cache: Path, tmp_path: Path) -> None:
