@@ -43,10 +43,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--base-lr", type=float, default=0.1)
+    parser.add_argument("--only", default="", help="arms whose name begins so")
     args = parser.parse_args()
     print(describe("cpu"))
     print(f"{'arm':<34} {'trained':>9}  top-1 of each seed {'':<8} mean   deviation")
     for name, (model, how) in ARMS.items():
+        if not name.startswith(args.only):
+            continue
         reached, trained = [], 0
         for seed in range(args.seeds):
             config = FinetuneConfig(
