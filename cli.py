@@ -29,6 +29,7 @@ from pipelines.terminal.options import (
     by_name,
     common,
     given_options,
+    loop_options,
     option,
     options_of,
     settings,
@@ -226,11 +227,7 @@ def _run_loop(
 
 
 @cli.command()
-@options_of(TrainConfig)
-@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
-@option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
-@option("--overwrite", is_flag=True, help="Replace a run that was made with other settings.")
-@common
+@loop_options(TrainConfig)
 def train(
     file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
 ) -> None:
@@ -255,11 +252,7 @@ def train(
 
 @cli.command()
 @click.argument("model")
-@options_of(FinetuneConfig)
-@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
-@option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
-@option("--overwrite", is_flag=True, help="Replace a run that was made with other settings.")
-@common
+@loop_options(FinetuneConfig)
 def finetune(
     file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
 ) -> None:
@@ -287,11 +280,7 @@ def finetune(
 
 @cli.command()
 @click.argument("model")
-@options_of(SegmentConfig)
-@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
-@option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
-@option("--overwrite", is_flag=True, help="Replace a run that was made with other settings.")
-@common
+@loop_options(SegmentConfig)
 def segment(
     file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
 ) -> None:

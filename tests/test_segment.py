@@ -31,7 +31,7 @@ from tec_cache.run.metrics import read_metrics
 from tec_cache.segment.config import SegmentConfig
 from tests.conftest import encoded, last_checkpoint, photo, write_tar
 from tests.launch import options, torchrun
-from tests.test_finetune import tuning
+from tests.test_finetune import assert_same_run, numbers, tuning
 from tests.test_masks import pair, write_pairs
 
 
@@ -70,18 +70,6 @@ def segmented(masks: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFac
     assert (summary.steps, summary.finished, summary.classes) == (15, True, 4)
     assert (summary.train_images, summary.test_images, summary.recipe) == (30, 7, "small")
     return run
-
-
-def numbers(run: Path) -> list[dict[str, float]]:
-    free = ("images_per_second", "waited")
-    return [{n: v for n, v in line.items() if n not in free} for line in read_metrics(run)]
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    assert numbers(ours) == numbers(theirs)
-    one, other = last_checkpoint(ours)["model"], last_checkpoint(theirs)["model"]
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_every_epoch_is_judged_and_the_loss_falls(segmented: Path) -> None:

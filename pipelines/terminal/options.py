@@ -137,6 +137,22 @@ def common(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+def loop_options(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options of a program of the training loop: its settings, and how it begins."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        function = common(function)
+        for made in (
+            option("--overwrite", is_flag=True, help="Replace a run that was made with other settings."),
+            option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing."),
+            option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings."),
+        ):
+            function = made(function)
+        return options_of(config)(function)
+
+    return decorate
+
+
 def settings(
     config: type,
     values: dict[str, Any],

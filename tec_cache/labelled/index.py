@@ -72,11 +72,9 @@ class Home:
 
     def reopened(self) -> Home:
         """Return the same with a file system of its own."""
-        return replace(self, inside=pickle.loads(pickle.dumps(self.inside))) if self._opened else self
-
-    @property
-    def _opened(self) -> bool:
-        return isinstance(self.inside, ShardFile)
+        if not isinstance(self.inside, ShardFile):
+            return self
+        return replace(self, inside=pickle.loads(pickle.dumps(self.inside)))
 
 
 @dataclass(frozen=True)
