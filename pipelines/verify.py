@@ -13,7 +13,7 @@ from pipelines.extraction.storage import Needed, explained_storage
 from tec_cache.audit.audit import audit
 from tec_cache.audit.findings import Finding
 from tec_cache.audit.ledger import Report
-from tec_cache.cache import layout
+from tec_cache.cache import layout, version1
 from tec_cache.cache.lock import cache_lock
 from tec_cache.cache.manifest import read_manifest, require_current
 from tec_cache.cache.reader import open_cache
@@ -133,7 +133,7 @@ def verify(
     if not base and any(value is not None for value in own.values()):
         names = ", ".join(f"--{name}" for name, value in own.items() if value is not None)
         raise ConfigError(f"not used: {names}; only --base runs the base again", todo="add --base, or leave them out")
-    begin, store = time.monotonic(), open_store(path)
+    begin, store = time.monotonic(), version1.adapted(open_store(path))
     if store.size(layout.MANIFEST) is None and not store.names("records"):
         open_cache(path)  # says that there is none
     if store.size(layout.PACK) is not None:

@@ -16,14 +16,15 @@ from tec_cache import __version__
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
 from tec_cache.base.source import Given, find_source
-from tec_cache.cache import layout
-from tec_cache.cache.identity import FORMAT_VERSION, differences, fingerprint, require_same
+from tec_cache.cache import layout, version1
+from tec_cache.cache.identity import differences, fingerprint, require_same
 from tec_cache.cache.layout import check_name
 from tec_cache.cache.lock import CacheLock
 from tec_cache.cache.manifest import ensure_manifest, manifest_body, read_manifest, require_current
 from tec_cache.cache.pixels import RESIZER, JpegSettings
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import remove_all, remove_target_set
+from tec_cache.cache.sealed import FORMAT
 from tec_cache.codec.quality import Quality
 from tec_cache.config import ExtractConfig, parse_rows
 from tec_cache.data.classes import read_classes
@@ -146,7 +147,7 @@ def _open_or_create(
     lock: CacheLock,
 ) -> Cache:
     """Return the cache of this identity; refuse one of another, or replace it when that was asked for."""
-    older = stored is not None and stored["format"] != FORMAT_VERSION
+    older = stored is not None and stored["format"] != FORMAT
     if stored is not None and overwrite and (older or differences(stored["identity"], identity)):
         if config.base:  # nothing is removed for a command that cannot be carried out
             load_base(config.base, config.base_weights, grid=identity["grid"], k=None, given=given_by(config))
@@ -155,7 +156,7 @@ def _open_or_create(
             # what would be there afterwards: nothing
             return Cache(open_store(f"{store.address}/.replaced"), manifest)
         lock.own()
-        remove_all(store)
+        remove_all(version1.adapted(store))
         lock.share()
         stored = None
     todo = "leave the settings as they were, name another --cache, or replace it with --overwrite"
@@ -366,6 +367,7 @@ def anything_committed(store: Store, target: str | None = None) -> bool:
     if target is not None:
         units = map(layout.file_of, store.names(layout.target_records(target)))
         return store.size(layout.codec_record(target)) is not None or any(units)
+    store = version1.adapted(store)
     files = [layout.file_of(name) for folder in ("records", layout.TARGETS) for name in store.names(folder)]
     return any(file is not None and (file.kind == "codec" or file.is_record) for file in files)
 

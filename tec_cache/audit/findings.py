@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from tec_cache.cache.layout import Unit
+from tec_cache.cache.sealed import OTHER_RELEASE, OtherFormat
 from tec_cache.errors import CacheError
 
 DROP = "the same tec-cache verify with --repair drops it, then the same tec-cache extract makes it again"
@@ -64,4 +65,6 @@ def damaged_record(error: CacheError, name: str, unit: Unit | str) -> Finding:
     cause = error.__cause__
     if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
         return unreadable(name, unit, cause, name)
+    if isinstance(cause, OtherFormat):
+        return Finding("record", name, str(unit), error.what, OTHER_RELEASE)
     return Finding("record", name, str(unit), error.what, DROP, (name,))

@@ -27,14 +27,19 @@ CRC_BYTES = 4
 
 
 def write_zip(
-    path: Path, arrays: Mapping[str, npt.NDArray[np.generic]], specs: Mapping[str, ArraySpec]
+    path: Path,
+    arrays: Mapping[str, npt.NDArray[np.generic]],
+    specs: Mapping[str, ArraySpec],
+    about: Mapping[str, str | int] | None = None,
 ) -> dict[str, list[list[int]]]:
     """Write arrays (rows first) as one Zarr group in a zip; return array -> [position, bytes, CRC-32] by block.
+
+    about: what a zip that was separated from its cache says of itself, as the group's attribute "tec_cache".
 
     Standard codec names only (transpose, bytes, blosc, crc32c). The checksum comes after the compressor: zstd
     alone does not notice a flipped bit. The chunks of a block lie one behind the other. The zip holds no times.
     """
-    files = _zarr_files(arrays, specs)
+    files = _zarr_files(arrays, specs, about or {})
     blocks: dict[str, list[list[int]]] = {name: [] for name in arrays}
     chunks = {f"{name}/c/{number}{'/0' * len(specs[name].shape)}": (name, number)
               for number in range(_num_blocks(arrays)) for name in arrays}  # fmt: skip
@@ -85,20 +90,23 @@ def _num_blocks(arrays: Mapping[str, npt.NDArray[np.generic]]) -> int:
     return -(-len(next(iter(arrays.values()))) // BLOCK_ROWS)
 
 
-def _zarr_files(arrays: Mapping[str, npt.NDArray[np.generic]], specs: Mapping[str, ArraySpec]) -> dict[str, bytes]:
+def _zarr_files(
+    arrays: Mapping[str, npt.NDArray[np.generic]], specs: Mapping[str, ArraySpec], about: Mapping[str, str | int]
+) -> dict[str, bytes]:
     """Let Zarr write a group into memory; return its files."""
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
     from zarr.storage import MemoryStore
 
     files: dict[str, Any] = {}
-    group = zarr.create_group(store=MemoryStore(files), zarr_format=3)
+    group = zarr.create_group(store=MemoryStore(files), zarr_format=3, attributes={"tec_cache": dict(about)})
     for name, values in arrays.items():
         spec = specs[name]
         array = group.create_array(
             name,
             shape=values.shape,
             dtype=values.dtype,
+            dimension_names=["view", *spec.dimensions] if spec.dimensions else None,
             chunks=(BLOCK_ROWS, *values.shape[1:]),
             filters=[TransposeCodec(order=spec.order)] if spec.order else [],
             compressors=[

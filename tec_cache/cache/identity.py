@@ -9,7 +9,6 @@ from typing import Any
 
 from tec_cache.errors import IdentityError, listed
 
-FORMAT_VERSION = 2
 MOST_LINES = 20
 
 

@@ -1,22 +1,26 @@
 """Where things lie in a cache. Every name of the format is made here and nowhere else.
 
 CACHE/
-  cache.json                                identity of the views: plan, JPEG, grid, group size, source shards
-  views/000123.002-v03.HASH.tar             source shard 123, group 2, view 3: crops, plain WebDataset
-  targets/NAME/target.json                  identity of one target set: base, weights, normalization, k, quality
-  targets/NAME/codec.json                   the codec as it was fitted, once, and its measured errors
-  targets/NAME/codec.HASH.safetensors       its parameters, where it has any
-  targets/NAME/000123.002-v03.HASH.zip      a unit's arrays, standard Zarr v3 in a zip; row i belongs to crop i
-  records/asked/02.json                     view 2 of every photo was asked for
-  records/source/000123.json                shard 123 was read to its end: photos, groups, damage
-  records/content.json                      all shards were read to their end: the hash of each one's record
-  records/views/000123.002-v03.json         commit record of a unit of views: payload, keys, offsets, checksums
-  records/targets/NAME/000123.002-v03.json  commit record of a unit of targets: payload, block positions
+  cache.json                                       identity of the views: plan, JPEG, grid, group size, source shards
+  views/000123/000123.002-v03.HASH.tar             source shard 123, group 2, view 3: crops, plain WebDataset
+  targets/NAME/target.json                         identity of one target set: base, weights, normalization, k, quality
+  targets/NAME/codec.json                          the codec as it was fitted, once, and its measured errors
+  targets/NAME/codec.HASH.safetensors              its parameters, where it has any
+  targets/NAME/000123/000123.002-v03.HASH.zip      a unit's arrays, Zarr v3 in a zip; row i belongs to crop i
+  records/asked/02.json                            view 2 of every photo was asked for
+  records/source/000123.json                       shard 123 was read to its end: photos, groups, damage
+  records/content.json                             all shards were read to their end: the hash of each one's record
+  records/views/000123/000123.002-v03.json         commit record of a unit of views: payload, keys, offsets, checksums
+  records/targets/NAME/000123/000123.002-v03.json  commit record of a unit of targets: payload, block positions
+  index/views.idx  index/targets/NAME.idx          what the records say, in one file for all units; made from them
 
-PACK/ (tec-cache pack) has the same cache.json, targets/NAME/{target.json,codec*}, records/source and content, and
-  pack.json                                 identity of the pack: of which cache, how many views, which target sets
-  000123.002-v03.HASH.tar                   a unit's crops and codes, plain WebDataset
-  records/packed/000123.002-v03.json        commit record of a unit: keys, positions, checksums
+PACK/ (tec-cache pack) has the same cache.json, targets/NAME/{target.json,codec*}, records/source, content, index, and
+  pack.json                                        identity of the pack: of which cache, views, target sets
+  samples/000123/000123.002-v03.HASH.tar           a unit's crops and codes, plain WebDataset
+  records/packed/000123/000123.002-v03.json        commit record of a unit: keys, positions, checksums
+
+What belongs to a unit lies in a folder of its source shard, so that no folder grows with the number of views: some
+stores and hubs refuse more than 10,000 files in one.
 
 HASH is the first 16 digits of the file's SHA-256: two jobs that make one unit differently do not overwrite each
 other, and the record, which only one of them can create, says whose counts.
@@ -64,6 +68,11 @@ class Unit(NamedTuple):
             raise ValueError(f"not the name of a unit: {text!r}")
         return unit
 
+    @property
+    def folder(self) -> str:
+        """Folder of all units of the same source shard."""
+        return f"{self.shard:06d}"
+
 
 MANIFEST = "cache.json"
 PACK = "pack.json"
@@ -75,6 +84,8 @@ CONTENT_RECORD = "records/content.json"
 VIEW_RECORDS = "records/views"
 TARGET_RECORDS = "records/targets"
 PACK_RECORDS = "records/packed"
+SAMPLES = "samples"
+INDEX = "index"
 
 
 def target_folder(name: str) -> str:
@@ -99,12 +110,12 @@ def codec_payload(name: str, sha256: str) -> str:
 
 def views_payload(unit: Unit, sha256: str) -> str:
     """Tar of a unit's crops."""
-    return f"{VIEWS}/{unit}.{_digits(sha256)}.tar"
+    return f"{VIEWS}/{unit.folder}/{unit}.{_digits(sha256)}.tar"
 
 
 def target_payload(name: str, unit: Unit, sha256: str) -> str:
     """Zip of a unit's targets."""
-    return f"{target_folder(name)}/{unit}.{_digits(sha256)}.zip"
+    return f"{target_folder(name)}/{unit.folder}/{unit}.{_digits(sha256)}.zip"
 
 
 def asked_record(view: int) -> str:
@@ -119,7 +130,7 @@ def source_record(shard: int) -> str:
 
 def views_record(unit: Unit) -> str:
     """Commit record of a unit's crops."""
-    return f"{VIEW_RECORDS}/{unit}.json"
+    return f"{VIEW_RECORDS}/{unit.folder}/{unit}.json"
 
 
 def target_records(name: str) -> str:
@@ -129,17 +140,27 @@ def target_records(name: str) -> str:
 
 def target_record(name: str, unit: Unit) -> str:
     """Commit record of a unit's targets."""
-    return f"{target_records(name)}/{unit}.json"
+    return f"{target_records(name)}/{unit.folder}/{unit}.json"
 
 
 def pack_payload(unit: Unit, sha256: str) -> str:
     """Tar of a unit's crops and codes in a pack."""
-    return f"{unit}.{_digits(sha256)}.tar"
+    return f"{SAMPLES}/{unit.folder}/{unit}.{_digits(sha256)}.tar"
 
 
 def pack_record(unit: Unit) -> str:
     """Commit record of a unit of a pack."""
-    return f"{PACK_RECORDS}/{unit}.json"
+    return f"{PACK_RECORDS}/{unit.folder}/{unit}.json"
+
+
+def views_index() -> str:
+    """Index of all units of views, or of a pack."""
+    return f"{INDEX}/views.idx"
+
+
+def target_index(name: str) -> str:
+    """Index of all units of a target set."""
+    return f"{INDEX}/targets/{check_name(name)}.idx"
 
 
 class File(NamedTuple):
@@ -147,7 +168,7 @@ class File(NamedTuple):
 
     kind: str
     """manifest, pack; asked, source, content, views, targets, packed (records); target, codec (target.json,
-    codec.json); and the payloads views tar, targets zip, packed tar, parameters."""
+    codec.json); index; and the payloads views tar, targets zip, packed tar, parameters."""
     unit: Unit | None = None
     target: str = ""
     """Name of the target set."""
@@ -171,15 +192,18 @@ def file_of(name: str) -> File | None:
     *folders, last = name.split("/")
     match folders:
         case []:
-            return {MANIFEST: File("manifest"), PACK: File("pack")}.get(last) or _payload("packed tar", last, "tar")
-        case ["views"]:
-            return _payload("views tar", last, "tar")
+            return {MANIFEST: File("manifest"), PACK: File("pack")}.get(last)
+        case ["views", shard]:
+            return _payload("views tar", shard, last, "tar")
+        case ["samples", shard]:
+            return _payload("packed tar", shard, last, "tar")
         case ["targets", target] if _NAME.fullmatch(target):
             if last in ("target.json", "codec.json"):
                 return File(last.removesuffix(".json"), target=target)
             if re.fullmatch(rf"codec\.{_HASH}\.safetensors", last):
                 return File("parameters", target=target, record=codec_record(target))
-            return _payload("targets zip", last, "zip", target)
+        case ["targets", target, shard] if _NAME.fullmatch(target):
+            return _payload("targets zip", shard, last, "zip", target)
         case ["records"]:
             return File("content") if name == CONTENT_RECORD else None
         case ["records", ("asked" | "source") as kind] if _NUMBERED.fullmatch(last):
@@ -188,12 +212,16 @@ def file_of(name: str) -> File | None:
                 return None
             record = {"asked": asked_record, "source": source_record}[kind]
             return File(kind, number=number) if record(number) == name else None
-        case ["records", ("views" | "packed") as kind] if last.endswith(".json"):
-            unit = _parsed(last[:-5])
+        case ["records", ("views" | "packed") as kind, shard] if last.endswith(".json"):
+            unit = _parsed(last[:-5], shard)
             return File(kind, unit) if unit else None
-        case ["records", "targets", target] if _NAME.fullmatch(target) and last.endswith(".json"):
-            unit = _parsed(last[:-5])
+        case ["records", "targets", target, shard] if _NAME.fullmatch(target) and last.endswith(".json"):
+            unit = _parsed(last[:-5], shard)
             return File("targets", unit, target) if unit else None
+        case ["index"] if name == views_index():
+            return File("index")
+        case ["index", "targets"] if last.endswith(".idx") and _NAME.fullmatch(last[:-4]):
+            return File("index", target=last[:-4])
     return None
 
 
@@ -203,20 +231,22 @@ def unit_of(name: str) -> Unit | None:
     return file.unit if file else None
 
 
-def _payload(kind: str, last: str, suffix: str, target: str = "") -> File | None:
+def _payload(kind: str, shard: str, last: str, suffix: str, target: str = "") -> File | None:
     match = _PAYLOAD.fullmatch(last)
-    unit = _parsed(match[1]) if match and match[2] == suffix else None
+    unit = _parsed(match[1], shard) if match and match[2] == suffix else None
     if unit is None:
         return None
     record = {"views tar": views_record, "packed tar": pack_record}.get(kind)
     return File(kind, unit, target, record(unit) if record else target_record(target, unit))
 
 
-def _parsed(text: str) -> Unit | None:
+def _parsed(text: str, shard: str) -> Unit | None:
+    """Return the unit of that name in the folder of its shard; None for no unit, or another spelling of one."""
     try:
-        return Unit.parse(text)
-    except ValueError:  # no unit, or another spelling of one
+        unit = Unit.parse(text)
+    except ValueError:
         return None
+    return unit if unit.folder == shard else None
 
 
 def _digits(sha256: str) -> str:
@@ -226,9 +256,14 @@ def _digits(sha256: str) -> str:
     return sha256[:16]
 
 
+def is_set_name(name: str) -> bool:
+    """Say whether a name can be a target set's (and a folder's)."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
-    """Return `name` if it can name a target set (and a folder), or raise ConfigError."""
-    if not _NAME.fullmatch(name):
+    """Return `name` if it can name a target set, or raise ConfigError."""
+    if not is_set_name(name):
         raise ConfigError(
             f"{name[:200]!r} cannot name a target set",
             todo="use at most 100 letters, digits, '.', '_' and '-', with --name; the first a letter or a digit",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tec_cache.cache import version1
-from tec_cache.cache.identity import FORMAT_VERSION, fingerprint, require_same
+from tec_cache.cache.identity import fingerprint, require_same
 from tec_cache.cache.schema import MANIFESTS, read_as
-from tec_cache.cache.sealed import seal, unseal
+from tec_cache.cache.sealed import FORMAT, OTHER_RELEASE, OtherFormat, seal, unseal
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.store import Store
+
+_WRITTEN = ("fingerprint", "identity", "notes")
 
 
 def ensure_manifest(
@@ -22,18 +24,18 @@ def ensure_manifest(
     """
     body = manifest_body(identity, notes)
     try:
-        read_as(MANIFESTS[name.rpartition("/")[2]], body)
+        read_as(MANIFESTS[_kind(name)], body)
     except ValueError as error:
         raise ConfigError(f"{what} cannot have such settings: {error}", where=store.place(name)) from error
-    store.create(name, seal(body, indent=1))
+    store.create(name, seal(_kind(name), {part: body[part] for part in _WRITTEN}, indent=1))
     stored = read_manifest(store, name)
     require_same(stored["identity"], identity, what=what, where=store.place(name), todo=todo)
     return stored
 
 
 def manifest_body(identity: dict[str, Any], notes: dict[str, Any]) -> dict[str, Any]:
-    """Return what a manifest says, in the version that is written."""
-    return {"format": FORMAT_VERSION, "fingerprint": fingerprint(identity), "identity": identity, "notes": notes}
+    """Return a manifest as it is once written: what it says, and the version of its format."""
+    return {"format": FORMAT, "fingerprint": fingerprint(identity), "identity": identity, "notes": notes}
 
 
 def read_manifest(store: Store, name: str) -> dict[str, Any]:
@@ -44,18 +46,15 @@ def read_manifest(store: Store, name: str) -> dict[str, Any]:
     where, todo = store.place(name), "restore it from a copy"
     try:
         data = store.read(name)
-        old = version1.is_manifest(data)
-        manifest = version1.unseal_manifest(data) if old else unseal(data, indent=1)
-        version = manifest.get("format")
-        if type(version) is int and version > FORMAT_VERSION:
-            raise CacheError(
-                f"format version {version}, this program reads {version1.VERSION} and {FORMAT_VERSION}",
-                where=where,
-                todo="use the tec-cache release that made it",
-            )
-        if version != (version1.VERSION if old else FORMAT_VERSION):
-            raise ValueError("its format version does not fit its layout")
-        read_as(MANIFESTS[name.rpartition("/")[2]], manifest)
+        if version1.is_manifest(data):
+            manifest = version1.unseal_manifest(data)
+        elif version1.is_record(data):  # the layout of version 2, which was never released
+            raise OtherFormat(2)
+        else:
+            manifest = unseal(data, _kind(name), indent=1) | {"format": FORMAT}
+        read_as(MANIFESTS[_kind(name)], manifest)
+    except OtherFormat as error:
+        raise CacheError(str(error), where=where, todo=OTHER_RELEASE) from error
     except (OSError, ValueError) as error:
         raise CacheError(f"damaged manifest: {error}", where=where, todo=todo) from error
     if manifest["fingerprint"] != fingerprint(manifest["identity"]):
@@ -65,11 +64,16 @@ def read_manifest(store: Store, name: str) -> dict[str, Any]:
 
 def require_current(manifest: dict[str, Any], where: str) -> None:
     """Raise ConfigError where a cache is of an older version: it is read, and never added to."""
-    if manifest["format"] != FORMAT_VERSION:
+    if manifest["format"] != FORMAT:
         raise ConfigError(
             f"this cache has format version {manifest['format']}, which is read only "
-            f"(its units are not bound to their photos); this program writes version {FORMAT_VERSION}",
+            f"(its units are not bound to their photos); this program writes version {FORMAT}",
             where=where,
             todo="train, probe, info and verify go on with it as it is; to add to it, extract it anew into another "
             "--cache, with the same settings and photos",
         )
+
+
+def _kind(name: str) -> str:
+    """Return the kind of a manifest: cache, target or pack."""
+    return name.rpartition("/")[2].removesuffix(".json")

@@ -51,7 +51,7 @@ def open_cache(path: str | Path) -> Cache:
 
     Raises ConfigError where there is none, CacheError where it is damaged.
     """
-    store = open_store(path)
+    store = version1.adapted(open_store(path))
     if store.size(layout.PACK) is not None:
         from tec_cache.pack.reader import open_pack
 
@@ -161,8 +161,8 @@ class Cache:
     @functools.cached_property
     def target_names(self) -> list[str]:
         """Names of the target sets."""
-        files = map(layout.file_of, self.store.names(layout.TARGETS))
-        return sorted(file.target for file in files if file is not None and file.kind == "target")
+        names = [name for name in self.store.entries(layout.TARGETS) if layout.is_set_name(name)]
+        return [name for name in names if self.store.size(layout.target_manifest(name)) is not None]
 
     def __getitem__(self, name: str) -> TargetSet:
         if name not in self.target_names:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
-from typing import Annotated, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Annotated, ClassVar, TypeVar
 
-import msgspec
 from msgspec import Meta
 
 from tec_cache.cache import layout, version1
@@ -29,7 +28,7 @@ from tec_cache.cache.schema import (
     ranges_problem,
     read_as,
 )
-from tec_cache.cache.sealed import seal, unseal
+from tec_cache.cache.sealed import OTHER_RELEASE, OtherFormat, seal, unseal
 from tec_cache.errors import CacheError
 from tec_cache.store import Store
 
@@ -52,29 +51,32 @@ class Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """JSON in, JSON out; unknown and missing fields are refused, but for those that early records do not have."""
+    """JSON in, JSON out. A missing field is damage; one that this version does not know is kept and not looked at."""
+
+    kind: ClassVar[str]
+    """What the document says it is."""
+    written = b""
+    """The bytes that it was read from."""
 
     @classmethod
     def read(cls: type[R], store: Store, name: str) -> R:
         """Read a record. Raises CacheError if it is damaged or gone."""
         try:
             return cls.from_bytes(store.read(name), name)
+        except OtherFormat as error:
+            raise CacheError(str(error), where=store.place(name), todo=OTHER_RELEASE) from error
         except (OSError, ValueError) as error:
             raise CacheError(f"damaged record: {error}", where=store.place(name), todo=MEND) from error
 
     @classmethod
     def from_bytes(cls: type[R], data: bytes, name: str) -> R:
         """Read the bytes of the record `name`. Raises ValueError if they are damaged."""
-        body = version1.upgrade(unseal(data))
-        names = {f.name for f in fields(cls)}
-        if set(body) != names:
-            raise ValueError(f"fields {sorted(set(body) ^ names)} are missing or unknown")
+        body = version1.unseal_record(data) if version1.is_record(data) else unseal(data, cls.kind)
         record = read_as(cls, body)
-        if msgspec.to_builtins(record) != body:
-            raise ValueError("fields within its fields are unknown")
         problem = record.problem(name)
         if problem:
             raise ValueError(problem)
+        object.__setattr__(record, "written", data)
         return record
 
     def problem(self, name: str) -> str:
@@ -82,12 +84,12 @@ class _Record:
         raise NotImplementedError
 
     def to_bytes(self) -> bytes:
-        """Return the record as it is written."""
-        return seal(asdict(self))
+        """Return the record as it is written: as it was read, where it was, whatever it holds besides."""
+        return self.written or seal(self.kind, asdict(self))
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the record as it is written."""
+        """SHA-256 of the whole document."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def create(self: R, store: Store, name: str) -> R:
@@ -104,6 +106,8 @@ class _Record:
 class AskedRecord(_Record):
     """A view of every photo was asked for: an extraction that cuts it has begun."""
 
+    kind = "asked"
+
     identity: Sha256
     """Fingerprint of the cache."""
     view: Size
@@ -116,6 +120,8 @@ class AskedRecord(_Record):
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord(_Record):
     """A source shard was read to its end."""
+
+    kind = "source"
 
     shard: str
     """Its name."""
@@ -144,6 +150,8 @@ class SourceRecord(_Record):
 class ContentRecord(_Record):
     """All source shards were read to their end. What was read is the content of this cache from then on."""
 
+    kind = "content"
+
     identity: Sha256
     """Fingerprint of the cache."""
     source_sha256: list[Sha256]
@@ -157,6 +165,8 @@ class ContentRecord(_Record):
 @dataclass(frozen=True, kw_only=True)
 class ViewsRecord(_Record):
     """The crops of one unit."""
+
+    kind = "views"
 
     unit: str
     identity: Sha256
@@ -220,6 +230,8 @@ class PackedCodes:
 class PackRecord(ViewsRecord):
     """One unit of a pack. Offsets and payload are those of the pack's tar, which holds the codes as well."""
 
+    kind = "packed"
+
     views: Payload | None
     """The cache's tar of the same crops, which unpacking makes again."""
     targets: dict[SetName, PackedCodes]
@@ -245,6 +257,8 @@ class PackRecord(ViewsRecord):
 class TargetRecord(_Record):
     """The targets of one unit in one target set."""
 
+    kind = "targets"
+
     unit: str
     identity: Sha256
     """Fingerprint of the target set."""
@@ -262,10 +276,10 @@ class TargetRecord(_Record):
 
     def problem(self, name: str) -> str:
         """Compare the record with its name, and the blocks with the number of rows and the payload."""
-        unit, target = layout.unit_of(name), name.split("/")[-2]
-        if unit is None or self.unit != str(unit):
+        file = layout.file_of(name)
+        if file is None or file.unit is None or self.unit != str(file.unit):
             return f"the record of another unit, {self.unit}"
-        problem = payload_problem(self.payload, _zip_of(target), unit, self.count)
+        problem = payload_problem(self.payload, _zip_of(file.target), file.unit, self.count)
         if problem:
             return problem
         if self.payload is None:
@@ -287,6 +301,8 @@ ErrorName = Annotated[str, Meta(pattern=r"\A(mse|kl)(_max|_std)?\Z")]
 @dataclass(frozen=True, kw_only=True)
 class CodecRecord(_Record):
     """How a target set is coded: fitted once, before its first unit."""
+
+    kind = "codec"
 
     identity: Sha256
     """Fingerprint of the target set."""

@@ -18,6 +18,7 @@ from tec_cache.cache.lock import CacheLock, cache_lock
 from tec_cache.cache.manifest import read_manifest
 from tec_cache.cache.reader import units_in
 from tec_cache.cache.record import CodecRecord, PackRecord, TargetRecord, ViewsRecord
+from tec_cache.cache.sealed import MAGIC
 from tec_cache.errors import CacheError, ConfigError, listed
 from tec_cache.store import Store
 from tec_cache.store.local import LocalStore
@@ -81,7 +82,7 @@ def foreign_files(store: Store) -> list[str]:
 
 def _names(store: Store) -> list[str]:
     """List what lies in the root, and below the folders of a cache."""
-    folders = (layout.VIEWS, layout.TARGETS, "records")
+    folders = (layout.VIEWS, layout.TARGETS, layout.SAMPLES, layout.INDEX, "records")
     others = [name for name in store.entries() if name not in folders and name not in _NO_FILES]
     return others + [name for folder in folders for name in store.names(folder)]
 
@@ -137,7 +138,7 @@ def clear_leftovers(store: Store) -> list[str]:
     left: list[str] = []
     packed = _ours(store, layout.PACK)
     if packed:
-        left = _unnamed(store, store.entries(), PackRecord)
+        left = _unnamed(store, store.names(layout.SAMPLES), PackRecord)
     elif _ours(store, layout.MANIFEST):
         left = _unnamed(store, store.names(layout.VIEWS), ViewsRecord)
     if packed or _ours(store, layout.MANIFEST):
@@ -228,7 +229,8 @@ def _looks_ours(store: Store, name: str) -> bool:
         (head,) = store.read_ranges(name, [(0, 4096)])
     except OSError:
         return False
-    return b"".join(head.split()).startswith(b'{"body":{') or not head.strip(b"\0")
+    begins = b"".join(head.split()).startswith
+    return begins(MAGIC) or begins(b'{"body":{') or not head.strip(b"\0")
 
 
 def _remove(store: Store, names: list[str], *, dry_run: bool = False) -> Removed:

@@ -1,7 +1,7 @@
 """What the fields of every JSON document of a cache may hold: types, and bounds of numbers.
 
 A document that is sealed and yet not as it stands here is damage like any other. Fields that this version does not
-know are refused, but for what is marked as open: the version number says what to expect.
+know are not looked at: later programs of the same format version may add some that need not be understood.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ MOST_OPEN = 16
 """Levels of lists and objects in what is open to any content."""
 
 
-class _Document(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An object that has exactly these fields."""
+class _Document(msgspec.Struct, kw_only=True):
+    """An object that has these fields, and perhaps others."""
 
 
 class Views(_Document):
@@ -165,7 +165,6 @@ class PackIdentity(_Document):
 
 
 class _Manifest(_Document):
-    format: Positive
     fingerprint: Sha256
     notes: dict[str, Any]
     """Open: what is good to know and decides nothing."""
@@ -198,9 +197,9 @@ class PackManifest(_Manifest):
 
 
 MANIFESTS: Mapping[str, type[_Manifest]] = {
-    "cache.json": CacheManifest,
-    "target.json": TargetManifest,
-    "pack.json": PackManifest,
+    "cache": CacheManifest,
+    "target": TargetManifest,
+    "pack": PackManifest,
 }
 
 

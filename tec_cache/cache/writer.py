@@ -38,6 +38,7 @@ from tec_cache.cache.record import (
     ViewsRecord,
     hash_keys,
 )
+from tec_cache.cache.sealed import FORMAT
 from tec_cache.codec import ArraySpec
 from tec_cache.store import Store
 from tec_cache.store.files import hash_file
@@ -166,12 +167,21 @@ def commit_targets(
             blocks=blocks,
         )
 
+    # nothing that another cache of the same photos and settings would say otherwise
+    about: dict[str, str | int] = {
+        "format": FORMAT,
+        "unit": str(unit),
+        "target_set": identity,
+        "codec_sha256": codec_sha256,
+        "keys_sha256": views.keys_sha256,
+        "views_sha256": views.payload.sha256 if views.payload else "",
+    }
     if not targets.count:
         return record(None, {}).create(store, target_record(name, unit))
     return commit(
         store,
         target_record(name, unit),
-        write=lambda path: write_zip(path, targets.arrays, targets.specs),
+        write=lambda path: write_zip(path, targets.arrays, targets.specs, about),
         name=lambda sha256: target_payload(name, unit, sha256),
         record=record,
     )

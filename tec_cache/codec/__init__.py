@@ -38,6 +38,8 @@ class ArraySpec(NamedTuple):
     """Of zstd within Blosc."""
     split: int = 0
     """Blosc's block size in bytes; 0: its own choice."""
+    dimensions: tuple[str, ...] = ()
+    """Names of the row's axes, for whoever opens the stored array by itself."""
 
 
 class Codec(Protocol):

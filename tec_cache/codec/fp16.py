@@ -25,9 +25,10 @@ class Float16Codec:
 
     def arrays(self, spec: TargetSpec) -> dict[str, ArraySpec]:
         """Name the stored arrays."""
-        stored = {"features": ArraySpec((spec.num_tokens, spec.channels), "float16")}
+        stored = {"features": ArraySpec((spec.num_tokens, spec.channels), "float16", dimensions=("token", "channel"))}
         if spec.num_rows:
-            stored["attention"] = ArraySpec((spec.num_heads, spec.num_rows, spec.num_tokens), "float16")
+            shape = (spec.num_heads, spec.num_rows, spec.num_tokens)
+            stored["attention"] = ArraySpec(shape, "float16", dimensions=("head", "row", "token"))
         return stored | rows_array(spec)
 
     def encode(self, targets: Targets, spec: TargetSpec) -> dict[str, npt.NDArray[np.generic]]:

@@ -20,7 +20,8 @@ def rows_array(spec: TargetSpec) -> dict[str, ArraySpec]:
     """Name the array of row indices, where the rows are not simply all patches."""
     if spec.k in (None, 0, "all"):
         return {}
-    return {"rows": ArraySpec((spec.num_rows - 1,), "uint8" if spec.num_tokens <= 256 else "uint16")}
+    dtype = "uint8" if spec.num_tokens <= 256 else "uint16"
+    return {"rows": ArraySpec((spec.num_rows - 1,), dtype, dimensions=("rank",))}
 
 
 def encode_rows(targets: Targets, spec: TargetSpec) -> dict[str, npt.NDArray[np.generic]]:

@@ -67,7 +67,7 @@ class TransformCodec:
             size = self.attention.num_bytes
             joint = joint_rows(spec)
             stored["attention"] = _codes((size,), (1, 0)) if joint else _codes((spec.num_rows, size), (2, 1, 0))
-        stored["gain"] = ArraySpec((len(stored),), "float32", (1, 0))
+        stored["gain"] = ArraySpec((len(stored),), "float32", (1, 0), dimensions=("tensor",))
         return stored | rows_array(spec)
 
     @torch.no_grad()
@@ -135,7 +135,8 @@ def from_channels(values: torch.Tensor, spec: TargetSpec) -> torch.Tensor:
 
 
 def _codes(shape: tuple[int, ...], order: tuple[int, ...]) -> ArraySpec:
-    return ArraySpec(shape, "uint8", order, "bitshuffle", ZSTD_LEVEL, SPLIT)
+    names = ("row", "coefficient")[-len(shape) :]
+    return ArraySpec(shape, "uint8", order, "bitshuffle", ZSTD_LEVEL, SPLIT, names)
 
 
 def _encode(grid: GridTransform, values: torch.Tensor, what: str) -> tuple[torch.Tensor, torch.Tensor]:

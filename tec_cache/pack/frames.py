@@ -1,11 +1,12 @@
 """The codes of one view as one member of a tar: a pack's samples stand alone.
 
-A member `KEY-vVV.NAME.tec` is the CRC-32 of the sample's JPEG (4 bytes, little-endian), then for each array of the
-target set NAME, in the order of `pack.json`: a Blosc frame (zstd), and the CRC-32 of that frame (4 bytes,
-little-endian). A frame says its own length in its bytes 12 to 15. To read one without this project:
+A member `KEY-vVV.NAME.tec` is the bytes "tec" and 3, the version of the format; the CRC-32 of the JPEG (4 bytes,
+little-endian); then for each array of the target set NAME, in the order of `pack.json`: a Blosc frame (zstd), and the
+CRC-32 of that frame (4 bytes, little-endian). A frame says its own length in its bytes 12 to 15. To read one without
+this project:
 
     for name, dtype, shape in json.load(open("pack.json"))["body"]["identity"]["targets"][NAME]["arrays"]:
-        end = start + int.from_bytes(member[start + 12 : start + 16], "little")  # start = 4 before the first
+        end = start + int.from_bytes(member[start + 12 : start + 16], "little")  # start = 8 before the first
         assert zlib.crc32(member[start:end]) == int.from_bytes(member[end : end + 4], "little")
         values = np.frombuffer(numcodecs.blosc.decompress(member[start:end]), dtype, math.prod(shape)).reshape(shape)
         start = end + 4
@@ -26,6 +27,7 @@ import numpy as np
 
 from tec_cache.cache.frames import HEADER_BYTES, frame_header, most_frame_bytes, unpacked
 from tec_cache.cache.identity import canonical_json
+from tec_cache.cache.sealed import FORMAT
 from tec_cache.codec import ArraySpec
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, npt.NDArray[np.generic]]
 
+MAGIC = b"tec" + bytes([FORMAT])
 CRC_BYTES = 4
 EIGHT = 8
 """Blosc shuffles bits of whole eights of numbers and leaves the rest of a block as it is: frames are padded."""
@@ -45,21 +48,26 @@ SPLIT = 32_768
 
 def write_member(arrays: Arrays, specs: Mapping[str, ArraySpec], jpeg_crc32: int) -> bytes:
     """Return the member of one view; arrays: name -> its row, of the shape and dtype of `specs`."""
-    parts = [_crc_bytes(jpeg_crc32)]
+    parts = [MAGIC, _crc_bytes(jpeg_crc32)]
     for name, spec in specs.items():
         frame = _frame(arrays[name], spec)
         parts += [frame, _crc_bytes(zlib.crc32(frame))]
     return b"".join(parts)
 
 
-def read_members(members: Sequence[bytes], specs: Mapping[str, ArraySpec]) -> dict[str, npt.NDArray[np.generic]]:
+def read_members(
+    members: Sequence[bytes], specs: Mapping[str, ArraySpec], *, magic: bytes = MAGIC
+) -> dict[str, npt.NDArray[np.generic]]:
     """Decode members to name -> (rows, *shape); the CRC of each whole member has been checked.
 
-    Raises ValueError for a member that is not these arrays, before memory is allocated for what it claims.
+    magic: with which each begins; nothing in format version 1. Raises ValueError for a member that is not these arrays,
+    before memory is allocated for what it claims.
     """
     arrays = {name: np.empty((len(members), *spec.shape), spec.dtype) for name, spec in specs.items()}
     for row, member in enumerate(members):
-        start = CRC_BYTES
+        if not member.startswith(magic):
+            raise ValueError(f"codes that begin with {member[: len(magic)]!r}, and not with {magic!r}")
+        start = len(magic) + CRC_BYTES
         for name, spec in specs.items():
             end = start + frame_header(member[start : start + HEADER_BYTES]).length
             dtype = np.dtype(spec.dtype).newbyteorder("<")
@@ -73,7 +81,7 @@ def read_members(members: Sequence[bytes], specs: Mapping[str, ArraySpec]) -> di
 
 def most_member_bytes(specs: Mapping[str, ArraySpec]) -> int:
     """Return how many bytes the member of one view can have."""
-    return CRC_BYTES + sum(most_frame_bytes(_padded(spec)) + CRC_BYTES for spec in specs.values())
+    return len(MAGIC) + CRC_BYTES + sum(most_frame_bytes(_padded(spec)) + CRC_BYTES for spec in specs.values())
 
 
 def hash_arrays(arrays: Arrays) -> str:

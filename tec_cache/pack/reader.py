@@ -20,7 +20,7 @@ from tec_cache.cache.reader import Cache, TargetSet, block_rows, units_in, unrea
 from tec_cache.cache.record import PackedCodes, PackRecord, Payload, TargetRecord, ViewsRecord
 from tec_cache.codec import ArraySpec
 from tec_cache.errors import CacheError
-from tec_cache.pack.frames import most_member_bytes, read_members
+from tec_cache.pack.frames import MAGIC, most_member_bytes, read_members
 from tec_cache.store import Store
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Pack(Cache):
     ) -> dict[str, npt.NDArray[np.generic]]:
         """Decode members to arrays (rows, ...). Raises CacheError for those that are none."""
         try:
-            return read_members(members, specs)
+            return read_members(members, specs, magic=MAGIC if self.bound else b"")
         except ValueError as error:
             where = f"{self.store.url}, unit {views.unit}"
             raise CacheError(f"damaged codes: {error}", where=where, todo=MEND) from error

@@ -47,8 +47,8 @@ class Store(Protocol):
     def names(self, folder: str) -> list[str]:
         """List all files below a folder, hidden ones left out, sorted; empty where there is none."""
 
-    def entries(self) -> list[str]:
-        """List the names of files and folders in the root itself, hidden ones left out, sorted."""
+    def entries(self, folder: str = "") -> list[str]:
+        """List the files and folders directly in a folder (by default the root), hidden ones left out, sorted."""
 
     def draft(self) -> AbstractContextManager[Path]:
         """Give a local path to be filled with a payload; what was not `put` is removed at the end."""

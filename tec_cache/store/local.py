@@ -79,11 +79,12 @@ class LocalStore:
             found += [f"{below}/{name}".removeprefix("./") for name in files if not name.startswith(".")]
         return sorted(found)
 
-    def entries(self) -> list[str]:
-        """List what lies in the root itself."""
+    def entries(self, folder: str = "") -> list[str]:
+        """List what lies in a folder itself."""
         try:
-            return sorted(name for name in os.listdir(self.root) if not name.startswith("."))
-        except FileNotFoundError:
+            names = os.listdir(self._path(folder) if folder else self.root)
+            return sorted(name for name in names if not name.startswith("."))
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     @contextmanager

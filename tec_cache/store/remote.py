@@ -174,10 +174,11 @@ class RemoteStore:
         return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
 
     @_explained
-    def entries(self) -> list[str]:
-        """List the names directly below the URL."""
+    def entries(self, folder: str = "") -> list[str]:
+        """List the names directly below a folder."""
+        place = self._path(folder) if folder else self.root
         try:
-            found = [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
+            found = [str(path).rstrip("/").rpartition("/")[2] for path in self.fs.ls(place, detail=False)]
         except FileNotFoundError:
             return []
         return sorted(name for name in found if name and not name.startswith("."))

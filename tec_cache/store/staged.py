@@ -119,9 +119,9 @@ class StagedStore:
         """List all files below a folder."""
         return self.inner.names(folder)
 
-    def entries(self) -> list[str]:
-        """List what lies in the root itself."""
-        return self.inner.entries()
+    def entries(self, folder: str = "") -> list[str]:
+        """List what lies in a folder itself."""
+        return self.inner.entries(folder)
 
     def draft(self) -> AbstractContextManager[Path]:
         """Give a local path to be filled with a payload."""
