@@ -424,6 +424,25 @@ def verify(cache: str | None, base: str | None, as_json: bool, quiet: bool, debu
 
 @cli.command()
 @click.argument("cache", type=Place())
+@common
+def index(cache: str, as_json: bool, quiet: bool, debug: bool) -> None:
+    """Make the index of CACHE anew: what its records say of all units, in one file for each kind.
+
+    extract, pack, unpack, merge and rm do so by themselves when they end with a finished cache. A cache without an
+    index, or with one that does not fit, is read by its records, which takes longer the larger it is.
+
+    \b
+    Example:
+      tec-cache index CACHE
+    """
+    from pipelines.index import index as run_index
+
+    summary = run_index(cache, quiet=quiet or as_json)
+    show(as_json, summary.to_json(), texts.index_text(summary))
+
+
+@cli.command()
+@click.argument("cache", type=Place())
 @click.argument("out", type=Place())
 @option(
     "--target", "targets", multiple=True, metavar="NAME", help="Target set to pack; may be repeated.  [default: all]"
@@ -506,7 +525,7 @@ def rm(
     """
     from pipelines.remove import remove as run_remove
 
-    summary = run_remove(cache, target=target, views=views, dry_run=dry_run)
+    summary = run_remove(cache, target=target, views=views, dry_run=dry_run, quiet=quiet or as_json)
     show(as_json, summary.to_json(), texts.rm_text(summary, dry_run))
 
 

@@ -13,6 +13,7 @@ from pipelines.extraction.storage import Needed, explained_storage
 from pipelines.extraction.tally import Tally
 from tec_cache.background import Stages
 from tec_cache.busy import TimedPool
+from tec_cache.cache.index.writing import forget_stale, refresh
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import foreign_files, working
 from tec_cache.cache.writer import commit_content
@@ -64,10 +65,13 @@ def extract(
             if job is not None and not dry_run:
                 coded = ensure_codec(cache, job, views, pool, on_error=config.on_error, quiet=quiet)
             if not dry_run and not fit_only:
+                forget_stale(cache.again(), job.name if job else None)
                 made = make_views_and_targets(config, cache, views, job, coded, pool, ranks, needed, quiet)
                 summary.views_made, summary.targets_made = made.views_made, made.targets_made
                 summary.making_seconds, summary.busy = made.busy.seconds, made.shares
                 commit_content(cache)
+                with Progress("index", noun="units", quiet=quiet) as progress:
+                    refresh(cache.again(), progress)
         summary.source_shards = len(cache.shards)
         summary.source_bytes = sum(shard.size for shard in views.shards if isinstance(shard, TarShard))
         if job is not None:
@@ -78,7 +82,7 @@ def extract(
             summary.errors = coded.record.errors
             summary.checked_views = coded.record.checked_views
             summary.most_bytes_per_target = row_bytes(coded.codec.arrays(job.spec))
-        describe(summary, Cache(cache.store, cache.manifest), job, views.source)
+        describe(summary, cache.again(), job, views.source)
         if ranks.alone and not dry_run and not fit_only:
             require_photos(summary, config.input)
         if overwrite and not dry_run:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipelines.describing.info_export import describe_export
 from pipelines.describing.info_run import describe_run
-from pipelines.extraction.label_counts import LabelCounter
+from pipelines.extraction.label_counts import LabelCounter, indexed_counts
+from tec_cache.cache.index.heading import ViewsHeading
+from tec_cache.cache.index.reading import UnitIndex
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import TargetSet, open_cache
+from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.target_set import TargetSet
 from tec_cache.codec.quality import Quality
 from tec_cache.data.passed_over import PassedOver
 from tec_cache.errors import ConfigError
@@ -41,6 +46,60 @@ def info(path: str) -> dict[str, Any]:
 def describe_cache(path: str) -> dict[str, Any]:
     """Describe a cache or pack from its records. Raises ConfigError where there is none, or CacheError."""
     cache = open_cache(path)
+    index = cache.index
+    if index is not None and index.heading.num_views == cache.num_views:
+        about = _indexed_views(cache, index)
+    else:
+        about = _recorded_views(cache)
+    plan = cache.identity["views"]
+    return {
+        "cache": cache.store.url,
+        "format": cache.manifest["format"],
+        "fingerprint": cache.fingerprint,
+        "size": plan["size"],
+        "grid": cache.grid,
+        "crop": plan["crop"],
+        "seed": plan["seed"],
+        "jpeg": cache.identity["jpeg"],
+        "source_shards": len(cache.shards),
+        "num_views": cache.num_views,
+        **about,
+        "index": _index_state(cache),
+        "targets": {name: _target_set(cache[name]) for name in cache.target_names},
+    }
+
+
+def _index_state(cache: Cache) -> str:
+    """Say whether the cache's views have an index: whole, absent, or why it is not used."""
+    if cache.index is None:
+        return cache.index_problem or "absent"
+    return "whole" if cache.index.heading.num_views == cache.num_views else "of fewer views than were asked for"
+
+
+def _indexed_views(cache: Cache, index: UnitIndex[ViewsHeading]) -> dict[str, Any]:
+    """Describe the views by their index, which shows that nothing is missing."""
+    entries = index.entries
+    first = entries[entries["view"] == 0]
+    passed_over = PassedOver()
+    passed_over.update(index.heading.passed_over)
+    views = []
+    for view in range(index.heading.num_views):
+        of = entries[entries["view"] == view]
+        photos, size = (int(of[name].sum(dtype=np.int64)) for name in ("rows", "payload_bytes"))
+        views.append({"photos": photos, "bytes": size})
+    return {
+        "views": views,
+        "labels": indexed_counts(index.heading.labels, cache.identity).to_json(),
+        "skipped_photos": int(first["skipped"].sum(dtype=np.int64)),
+        "noted_photos": int(first["noted"].sum(dtype=np.int64)),
+        "passed_over": passed_over.told(),
+        "unread_shards": 0,
+        "missing_units": 0,
+    }
+
+
+def _recorded_views(cache: Cache) -> dict[str, Any]:
+    """Describe the views by their records."""
     views: list[dict[str, Any]] = [{"photos": 0, "bytes": 0} for _ in range(cache.num_views)]
     skipped, noted, labels = 0, 0, LabelCounter()
 
@@ -60,19 +119,7 @@ def describe_cache(path: str) -> dict[str, Any]:
     passed_over = PassedOver()
     for record in sources:
         passed_over.update(record.passed_over if record else {})
-    targets = {name: _target_set(cache[name]) for name in cache.target_names}
-    plan = cache.identity["views"]
     return {
-        "cache": cache.store.url,
-        "format": cache.manifest["format"],
-        "fingerprint": cache.fingerprint,
-        "size": plan["size"],
-        "grid": cache.grid,
-        "crop": plan["crop"],
-        "seed": plan["seed"],
-        "jpeg": cache.identity["jpeg"],
-        "source_shards": len(cache.shards),
-        "num_views": cache.num_views,
         "views": views,
         "labels": labels.counts(cache.identity).to_json(),
         "skipped_photos": skipped,
@@ -80,7 +127,6 @@ def describe_cache(path: str) -> dict[str, Any]:
         "passed_over": passed_over.told(),
         "unread_shards": sum(record is None for record in sources),
         "missing_units": len(cache.missing_units(cache.num_views)),
-        "targets": targets,
     }
 
 
@@ -93,14 +139,11 @@ def known_facts(notes: Any) -> list[list[str]]:
 def _target_set(target: TargetSet) -> dict[str, Any]:
     """Describe one target set."""
     cache, codec = target.cache, target.codec_record if target.fitted else None
-    there = [unit for unit in target.units if unit in cache.view_unit_set]
-
-    def counts(unit: Unit) -> tuple[int, int]:
-        record = target.record(unit)
-        return record.count, record.payload.size if record.payload else 0
-
-    found = cache.of_units(there, counts) if codec else []
-    rows, size = (sum(column) for column in zip(*found, strict=True)) if found else (0, 0)
+    index = target.index if codec else None
+    if index is not None and index.heading.num_views == cache.num_views:
+        units, missing, rows, size = len(index), 0, index.num_rows, index.num_bytes
+    else:
+        units, missing, rows, size = _recorded_targets(target)
     return {
         "base": target.manifest["notes"]["base"],
         "weights_sha256": target.identity["base"]["weights_sha256"],
@@ -116,6 +159,20 @@ def _target_set(target: TargetSet) -> dict[str, Any]:
         "views": rows,
         "bytes": size,
         "bytes_per_view": size / rows if rows else 0.0,
-        "finished_units": len(there),
-        "missing_units": len(cache.missing_units(cache.num_views, target.name)),
+        "finished_units": units,
+        "missing_units": missing,
     }
+
+
+def _recorded_targets(target: TargetSet) -> tuple[int, int, int, int]:
+    """Return the finished and the missing units of a target set, its rows and its bytes, from its records."""
+    cache = target.cache
+    there = [unit for unit in target.units if unit in cache.view_unit_set]
+
+    def counts(unit: Unit) -> tuple[int, int]:
+        record = target.record(unit)
+        return record.count, record.payload.size if record.payload else 0
+
+    found = cache.of_units(there, counts) if target.fitted else []
+    rows, size = (sum(column) for column in zip(*found, strict=True)) if found else (0, 0)
+    return len(there), len(cache.missing_units(cache.num_views, target.name)), rows, size

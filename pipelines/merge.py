@@ -18,10 +18,12 @@ from tec_cache.cache.copy import (
     require_same_source,
 )
 from tec_cache.cache.identity import require_same
+from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import Cache, TargetSet, open_cache
+from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.cache.record import SourceRecord, TargetRecord, ViewsRecord
 from tec_cache.cache.remove import working
+from tec_cache.cache.target_set import TargetSet
 from tec_cache.cache.writer import commit_asked, commit_content
 from tec_cache.errors import CacheError, ConfigError, listed
 from tec_cache.pack.reader import Pack
@@ -82,6 +84,8 @@ def merge(out: str, parts: Sequence[str], *, quiet: bool = True) -> MergeSummary
         for part in caches:
             merge_part(part, store, summary, quiet)
         commit_content(_open(out))
+        with Progress("index", noun="units", quiet=quiet) as progress:
+            refresh(_open(out), progress)
     if summary.refused:
         raise CacheError(
             f"targets made from other crops than those of OUT were left out: {listed(summary.refused)}",

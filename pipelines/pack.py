@@ -16,11 +16,13 @@ import webdataset as wds
 from pipelines.extraction.storage import Needed, explained_storage
 from tec_cache.cache import layout
 from tec_cache.cache.copy import copy_codec, copy_manifest, copy_source_record
+from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.layout import BLOCK_ROWS, Unit, crop_name
 from tec_cache.cache.manifest import ensure_manifest
-from tec_cache.cache.reader import Cache, TargetSet, open_cache
+from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.cache.record import PackedCodes, PackRecord, Payload, ViewsRecord
 from tec_cache.cache.remove import working
+from tec_cache.cache.target_set import TargetSet
 from tec_cache.cache.writer import commit
 from tec_cache.device import available_cores
 from tec_cache.errors import ConfigError
@@ -96,6 +98,7 @@ def pack(
                 record = PackRecord.read(store, layout.pack_record(unit))
                 _count(summary, record, made=made)
                 progress.advance(1, record.payload.size if made and record.payload else 0)
+            refresh(open_cache(out), progress)
     if summary.samples:
         summary.bytes_per_sample = summary.bytes / summary.samples
         summary.cache_bytes /= summary.samples

@@ -8,12 +8,14 @@ from typing import Any
 
 from pipelines.extraction.storage import Needed, explained_storage
 from tec_cache.cache import layout
+from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.lock import CacheLock, cache_lock
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.cache.remove import clear_leftovers, remove_target_set, remove_views
 from tec_cache.errors import ConfigError, nearest
 from tec_cache.pack.reader import Pack
+from tec_cache.progress import Progress
 from tec_cache.store import Store
 
 
@@ -38,7 +40,9 @@ class RemoveSummary:
         return asdict(self)
 
 
-def remove(cache: str, *, target: str | None = None, views: int | None = None, dry_run: bool = False) -> RemoveSummary:
+def remove(
+    cache: str, *, target: str | None = None, views: int | None = None, dry_run: bool = False, quiet: bool = True
+) -> RemoveSummary:
     """Remove one target set, or all views after the first `views` and the targets over them.
 
     Records go first: a job that is killed leaves a smaller valid cache, and files that nobody reads, which this or
@@ -75,6 +79,8 @@ def remove(cache: str, *, target: str | None = None, views: int | None = None, d
             summary.bytes = remove_views(store, views, later, names, dry_run=dry_run)
         if not dry_run:
             clear_leftovers(store)
+            with Progress("index", noun="units", quiet=quiet) as progress:
+                refresh(Cache(store, opened.manifest), progress)
         _what_is_left(summary, Cache(store, opened.manifest), target, views)
     return summary
 

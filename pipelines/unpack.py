@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.extraction.storage import Needed, explained_storage
 from tec_cache.cache import layout
 from tec_cache.cache.copy import checked_pieces, copy_codec, copy_manifest, copy_source_record, require_name
+from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import PackRecord, TargetRecord, ViewsRecord
@@ -74,6 +75,8 @@ def unpack(pack: str, out: str, *, quiet: bool = True) -> UnpackSummary:
         for shard in range(len(opened.shards)):
             copy_source_record(opened.store, store, shard)
         commit_content(open_cache(out))
+        with Progress("index", noun="units", quiet=quiet) as progress:
+            refresh(open_cache(out), progress)
     return summary
 
 

@@ -226,6 +226,9 @@ def _repair(store: Store, verdict: Verdict) -> None:
     verdict.dropped = [
         finding for finding in verdict.findings if finding.drop and all(map(layout.file_of, finding.drop))
     ]
+    for name in store.names(layout.INDEX) if verdict.dropped else ():
+        if layout.file_of(name) is not None:
+            store.remove(name)
     for finding in verdict.dropped:
         for name in finding.drop:
             store.remove(name)

@@ -23,7 +23,7 @@ import tec_cache.run.loop
 from pipelines.extract import extract
 from pipelines.terminal.texts import train_text
 from pipelines.train import train
-from tec_cache.cache.reader import TargetSet
+from tec_cache.cache.target_set import TargetSet
 from tec_cache.config import TrainConfig
 from tec_cache.errors import ConfigError, IdentityError, NonFiniteError, TecCacheError, WeightsError
 from tec_cache.run.checkpoint import checkpoints

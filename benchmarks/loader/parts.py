@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tec_cache.cache import reader
-from tec_cache.cache.reader import TargetSet
+from tec_cache.cache.target_set import TargetSet
 from tec_cache.loader import EpochOrder, loader, units
 from tec_cache.loader.order import largest_share
 

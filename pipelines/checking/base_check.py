@@ -24,8 +24,8 @@ from tec_cache.base.source import Given
 from tec_cache.cache import layout
 from tec_cache.cache.identity import differences
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
-from tec_cache.cache.reader import TargetSet
 from tec_cache.cache.record import CodecRecord, TargetRecord
+from tec_cache.cache.target_set import TargetSet
 from tec_cache.codec.agreement import attention_agreement, cosine_of_views
 from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.quality import Quality

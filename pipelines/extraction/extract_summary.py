@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.extraction.label_counts import LabelCounter, LabelCounts
+from pipelines.extraction.label_counts import LabelCounter, LabelCounts, indexed_counts
 from pipelines.extraction.prepare import TargetJob
+from tec_cache.cache.index.heading import TargetsHeading, ViewsHeading
+from tec_cache.cache.index.reading import UnitIndex
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.codec import ArraySpec
@@ -96,6 +98,13 @@ class _UnitFacts(NamedTuple):
 
 def describe(summary: Summary, cache: Cache, job: TargetJob | None, source: Source) -> None:
     """Fill in what the cache holds now. source: what was given to be extracted, if anything."""
+    summary.remarks = list(source.remarks)
+    index = cache.index
+    if index is not None and index.heading.num_views == summary.num_views and not (job is not None and job.replaces):
+        coded_index = cache[job.name].index if job is not None and job.name in cache.target_names else None
+        if job is None or (coded_index is not None and coded_index.heading.num_views == summary.num_views):
+            _describe_indexed(summary, cache, index, coded_index)
+            return
     units = [unit for unit in cache.view_units if unit.view < summary.num_views]
     target = cache[job.name] if job is not None and job.name in cache.target_names else None
     coded = set(target.units) if target is not None else set()
@@ -126,7 +135,7 @@ def describe(summary: Summary, cache: Cache, job: TargetJob | None, source: Sour
         summary.notes += fact.notes
         labels.add(fact.labels)
     summary.labels = labels.counts(cache.identity)
-    passed_over, summary.remarks = PassedOver(), list(source.remarks)
+    passed_over = PassedOver()
     for number, name in enumerate(cache.shards):
         record_of = cache.source_record(number)
         if record_of is None:
@@ -144,6 +153,33 @@ def describe(summary: Summary, cache: Cache, job: TargetJob | None, source: Sour
     summary.missing = len(cache.missing_units(summary.num_views, job.name if job else None))
     if job is not None and job.replaces:
         summary.missing = len(units)
+
+
+def _describe_indexed(
+    summary: Summary, cache: Cache, index: UnitIndex[ViewsHeading], coded: UnitIndex[TargetsHeading] | None
+) -> None:
+    """Fill in what a finished cache holds, by its index; only of groups with broken or odd photos records are read."""
+    summary.units, first = len(index), index.entries["view"] == 0
+    summary.photos = int(index.entries["rows"][first].sum(dtype=np.int64))
+    odd = np.flatnonzero(first & ((index.entries["skipped"] > 0) | (index.entries["noted"] > 0)))
+    units = [index.unit(number) for number in odd.tolist()]
+    records = cache.of_units(units, lambda unit: (cache.views_record(unit).skipped, cache.views_record(unit).notes))
+    for unit, (skipped, notes) in zip(units, records, strict=True):
+        shard = cache.shards[unit.shard]
+        summary.skipped += [[shard, *pair] for pair in skipped]
+        summary.notes += [[shard, *pair] for pair in notes]
+    summary.labels = indexed_counts(index.heading.labels, cache.identity)
+    passed_over = PassedOver()
+    passed_over.update(index.heading.passed_over)
+    summary.passed_over = passed_over.told()
+    summary.skipped += [
+        [cache.shards[int(n)], "", why]
+        for n, why in sorted(index.heading.damaged.items(), key=lambda item: int(item[0]))
+    ]
+    summary.bytes_per_crop = index.num_bytes / index.num_rows if index.num_rows else 0.0
+    if coded is not None and coded.num_rows:
+        summary.bytes_per_target = coded.num_bytes / coded.num_rows
+    summary.free_disk, summary.num_targets = cache.store.free(), len(cache.target_names)
 
 
 def require_finished(summary: Summary) -> None:

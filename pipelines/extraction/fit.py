@@ -15,7 +15,8 @@ from pipelines.extraction.prepare import TargetJob, ViewJob
 from pipelines.extraction.sample import Sample, sample_crops
 from pipelines.terminal.texts import errors_text
 from tec_cache.cache import layout
-from tec_cache.cache.reader import Cache, units_in
+from tec_cache.cache.listing import units_in
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import CodecRecord
 from tec_cache.cache.writer import put_payload
 from tec_cache.codec import Codec

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tec_cache.cache.index.heading import Labels
+
 SHOWN = 5
 """Names of classes that are printed."""
 
@@ -58,6 +60,19 @@ class LabelCounter:
             names=identity.get("classes"),
             field=identity.get("label_field"),
         )
+
+
+def indexed_counts(labels: Labels, identity: dict[str, Any]) -> LabelCounts:
+    """Return the counts that an index holds, with the class list of a cache's identity."""
+    return LabelCounts(
+        photos=labels.photos,
+        labelled=labels.labelled,
+        classes=labels.classes,
+        first=labels.first,
+        last=labels.last,
+        names=identity.get("classes"),
+        field=identity.get("label_field"),
+    )
 
 
 def classes_text(counts: LabelCounts) -> str:

@@ -132,7 +132,7 @@ def prepare_cache(
         num_views = config.views or cache.num_views
         if num_views > cache.num_views:
             raise ConfigError(f"the cache has {cache.num_views} views", todo="give the photos to add views")
-        cache.require_complete(num_views)
+        cache.require_recorded(num_views)
     return cache, ViewJob(plan, jpeg, source, num_views)
 
 

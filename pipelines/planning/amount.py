@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import Cache, units_in
+from tec_cache.cache.listing import units_in
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import ViewsRecord
 
 

@@ -15,6 +15,7 @@ from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from pipelines.extraction.extract_summary import Summary
+    from pipelines.index import IndexSummary
     from pipelines.merge import MergeSummary
     from pipelines.pack import PackSummary
     from pipelines.planning.result import Plan
@@ -345,6 +346,17 @@ def verify_text(verdict: Verdict, full: bool, most: int = 20) -> str:
     if verdict.clean:
         lines.append("nothing is wrong, nothing is missing" + ("" if full else "; contents were not read: --full"))
     lines += [f"go on with   {command}" for command in verdict.next]
+    return block(lines)
+
+
+def index_text(summary: IndexSummary) -> str:
+    """Say what was indexed."""
+    sets = ", ".join(f"{name} ({views} views)" for name, views in summary.targets.items()) or "none"
+    lines = [
+        f"cache        {summary.cache}",
+        f"indexed      {summary.num_views} views in {summary.units:,} units; target sets: {sets}",
+        f"written      {', '.join(summary.written)}: {human_bytes(summary.bytes)} in {summary.seconds:.1f} s",
+    ]
     return block(lines)
 
 

@@ -12,7 +12,8 @@ from tec_cache.base.facts import require_alike
 from tec_cache.base.load import load_base, outline, read_state
 from tec_cache.base.model import FrozenBase
 from tec_cache.base.source import find_source
-from tec_cache.cache.reader import Cache, TargetSet
+from tec_cache.cache.reader import Cache
+from tec_cache.cache.target_set import TargetSet
 from tec_cache.config import TrainConfig, parse_rows
 from tec_cache.device import Compute
 from tec_cache.errors import ConfigError, WeightsError

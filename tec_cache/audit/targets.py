@@ -12,8 +12,9 @@ from tec_cache.audit.units import Facts, check_targets
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.manifest import read_manifest
-from tec_cache.cache.reader import Cache, TargetSet, target_manifest_problem
+from tec_cache.cache.reader import Cache, target_manifest_problem
 from tec_cache.cache.record import CodecRecord
+from tec_cache.cache.target_set import TargetSet
 from tec_cache.codec import ArraySpec
 from tec_cache.errors import CacheError
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from tec_cache.cache import layout
 from tec_cache.cache.identity import require_same
 from tec_cache.cache.manifest import read_manifest
-from tec_cache.cache.reader import Cache, unreadable
+from tec_cache.cache.ranges import unreadable
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import MEND, Payload, SourceRecord
 from tec_cache.errors import CacheError, IdentityError
 from tec_cache.store import Store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tec_cache.cache.record import Payload
+from tec_cache.cache.record import MEND, Payload
 from tec_cache.errors import CacheError
 from tec_cache.store import Store
 
@@ -30,3 +30,9 @@ def read_together(store: Store, name: str, ranges: Ranges) -> list[bytes]:
         return store.read_ranges(name, ranges)
     (piece,) = store.read_ranges(name, [(start, stop - start)])
     return [piece[offset - start : offset - start + size] for offset, size in ranges]
+
+
+def unreadable(what: str, where: str, error: OSError, todo: str = MEND) -> CacheError:
+    """Say that a file is gone or cannot be read."""
+    gone = "are gone" if isinstance(error, FileNotFoundError) else "cannot be read"
+    return CacheError(f"{what} {gone}: {error.strerror or error}", where=where, todo=todo)

@@ -7,40 +7,31 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tec_cache.cache import layout, version1
-from tec_cache.cache.blocks import most_chunk_bytes, read_block
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
+from tec_cache.cache.listing import units_in
 from tec_cache.cache.manifest import read_manifest, require_current
 from tec_cache.cache.pixels import most_crop_bytes
-from tec_cache.cache.ranges import read_together, require_ranges
-from tec_cache.cache.record import (
-    MEND,
-    AskedRecord,
-    CodecRecord,
-    ContentRecord,
-    SourceRecord,
-    TargetRecord,
-    ViewsRecord,
-)
-from tec_cache.codec import Codec, get_codec, most_parameter_bytes
-from tec_cache.errors import CacheError, ConfigError, listed, nearest
+from tec_cache.cache.places import CropPlaces, TargetPlaces
+from tec_cache.cache.ranges import read_together, require_ranges, unreadable
+from tec_cache.cache.record import MEND, AskedRecord, ContentRecord, SourceRecord, ViewsRecord
+from tec_cache.cache.target_set import RESTORE, TargetSet
+from tec_cache.errors import CacheError, ConfigError, TecCacheError, listed, nearest
 from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import torch
 
-    from tec_cache.types import Targets
+    from tec_cache.cache.index.heading import ViewsHeading
+    from tec_cache.cache.index.reading import UnitIndex
 
 T = TypeVar("T")
-
-_RESTORE = "restore it from a copy, or give the target set up (tec-cache rm CACHE --target NAME) and extract it again"
+U = TypeVar("U")
 
 RECORD_THREADS = 16
 """Records are small; from an object store each is a round trip."""
@@ -77,6 +68,8 @@ class Cache:
     only: frozenset[tuple[int, int]] | None = None
     """Groups (shard, group) to which this cache is narrowed; None: all."""
 
+    packed: ClassVar[bool] = False
+    """Whether crops and codes lie in the same tars."""
     mend: ClassVar[str] = MEND
     """What to do about damage."""
     go_on: ClassVar[str] = "run the same tec-cache extract again, it goes on where it stopped"
@@ -116,6 +109,26 @@ class Cache:
         """Patches per side that the crops are meant for."""
         return int(self.identity["grid"])
 
+    def again(self) -> Cache:
+        """Return the same cache with nothing remembered of what was there."""
+        return replace(self)
+
+    @functools.cached_property
+    def _opened_index(self) -> tuple[UnitIndex[ViewsHeading] | None, str]:
+        from tec_cache.cache.index.reading import open_views_index, opened
+
+        return opened(lambda: open_views_index(self)) if self.only is None else (None, "")
+
+    @property
+    def index(self) -> UnitIndex[ViewsHeading] | None:
+        """The index of its views, where there is one that fits; None where the records have to be read instead."""
+        return self._opened_index[0]
+
+    @property
+    def index_problem(self) -> str:
+        """Why there is no index although a file of one is there; else empty."""
+        return self._opened_index[1]
+
     @functools.cached_property
     def view_units(self) -> list[Unit]:
         """All committed units of views, sorted; what has no record is not there."""
@@ -141,7 +154,8 @@ class Cache:
 
         Raises CacheError for a damaged record of what was asked for.
         """
-        return max((number + 1 for number in (*self.asked_views, *(u.view for u in self.view_units))), default=0)
+        there = (self.index.heading.num_views,) if self.index else (unit.view + 1 for unit in self.view_units)
+        return max((*(number + 1 for number in self.asked_views), *there), default=0)
 
     @functools.cached_property
     def asked_views(self) -> list[int]:
@@ -154,7 +168,10 @@ class Cache:
             return record.view
 
         # what is no record is never read; an audit names it
-        names = [name for name in self.store.names(layout.ASKED_RECORDS) if layout.file_of(name) is not None]
+        files = {name: layout.file_of(name) for name in self.store.names(layout.ASKED_RECORDS)}
+        names = [name for name, file in files.items() if file is not None]
+        if self.index and len(names) == self.index.heading.num_views:  # the index was made of these very ones
+            return list(range(len(names)))
         with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
             return sorted(pool.map(read, names))
 
@@ -175,7 +192,7 @@ class Cache:
         manifest = read_manifest(self.store, layout.target_manifest(name))
         problem = target_manifest_problem(manifest, self.manifest)
         if problem:
-            raise CacheError(problem, where=where, todo=_RESTORE)
+            raise CacheError(problem, where=where, todo=RESTORE)
         return TargetSet(self, name, manifest)
 
     def views_record(self, unit: Unit) -> ViewsRecord:
@@ -206,7 +223,7 @@ class Cache:
         """Read many records, several at a time."""
         return self.of_units(units, lambda unit: self.views_record(unit))
 
-    def of_units(self, units: Iterable[Unit], what: Callable[[Unit], T]) -> list[T]:
+    def of_units(self, units: Iterable[U], what: Callable[[U], T]) -> list[T]:
         """Do something for many units, several at a time: a record of 1,000 keys takes 200 KB, so keep what counts."""
         _ = self.source_records  # once, and not by every thread
         with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
@@ -274,6 +291,11 @@ class Cache:
 
     def require_complete(self, num_views: int, target: str | None = None) -> None:
         """Raise CacheError unless every unit of the first `num_views` views (and of a target set) is there."""
+        if self.index is None or self.index.heading.num_views < num_views or target is not None:
+            self.require_recorded(num_views, target)
+
+    def require_recorded(self, num_views: int, target: str | None = None) -> None:
+        """Raise CacheError unless every unit has its record, whatever an index says: for whoever adds to the cache."""
         missing = self.missing_units(num_views, target)
         if missing or not self.view_units:
             what = f"target set {target!r}" if target else "the views"
@@ -301,12 +323,12 @@ class Cache:
         """Return the same cache, limited to some groups of samples."""
         return replace(self, only=frozenset(groups))
 
-    def read_crops(self, record: ViewsRecord, rows: Sequence[int]) -> list[bytes]:
+    def read_crops(self, record: CropPlaces, rows: Sequence[int]) -> list[bytes]:
         """Read the JPEGs of some rows of a unit, each checked against its CRC-32; successive rows in one piece."""
         if not rows or record.payload is None:
             return []
         name = record.payload.name
-        ranges = [(record.offsets[row], record.sizes[row]) for row in rows]
+        ranges = [(int(record.offsets[row]), int(record.sizes[row])) for row in rows]
         require_ranges(ranges, record.payload, most_crop_bytes(self.size), self.store.place(name), self.mend)
         try:
             if list(rows) == list(range(rows[0], rows[-1] + 1)):
@@ -320,156 +342,27 @@ class Cache:
                 if self.store.drop_copy(name):
                     return self.read_crops(record, rows)
                 where = f"{self.store.place(name)}, row {row}"
-                raise CacheError(f"crop {record.keys[row]!r} is damaged", where=where, todo=self.mend)
+                raise CacheError(f"crop{self.key_of(record, row)} is damaged", where=where, todo=self.mend)
         return crops
 
+    def key_of(self, record: CropPlaces, row: int) -> str:
+        """Return a sample's key for a message: an index knows it by its hash alone, so the unit's record is read."""
+        try:
+            return f" {self.views_record(Unit.parse(record.unit)).keys[row]!r}"
+        except (TecCacheError, IndexError):
+            return ""
+
     def read_block(
-        self, views: ViewsRecord, number: int, targets: TargetSet | None, coded: TargetRecord | None
+        self, views: CropPlaces, number: int, targets: TargetSet | None, coded: TargetPlaces | None
     ) -> tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]:
         """Read block `number` of a unit: its crops as JPEGs, and the stored arrays (rows, ...) of a target set."""
-        crops = self.read_crops(views, block_rows(len(views.keys), number))
+        crops = self.read_crops(views, block_rows(len(views.sizes), number))
         return crops, {} if targets is None or coded is None else targets.read_block(coded, number)
 
 
 def block_rows(count: int, number: int) -> range:
     """Return the rows of block `number` of a unit of `count`."""
     return range(number * BLOCK_ROWS, min((number + 1) * BLOCK_ROWS, count))
-
-
-def unreadable(what: str, where: str, error: OSError, todo: str = MEND) -> CacheError:
-    """Say that a file is gone or cannot be read."""
-    gone = "are gone" if isinstance(error, FileNotFoundError) else "cannot be read"
-    return CacheError(f"{what} {gone}: {error.strerror or error}", where=where, todo=todo)
-
-
-@dataclass(frozen=True)
-class TargetSet:
-    """One base's targets over the views of a cache."""
-
-    cache: Cache
-    name: str
-    manifest: dict[str, Any]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Base, weights, preprocessing, normalization, last layers, k, codec, batch size and threads."""
-        identity: dict[str, Any] = self.manifest["identity"]
-        return identity
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the identity."""
-        return str(self.manifest["fingerprint"])
-
-    @functools.cached_property
-    def spec(self) -> TargetSpec:
-        """What the targets consist of."""
-        return TargetSpec(**self.identity["spec"])
-
-    @functools.cached_property
-    def units(self) -> list[Unit]:
-        """All committed units, sorted."""
-        return self.cache.committed(self.name)
-
-    @property
-    def fitted(self) -> bool:
-        """Whether its codec is there; before, it has no unit either."""
-        return self.cache.store.size(layout.codec_record(self.name)) is not None
-
-    @functools.cached_property
-    def codec_record(self) -> CodecRecord:
-        """How the set is coded, and its measured errors. Raises CacheError where it was never fitted."""
-        store, name = self.cache.store, layout.codec_record(self.name)
-        if store.size(name) is None:
-            todo = "run the same tec-cache extract again"
-            raise CacheError(f"target set {self.name!r} has no codec yet", where=store.place(name), todo=todo)
-        try:
-            record = CodecRecord.read(store, name)
-        except CacheError as error:  # no repair drops it: the units that are there need it
-            raise CacheError(error.what, where=error.where, todo=_RESTORE) from error
-        if record.identity != self.fingerprint:
-            raise CacheError("the codec of another target set", where=store.place(name), todo=_RESTORE)
-        return record
-
-    @functools.cached_property
-    def codec(self) -> Codec:
-        """What decodes them."""
-        payload, store = self.codec_record.payload, self.cache.store
-        parameters = None
-        if payload is not None:
-            where, most = store.place(payload.name), most_parameter_bytes(self.spec)
-            require_ranges([(0, payload.size)], payload, most, where, _RESTORE)
-            try:
-                parameters = store.read(payload.name)
-            except OSError as error:
-                raise unreadable("the codec's parameters", store.place(payload.name), error) from error
-            if sha256(parameters).hexdigest() != payload.sha256:
-                raise CacheError("the codec's parameters are damaged", where=store.place(payload.name), todo=_RESTORE)
-        return get_codec(self.identity["codec"], parameters)
-
-    def record(self, unit: Unit, views: ViewsRecord | None = None) -> TargetRecord:
-        """Read the record of a unit and check that it belongs to this set and to the views beside it.
-
-        views: the record of the unit's views, if it was read already.
-        """
-        store, name = self.cache.store, layout.target_record(self.name, unit)
-        record = TargetRecord.read(store, name)
-        views = views or self.cache.views_record(unit)
-        codec = self.codec_record.payload
-        problem = ""
-        if record.identity != self.fingerprint:
-            problem = "a unit of another target set"
-        elif record.codec_sha256 != (codec.sha256 if codec else ""):
-            problem = "these targets were coded with other parameters"
-        elif (record.count, record.keys_sha256, record.views_sha256) != (
-            len(views.keys),
-            views.keys_sha256,
-            views.payload.sha256 if views.payload else "",
-        ):
-            problem = "these targets were made from other crops"
-        if problem:
-            raise CacheError(problem, where=store.place(name), todo=MEND)
-        return record
-
-    def read_block(self, record: TargetRecord, number: int) -> dict[str, npt.NDArray[np.generic]]:
-        """Read block `number` of a unit: array -> (rows, ...), rows = BLOCK_ROWS or what is left at the end."""
-        if record.payload is None:
-            return {}
-        store, name, specs = self.cache.store, record.payload.name, self.codec.arrays(self.spec)
-        rows = min(BLOCK_ROWS, record.count - number * BLOCK_ROWS)
-        if set(record.blocks) != set(specs):
-            what = f"its record has the arrays {sorted(record.blocks)}, the codec has {sorted(specs)}"
-            raise CacheError(what, where=store.place(name), todo=MEND)
-        places = {array: blocks[number] for array, blocks in record.blocks.items()}
-        for array, (offset, size, _) in places.items():
-            require_ranges([(offset, size)], record.payload, most_chunk_bytes(specs[array]), store.place(name), MEND)
-        try:
-            pieces = store.read_ranges(name, [(offset, size) for offset, size, _ in places.values()])
-        except OSError as error:
-            raise unreadable("targets", store.place(name), error) from error
-        arrays = {}
-        for (array, (_, _, crc)), data in zip(places.items(), pieces, strict=True):
-            where = f"{store.place(name)}, {array}, rows from {number * BLOCK_ROWS}"
-            if zlib.crc32(data) != crc:
-                if store.drop_copy(name):
-                    return self.read_block(record, number)
-                raise CacheError("damaged targets", where=where, todo=MEND)
-            try:
-                arrays[array] = read_block(data, specs[array])[:rows]
-            except ValueError as error:
-                raise CacheError(f"damaged targets: {error}", where=where, todo=MEND) from error
-        return arrays
-
-    def read_unit(self, record: TargetRecord) -> dict[str, npt.NDArray[np.generic]]:
-        """Read all rows of a unit: array -> (count, ...)."""
-        import numpy as np
-
-        blocks = [self.read_block(record, number) for number in range(-(-record.count // BLOCK_ROWS))]
-        return {name: np.concatenate([block[name] for block in blocks]) for name in record.blocks}
-
-    def decode(self, arrays: dict[str, torch.Tensor]) -> Targets:
-        """Decode stored rows, on the device they are on, to normalized float32 targets."""
-        return self.codec.decode(arrays, self.spec)
 
 
 def target_manifest_problem(manifest: dict[str, Any], of: dict[str, Any]) -> str:
@@ -482,9 +375,3 @@ def target_manifest_problem(manifest: dict[str, Any], of: dict[str, Any]) -> str
     if TargetSpec(**identity["spec"]).grid_shape != (grid, grid):
         return "a target set over another grid than the cache's"
     return ""
-
-
-def units_in(store: Store, folder: str) -> list[Unit]:
-    """List the units that have a record in a folder of records."""
-    # what is no record is never read, nor removed; an audit names it
-    return sorted(unit for name in store.names(folder) if (unit := layout.unit_of(name)) is not None)

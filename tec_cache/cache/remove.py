@@ -1,4 +1,4 @@
-"""Removing from a cache: records first, so that nothing is ever there whose payload is not.
+"""Removing from a cache: the index, then records first, so that nothing is ever there whose payload is not.
 
 Only files that this program provably wrote go: those whose whole name the format makes (`layout.file_of`), and of
 the few documents whose names other programs use as well (cache.json, target.json, codec.json) only those that are
@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
+from tec_cache.cache.listing import units_in
 from tec_cache.cache.lock import CacheLock, cache_lock
 from tec_cache.cache.manifest import read_manifest
-from tec_cache.cache.reader import units_in
 from tec_cache.cache.record import CodecRecord, PackRecord, TargetRecord, ViewsRecord
 from tec_cache.cache.sealed import MAGIC
 from tec_cache.errors import CacheError, ConfigError, listed
@@ -89,8 +89,8 @@ def _names(store: Store) -> list[str]:
 
 def remove_all(store: Store) -> Removed:
     """Remove what this project wrote into a cache, and nothing else."""
-    return _remove(store, [*store.names("records"), layout.MANIFEST, *store.names(layout.TARGETS),
-                           *store.names(layout.VIEWS)])  # fmt: skip
+    return _remove(store, [*store.names(layout.INDEX), *store.names("records"), layout.MANIFEST,
+                           *store.names(layout.TARGETS), *store.names(layout.VIEWS)])  # fmt: skip
 
 
 def remove_target_set(store: Store, name: str, *, dry_run: bool = False) -> Removed:
@@ -98,10 +98,9 @@ def remove_target_set(store: Store, name: str, *, dry_run: bool = False) -> Remo
 
     target.json goes before codec.json: without it there is no set, and what is left of one is a leftover.
     """
-    first = [layout.target_manifest(name), layout.codec_record(name)]
+    index, first = layout.target_index(name), [layout.target_manifest(name), layout.codec_record(name)]
     others = [path for path in store.names(layout.target_folder(name)) if path not in first]
-    there = [path for path in first if store.size(path) is not None]
-    return _remove(store, [*store.names(layout.target_records(name)), *there, *others], dry_run=dry_run)
+    return _remove(store, [index, *store.names(layout.target_records(name)), *first, *others], dry_run=dry_run)
 
 
 def remove_views(
@@ -115,7 +114,8 @@ def remove_views(
     wanted = set(units)
     names = store.names(layout.ASKED_RECORDS)
     asked = {name: file.number for name in names if (file := layout.file_of(name)) is not None}
-    records = [name for name, view in asked.items() if view is not None and view >= keep]
+    records = [name for name in store.names(layout.INDEX) if layout.file_of(name) is not None]
+    records += [name for name, view in asked.items() if view is not None and view >= keep]
     records += [layout.target_record(name, unit) for name in target_names for unit in units]
     records += [layout.views_record(unit) for unit in units]
     payloads = [
@@ -145,6 +145,10 @@ def clear_leftovers(store: Store) -> list[str]:
         names = store.names(layout.TARGETS)
         for target in sorted({file.target for name in names if (file := layout.file_of(name)) is not None}):
             left += _left_of_set(store, target, [name for name in names if name.split("/")[1] == target], packed)
+    for name in store.names(layout.INDEX):
+        file = layout.file_of(name)
+        if file is not None and file.target and store.size(layout.target_manifest(file.target)) is None:
+            left.append(name)
     for name in left:
         store.remove(name)
     return left

@@ -178,6 +178,10 @@ class FlatStore:
         """Refuse to write."""
         raise self._read_only()
 
+    def changed_after(self, name: str, folder: str) -> bool | None:
+        """Say whether the files of a folder changed since a file was written."""
+        return self.flat.changed_after(flat_name(name), folder)
+
     def free(self) -> int | None:
         """Return the free bytes, None where nobody can say."""
         return self.flat.free()

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from threading import Lock
 
-from tec_cache.cache.layout import Unit
-from tec_cache.loader.units import Block, OpenUnit
+from tec_cache.loader.units import Block, Units
 
-Name = tuple[Unit, int]
-"""Which block: its unit, and its number within."""
+Name = tuple[int, int]
+"""Which block: the number of its unit, and its own within."""
 
 
 class BlockCache:
@@ -46,9 +45,9 @@ class BlockCache:
             for name in idle[: max(0, len(idle) - self.keep)]:
                 del self._blocks[name]
 
-    def get(self, unit: OpenUnit, number: int) -> Block:
+    def get(self, units: Units, name: Name) -> Block:
         """Return a block, reading it if nobody has; who asks meanwhile waits for it. Raises CacheError."""
-        name = unit.unit, number
+        unit, number = name
         with self._lock:
             future = self._blocks.get(name)
             mine = future is None
@@ -58,7 +57,7 @@ class BlockCache:
                 self._blocks.move_to_end(name)
         if mine:
             try:
-                future.set_result(unit.block(number))
+                future.set_result(units.get(unit).block(number))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()

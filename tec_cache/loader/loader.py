@@ -16,12 +16,13 @@ import torch
 from tec_cache.background import in_order
 from tec_cache.cache.layout import BLOCK_ROWS
 from tec_cache.cache.pixels import decode_crop, resize
-from tec_cache.cache.reader import Cache, TargetSet
+from tec_cache.cache.reader import Cache
+from tec_cache.cache.target_set import TargetSet
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.loader.batch import Batch
 from tec_cache.loader.blocks import BlockCache, Name
 from tec_cache.loader.order import EpochOrder
-from tec_cache.loader.units import Epoch, OpenUnit
+from tec_cache.loader.units import units_of
 
 T = TypeVar("T")
 
@@ -33,21 +34,31 @@ SHUFFLE_BUFFER = 1024
 class _Rows:
     """Rows to be loaded as one batch; those of a block lie together."""
 
-    epoch: Epoch
+    epoch: int
     units: npt.NDArray[np.int64]
+    """Number of each row's unit."""
     rows: npt.NDArray[np.int64]
 
-    def blocks(self) -> list[tuple[OpenUnit, int, slice]]:
+    def blocks(self) -> list[tuple[Name, slice]]:
         """List the blocks that hold them, each with its places in the batch."""
         numbers = self.rows // BLOCK_ROWS
         new = (np.diff(self.units) != 0) | (np.diff(numbers) != 0)
         edges = [0, *(np.flatnonzero(new) + 1).tolist(), len(self.rows)]
-        units = self.epoch.units
-        return [(units[self.units[a]], int(numbers[a]), slice(a, b)) for a, b in itertools.pairwise(edges)]
+        return [((int(self.units[a]), int(numbers[a])), slice(a, b)) for a, b in itertools.pairwise(edges)]
 
     def names(self) -> list[Name]:
         """List the names of these blocks."""
-        return [(unit.unit, number) for unit, number, _ in self.blocks()]
+        return [name for name, _ in self.blocks()]
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One epoch: the units of its view, and the order of their rows."""
+
+    number: int
+    units: npt.NDArray[np.int64]
+    """Numbers of the units that the order counts from zero."""
+    order: EpochOrder
 
 
 def _as_read(batch: Batch) -> Any:
@@ -65,7 +76,8 @@ class Loader(Generic[T]):
     each batch before it is handed over, in these threads; by default nothing. skip_damage: let other rows of the batch
     stand in for those of a damaged block, and name it in `damaged`, instead of raising CacheError.
 
-    Memory: the rows of the buffer and of `workers` + 1 batches, and about 80 bytes for each view of an epoch.
+    Memory: the rows of the buffer and of `workers` + 1 batches, `units.OPEN_BYTES` of opened units, and 0.4 bytes for
+    each view of an epoch.
     """
 
     def __init__(
@@ -89,7 +101,7 @@ class Loader(Generic[T]):
         self.num_views = num_views or cache.num_views
         cache.require_complete(self.num_views)
         if targets is not None:
-            cache.require_complete(self.num_views, targets.name)
+            targets.require_complete(self.num_views)
         if batch_size % world_size:
             raise ConfigError(
                 f"a batch of {batch_size} views does not divide among {world_size} ranks",
@@ -101,7 +113,8 @@ class Loader(Generic[T]):
         self.damaged: set[str] = set()
         self._buffer_blocks = max(1, -(-shuffle_buffer // BLOCK_ROWS))
         self._blocks = BlockCache(self._buffer_blocks)
-        self._epoch = self._open(0, None)
+        self._units = units_of(cache, targets, self.num_views)
+        self._epoch = self._open(0)
         self.num_samples = len(self._epoch.order)
         if batch_size > self.num_samples:
             raise ConfigError(
@@ -143,36 +156,31 @@ class Loader(Generic[T]):
         """Yield the rows of each micro-batch; the next epoch is opened while this one is read."""
         share = self.batch_size // self.world_size
         with ThreadPoolExecutor(1, thread_name_prefix="epoch") as opener:
-            following: Future[Epoch] | None = None
+            following: Future[_Epoch] | None = None
             for step in range(start_step, stop_step):
                 number, place = divmod(step, self.steps_per_epoch)
                 if number != self._epoch.number:
-                    opened = following or opener.submit(self._open, number, self._epoch)
+                    opened = following or opener.submit(self._open, number)
                     self._epoch, following = opened.result(), None
                 if following is None and (number + 1) * self.steps_per_epoch < stop_step:
-                    following = opener.submit(self._open, number + 1, self._epoch)
+                    following = opener.submit(self._open, number + 1)
                 units, rows = self._step_rows(self._epoch.order, place)
                 for start in range(self.rank * share, (self.rank + 1) * share, size):
                     part = slice(start, start + size)
-                    yield _Rows(self._epoch, units[part], rows[part])
+                    yield _Rows(self._epoch.number, self._epoch.units[units[part]], rows[part])
 
-    def _open(self, number: int, before: Epoch | None) -> Epoch:
-        """Open the units of an epoch's view, unless the epoch before has them open, and make its order."""
+    def _open(self, number: int) -> _Epoch:
+        """Make the order of an epoch's view."""
         view = number % self.num_views
-        if before is not None and before.number % self.num_views == view:
-            units = before.units
-        else:
-            wanted = [unit for unit in self.cache.view_units if unit.view == view]
-            units = self.cache.of_units(wanted, lambda unit: OpenUnit(self.cache, self.targets, unit))
-        counts = [len(unit) for unit in units]
-        if before is not None and sum(counts) != self.num_samples:
+        units, counts = self._units.of_view(view)
+        if number and int(counts.sum()) != self.num_samples:
             raise CacheError(
-                f"view {view} has {sum(counts)} crops, view 0 has {self.num_samples}",
+                f"view {view} has {int(counts.sum())} crops, view 0 has {self.num_samples}",
                 where=self.cache.store.url,
                 todo="the source changed between two extractions: make the cache again",
             )
         order = EpochOrder(counts, seed=self.seed, epoch=number, buffer_blocks=self._buffer_blocks)
-        return Epoch(number, units, order)
+        return _Epoch(number, units, order)
 
     def _step_rows(self, order: EpochOrder, place: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return units and rows of one step's batch, sorted.
@@ -196,18 +204,17 @@ class Loader(Generic[T]):
         pixels = {size: self._empty((count, size, size, 3), torch.uint8) for size in self.pixel_sizes}
         codes: dict[str, torch.Tensor] = {}
         keys, labels = np.empty(count, np.uint64), np.empty(count, np.int64)
-        for unit, number, places in wanted.blocks():
-            crops, arrays = self._blocks.get(unit, number)
-            rows = wanted.rows[places]
-            within = rows - number * BLOCK_ROWS
+        for block_name, places in wanted.blocks():
+            block = self._blocks.get(self._units, block_name)
+            within = wanted.rows[places] - block_name[1] * BLOCK_ROWS
             for place, row in zip(range(places.start, places.stop), within.tolist(), strict=True):
-                self._decode(crops[row], pixels, place)
-            for name, values in arrays.items():
+                self._decode(block.crops[row], pixels, place)
+            for name, values in block.arrays.items():
                 if name not in codes:
                     codes[name] = self._empty((count, *values.shape[1:]), _torch_type(values.dtype))
                 codes[name].numpy()[places] = values[within]
-            keys[places], labels[places] = unit.sample_keys[rows], unit.labels[rows]
-        return Batch(wanted.epoch.number, pixels, codes, torch.from_numpy(labels), keys)
+            keys[places], labels[places] = block.sample_keys[within], block.labels[within]
+        return Batch(wanted.epoch, pixels, codes, torch.from_numpy(labels), keys)
 
     def _decode(self, jpeg: bytes, pixels: dict[int, torch.Tensor], place: int) -> None:
         """Decode a crop into its place, in each size."""
@@ -220,12 +227,12 @@ class Loader(Generic[T]):
     def _undamaged(self, wanted: _Rows) -> _Rows:
         """Put the other rows, in turn, in the places of those of damaged blocks."""
         good = np.ones(len(wanted.rows), bool)
-        for unit, number, places in wanted.blocks():
+        for name, places in wanted.blocks():
             try:
-                self._blocks.get(unit, number)
+                self._blocks.get(self._units, name)
             except CacheError as error:
                 good[places] = False
-                self.damaged.add(f"unit {unit.unit}, block {number}: {error.what}")
+                self.damaged.add(f"unit {self._units.name(name[0])}, block {name[1]}: {error.what}")
         if not good.any():
             todo = "tec-cache verify CACHE --full lists what is damaged, --repair drops it"
             raise CacheError("every block of a batch is damaged", where=self.cache.store.url, todo=todo)

@@ -22,7 +22,9 @@ class EpochOrder:
     kept of an epoch grows by 8 bytes a block of 32 rows.
     """
 
-    def __init__(self, counts: Sequence[int], *, seed: int, epoch: int, buffer_blocks: int) -> None:
+    def __init__(
+        self, counts: Sequence[int] | npt.NDArray[np.int64], *, seed: int, epoch: int, buffer_blocks: int
+    ) -> None:
         self.seed, self.epoch, self.buffer_blocks = seed, epoch, buffer_blocks
         self._counts = np.asarray(counts, np.int64)
         per_unit = -(-self._counts // BLOCK_ROWS)

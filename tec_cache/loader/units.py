@@ -1,100 +1,237 @@
-"""What is kept in memory of an epoch: its order, and of each unit who its crops are and where they and its codes lie.
+"""The units of an epoch: how many rows each has, and, of the few that are being read, where their rows lie.
 
-About 55 bytes a view, keys included: lists of numbers become arrays, and names one string.
+With an index no record is opened: a unit is opened when its first block is wanted, by one small range of the index. A
+cache without one is read by its records. Either way only what was used last stays open, whatever the cache's size.
 """
 
 from __future__ import annotations
 
-import functools
-from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar, overload
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Lock
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from tec_cache.cache.index.details import (
+    CROP,
+    PLACE,
+    block_details,
+    crop_details,
+    member_details,
+    stored_crops,
+    stored_members,
+    stored_targets,
+)
+from tec_cache.cache.index.heading import TargetsHeading, ViewsHeading
+from tec_cache.cache.index.reading import StaleIndex, UnitIndex
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import Cache, TargetSet
-from tec_cache.cache.record import TargetRecord, ViewsRecord
-from tec_cache.loader.order import EpochOrder
-from tec_cache.rng import key64
+from tec_cache.cache.places import CropPlaces, TargetPlaces
+from tec_cache.cache.reader import Cache, block_rows
+from tec_cache.cache.record import Payload
+from tec_cache.cache.target_set import TargetSet
+from tec_cache.errors import CacheError
+from tec_cache.pack.reader import IndexedCodes, PackedTargetRecord
 
-T = TypeVar("T")
-
-Block = tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]
-"""A block of rows as it is read: JPEGs, and stored arrays (rows, ...)."""
+OPEN_BYTES = 64 << 20
+"""Of what is held of opened units: 52 bytes a view at most, so that an epoch of ImageNet stays open as a whole."""
 
 
-class OpenUnit:
-    """A unit whose record was read: it reads blocks and knows the samples."""
+class Block(NamedTuple):
+    """A block of rows as it is read."""
 
-    def __init__(self, cache: Cache, targets: TargetSet | None, unit: Unit) -> None:
-        self.cache, self.targets, self.unit = cache, targets, unit
-        record = cache.views_record(unit)
-        shard = cache.shards[unit.shard]
-        self.sample_keys = np.array([key64("sample", shard, key) for key in record.keys], dtype=np.uint64)
-        self.labels = np.array([-1 if x is None else x for x in record.labels], dtype=np.int64)
-        self.record: ViewsRecord = replace(compact(record), labels=[], skipped=[])
-
-    def __len__(self) -> int:
-        return len(self.sample_keys)
-
-    @functools.cached_property
-    def target_record(self) -> TargetRecord | None:
-        """Where the targets' blocks lie, read by the first worker that needs them."""
-        return None if self.targets is None else compact(self.targets.record(self.unit, self.record))
-
-    def block(self, number: int) -> Block:
-        """Read one block: JPEGs and stored rows, each array from one range of its file."""
-        return self.cache.read_block(self.record, number, self.targets, self.target_record)
+    crops: list[bytes]
+    """JPEGs."""
+    arrays: dict[str, npt.NDArray[np.generic]]
+    """Stored arrays (rows, ...) of the target set; none without one."""
+    sample_keys: npt.NDArray[np.uint64]
+    labels: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One epoch: the units of its view, and the order of their rows."""
+class OpenUnit:
+    """A unit of which is known where its rows lie: it reads blocks."""
 
-    number: int
-    units: list[OpenUnit]
-    order: EpochOrder
-
-
-class _Strings(Sequence[str]):
-    """A list of strings in one string."""
-
-    def __init__(self, strings: Iterable[str]) -> None:
-        strings = list(strings)
-        self._text = "".join(strings)
-        self._ends = array("l", [0])
-        for string in strings:
-            self._ends.append(self._ends[-1] + len(string))
+    cache: Cache
+    targets: TargetSet | None
+    details: npt.NDArray[np.void]
+    """(rows,) of `CROP`."""
+    crops: CropPlaces
+    coded: TargetPlaces | None
+    num_bytes: int
+    """In memory."""
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self.details)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        return self._text[self._ends[place] : self._ends[place + 1]]
+    def block(self, number: int) -> Block:
+        """Read one block: JPEGs and stored rows, each array from one range of its file."""
+        rows = block_rows(len(self), number)
+        crops, arrays = self.cache.read_block(self.crops, number, self.targets, self.coded)
+        details = self.details[rows.start : rows.stop]
+        return Block(crops, arrays, details["sample_key"], details["label"])
 
 
-def compact(value: T) -> T:
-    """Return a record with its lists of numbers and of strings in a quarter of the memory, whatever it nests."""
-    found: Any = value
-    if is_dataclass(value) and not isinstance(value, type):
-        found = replace(value, **{f.name: compact(getattr(value, f.name)) for f in fields(value)})
-    elif isinstance(value, dict):
-        found = {name: compact(item) for name, item in value.items()}
-    elif isinstance(value, list) and value:
-        if all(type(item) is int for item in value):
-            found = array("q", value)
-        elif all(isinstance(item, str) for item in value):
-            found = _Strings(value)
-        elif all(isinstance(item, list) for item in value):
-            found = [compact(item) for item in value]
-    return found
+class Units(Protocol):
+    """The units of a cache by numbers."""
+
+    def of_view(self, view: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the numbers of a view's units, sorted by unit, and how many rows each has."""
+
+    def name(self, number: int) -> Unit:
+        """Return a unit's name."""
+
+    def get(self, number: int) -> OpenUnit:
+        """Open a unit, unless it is open."""
+
+
+def units_of(cache: Cache, targets: TargetSet | None, num_views: int) -> Units:
+    """Return the units of a cache: by its index where that, and the target set's, cover the first `num_views` views."""
+    views, coded = cache.index, targets.index if targets is not None else None
+    if views is None or views.heading.num_views < num_views:
+        return RecordedUnits(cache, targets)
+    if targets is not None and (coded is None or coded.heading.num_views < num_views):
+        return RecordedUnits(cache, targets)
+    return IndexedUnits(cache, targets, views, coded)
+
+
+class _Opened:
+    """Units that were opened, each once, however many threads ask; those that were used last stay."""
+
+    def __init__(self) -> None:
+        self._units: OrderedDict[int, Future[OpenUnit]] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def get(self, number: int) -> OpenUnit:
+        """Return a unit, opening it if nobody has; who asks meanwhile waits for it. Raises CacheError."""
+        with self._lock:
+            future = self._units.get(number)
+            mine = future is None
+            if future is None:
+                future = self._units[number] = Future()
+            else:
+                self._units.move_to_end(number)
+        if mine:
+            try:
+                unit = self.open(number)
+            except BaseException as error:
+                with self._lock:  # a network may be back the next time
+                    del self._units[number]
+                future.set_exception(error)
+            else:
+                future.set_result(unit)
+                self._make_room(unit)
+        return future.result()
+
+    def open(self, number: int) -> OpenUnit:
+        """Open a unit."""
+        raise NotImplementedError
+
+    def _make_room(self, unit: OpenUnit) -> None:
+        with self._lock:
+            self._bytes += unit.num_bytes
+            for number in list(self._units):
+                if self._bytes <= OPEN_BYTES:
+                    break
+                if self._units[number].done():
+                    self._bytes -= self._units.pop(number).result().num_bytes
+
+
+class RecordedUnits(_Opened):
+    """Units by their records, those of each view read when its first epoch begins."""
+
+    def __init__(self, cache: Cache, targets: TargetSet | None) -> None:
+        super().__init__()
+        self.cache, self.targets = cache, targets
+        self._names: Sequence[Unit] = cache.view_units
+        self._rows: dict[int, npt.NDArray[np.int64]] = {}
+
+    def of_view(self, view: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the numbers of a view's units, sorted by unit, and how many rows each has."""
+        numbers = np.array([n for n, unit in enumerate(self._names) if unit.view == view], np.int64)
+        if view not in self._rows:
+            rows = self.cache.of_units(numbers.tolist(), lambda number: len(self.get(number)))
+            self._rows[view] = np.array(rows, np.int64)
+        return numbers, self._rows[view]
+
+    def name(self, number: int) -> Unit:
+        """Return a unit's name."""
+        return self._names[number]
+
+    def open(self, number: int) -> OpenUnit:
+        """Read the records of a unit."""
+        return recorded(self.cache, self.targets, self._names[number])
+
+
+class IndexedUnits(_Opened):
+    """Units by an index. One whose details cannot be used is read by its records: those are the truth."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        targets: TargetSet | None,
+        views: UnitIndex[ViewsHeading],
+        coded: UnitIndex[TargetsHeading] | None,
+    ) -> None:
+        super().__init__()
+        self.cache, self.targets, self.views, self.coded = cache, targets, views, coded
+
+    def of_view(self, view: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the numbers of a view's units, sorted by unit, and how many rows each has."""
+        numbers = self.views.of_view(view)
+        return numbers, self.views.entries["rows"][numbers].astype(np.int64)
+
+    def name(self, number: int) -> Unit:
+        """Return a unit's name."""
+        return self.views.unit(number)
+
+    def open(self, number: int) -> OpenUnit:
+        """Read the details of a unit. Raises CacheError where its records say otherwise than the index."""
+        unit = self.views.unit(number)
+        try:
+            return self._indexed(unit, number)
+        except (OSError, StaleIndex):
+            opened = recorded(self.cache, self.targets, unit)
+        if len(opened) != self.views.entries["rows"][number]:
+            what = f"unit {unit} has {len(opened)} crops, the index says {self.views.entries['rows'][number]}"
+            todo = "tec-cache index CACHE makes the index again; then run the same command again"
+            raise CacheError(what, where=self.cache.store.url, todo=todo)
+        return opened
+
+    def _indexed(self, unit: Unit, number: int) -> OpenUnit:
+        details = self.views.details(number, CROP)
+        crops = stored_crops(unit, self.views.payload(number), details)
+        if self.coded is None:
+            return OpenUnit(self.cache, self.targets, details, crops, None, details.nbytes)
+        place = self.coded.find(unit)
+        places, rows, payload = self.coded.details(place, PLACE), len(details), self.coded.payload(place)
+        coded: TargetPlaces
+        if self.cache.packed:
+            coded = IndexedCodes(rows, payload, stored_members(places))
+        else:
+            arrays = self.coded.heading.arrays
+            coded = stored_targets(rows, payload, places.reshape(-1, len(arrays)), arrays)
+        return OpenUnit(self.cache, self.targets, details, crops, coded, details.nbytes + places.nbytes)
+
+
+def recorded(cache: Cache, targets: TargetSet | None, unit: Unit) -> OpenUnit:
+    """Open a unit by its records; of them as much is kept as an index would hold. Raises CacheError."""
+    record = cache.views_record(unit)
+    details = crop_details(record, cache.shards[unit.shard])
+    crops = stored_crops(unit, record.payload, details)
+    if targets is None:
+        return OpenUnit(cache, None, details, crops, None, details.nbytes)
+    coded = targets.record(unit, record)
+    payload: Payload | None = coded.payload
+    if isinstance(coded, PackedTargetRecord):
+        places = member_details(coded.codes)
+        return OpenUnit(cache, targets, details, crops, IndexedCodes(coded.count, payload, stored_members(places)),
+                        details.nbytes + places.nbytes)  # fmt: skip
+    arrays = list(coded.blocks)
+    places = block_details(coded, arrays)
+    found = stored_targets(coded.count, payload, places, arrays)
+    return OpenUnit(cache, targets, details, crops, found, details.nbytes + places.nbytes)

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
+from tec_cache.cache.listing import units_in
 from tec_cache.cache.manifest import read_manifest
 from tec_cache.cache.pixels import most_crop_bytes
-from tec_cache.cache.ranges import read_together, require_ranges
-from tec_cache.cache.reader import Cache, TargetSet, block_rows, units_in, unreadable
+from tec_cache.cache.places import CropPlaces, Places, TargetPlaces
+from tec_cache.cache.ranges import read_together, require_ranges, unreadable
+from tec_cache.cache.reader import Cache, block_rows
 from tec_cache.cache.record import PackedCodes, PackRecord, Payload, TargetRecord, ViewsRecord
+from tec_cache.cache.target_set import TargetSet
 from tec_cache.codec import ArraySpec
 from tec_cache.errors import CacheError
 from tec_cache.pack.frames import MAGIC, most_member_bytes, read_members
@@ -49,6 +52,7 @@ class Pack(Cache):
     pack: dict[str, Any] = field(default_factory=dict)
     """Identity of the pack: fingerprint of the cache, number of views, target sets."""
 
+    packed: ClassVar[bool] = True
     mend: ClassVar[str] = MEND
     go_on: ClassVar[str] = "run the same tec-cache pack again, it goes on where it stopped"
 
@@ -84,19 +88,19 @@ class Pack(Cache):
         return record
 
     def read_block(
-        self, views: ViewsRecord, number: int, targets: TargetSet | None, coded: TargetRecord | None
+        self, views: CropPlaces, number: int, targets: TargetSet | None, coded: TargetPlaces | None
     ) -> tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]:
         """Read block `number` of a unit, crops and codes in one range; each is checked against its CRC-32."""
-        rows = block_rows(len(views.keys), number)
+        rows = block_rows(len(views.sizes), number)
         if not rows or targets is None or coded is None:
             return self.read_crops(views, rows), {}
-        assert isinstance(coded, PackedTargetRecord)
-        specs = targets.codec.arrays(targets.spec)
+        assert isinstance(coded, PackedTargetRecord | IndexedCodes)
+        specs = targets.arrays
         crops, members = self._read(views, rows, {"": views, targets.name: coded.codes}, most_member_bytes(specs))
         return crops, self.decoded(views, members, specs)
 
     def read_codes(
-        self, views: ViewsRecord, codes: PackedCodes, rows: range, specs: Mapping[str, ArraySpec]
+        self, views: CropPlaces, codes: Places, rows: range, specs: Mapping[str, ArraySpec]
     ) -> dict[str, npt.NDArray[np.generic]]:
         """Read a target set's arrays in some rows of a unit, each member checked against its CRC-32."""
         if not rows:
@@ -105,7 +109,7 @@ class Pack(Cache):
         return self.decoded(views, members, specs)
 
     def decoded(
-        self, views: ViewsRecord, members: Sequence[bytes], specs: Mapping[str, ArraySpec]
+        self, views: CropPlaces, members: Sequence[bytes], specs: Mapping[str, ArraySpec]
     ) -> dict[str, npt.NDArray[np.generic]]:
         """Decode members to arrays (rows, ...). Raises CacheError for those that are none."""
         try:
@@ -114,18 +118,16 @@ class Pack(Cache):
             where = f"{self.store.url}, unit {views.unit}"
             raise CacheError(f"damaged codes: {error}", where=where, todo=MEND) from error
 
-    def _read(
-        self, views: ViewsRecord, rows: range, parts: Mapping[str, ViewsRecord | PackedCodes], most: int
-    ) -> list[list[bytes]]:
+    def _read(self, views: CropPlaces, rows: range, parts: Mapping[str, Places], most: int) -> list[list[bytes]]:
         """Read all members of `parts` in successive rows, in one range where they lie together.
 
         most: bytes that a member of codes can have.
         """
         assert views.payload is not None
         name = views.payload.name
-        ranges = {key: [(part.offsets[i], part.sizes[i]) for i in rows] for key, part in parts.items()}
+        ranges = {key: [(int(part.offsets[i]), int(part.sizes[i])) for i in rows] for key, part in parts.items()}
         for key, wanted in ranges.items():
-            most_bytes = most if isinstance(parts[key], PackedCodes) else most_crop_bytes(self.size)
+            most_bytes = most_crop_bytes(self.size) if parts[key] is views else most
             require_ranges(wanted, views.payload, most_bytes, self.store.place(name), MEND)
         order = sorted((at, key) for key, wanted in ranges.items() for at in wanted)
         try:
@@ -140,11 +142,21 @@ class Pack(Cache):
                 if zlib.crc32(member) != part.crc32[row]:
                     if self.store.drop_copy(views.payload.name):  # a damaged copy of it: the store's own is asked
                         return self._read(views, rows, parts, most)
-                    what = "crop" if isinstance(part, ViewsRecord) else "codes of"
+                    what = "crop" if part is views else "codes of"
                     where = f"{self.store.place(views.payload.name)}, row {row}"
-                    raise CacheError(f"{what} {views.keys[row]!r}: damaged", where=where, todo=MEND)
+                    raise CacheError(f"{what}{self.key_of(views, row)}: damaged", where=where, todo=MEND)
             found.append(members)
         return found
+
+
+@dataclass(frozen=True)
+class IndexedCodes:
+    """Where one target set's codes of a unit lie, from an index."""
+
+    count: int
+    payload: Payload | None
+    codes: Places
+    blocks: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,16 +187,15 @@ class PackedTargetSet(TargetSet):
             keys_sha256=record.keys_sha256,
             views_sha256=payload.sha256 if payload else "",
             payload=Payload(payload.name, sum(codes.sizes), payload.sha256) if payload else None,
-            blocks={name: [] for name in self.codec.arrays(self.spec)} if payload else {},
+            blocks={name: [] for name in self.arrays} if payload else {},
             codes=codes,
             views=record,
         )
 
-    def read_block(self, record: TargetRecord, number: int) -> dict[str, npt.NDArray[np.generic]]:
+    def read_block(self, record: TargetPlaces, number: int) -> dict[str, npt.NDArray[np.generic]]:
         """Read block `number` of a unit: array -> (rows, ...)."""
         assert isinstance(record, PackedTargetRecord)
-        rows = block_rows(record.count, number)
-        return self._pack.read_codes(record.views, record.codes, rows, self.codec.arrays(self.spec))
+        return self._pack.read_codes(record.views, record.codes, block_rows(record.count, number), self.arrays)
 
     @property
     def _pack(self) -> Pack:

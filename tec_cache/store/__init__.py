@@ -68,6 +68,12 @@ class Store(Protocol):
     def require_conditional_create(self) -> None:
         """Raise TecCacheError unless `create` lets one of several writers win."""
 
+    def changed_after(self, name: str, folder: str) -> bool | None:
+        """Say whether files came into a folder, or one right below it, or left it since a file was written.
+
+        None where nobody can say. A copy of both may say so although nothing did.
+        """
+
     def free(self) -> int | None:
         """Return the free bytes, None where nobody can say."""
 

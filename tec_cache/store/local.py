@@ -141,6 +141,15 @@ class LocalStore:
     def require_conditional_create(self) -> None:
         """Nothing to check: a hard link fails where its name is taken."""
 
+    def changed_after(self, name: str, folder: str) -> bool | None:
+        """Compare the times of the folders with that of the file."""
+        written, above = os.stat(self._path(name)).st_mtime_ns, self._path(folder)
+        try:
+            below = [entry.stat().st_mtime_ns for entry in os.scandir(above) if entry.is_dir()]
+            return max(os.stat(above).st_mtime_ns, *below, 0) >= written
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+
     def free(self) -> int | None:
         """Return the free bytes of the disk."""
         root = self.root.absolute()

@@ -239,6 +239,10 @@ class RemoteStore:
         """Say that nothing is kept beside the objects themselves."""
         return False
 
+    def changed_after(self, name: str, folder: str) -> bool | None:
+        """Say that nobody knows: an object store has no folders."""
+        return None
+
     def free(self) -> int | None:
         """Say that nobody knows."""
         return None

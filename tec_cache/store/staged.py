@@ -143,6 +143,10 @@ class StagedStore:
         """Raise TecCacheError unless `create` lets one of several writers win."""
         self.inner.require_conditional_create()
 
+    def changed_after(self, name: str, folder: str) -> bool | None:
+        """Say whether the files of a folder changed since a file was written."""
+        return self.inner.changed_after(name, folder)
+
     def free(self) -> int | None:
         """Return the free bytes of the store itself."""
         return self.inner.free()

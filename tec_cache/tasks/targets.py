@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from tec_cache.cache.reader import TargetSet
+from tec_cache.cache.target_set import TargetSet
 from tec_cache.loader import Batch
 from tec_cache.targets import pixel_targets
 from tec_cache.types import Targets, TargetSpec
