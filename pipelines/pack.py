@@ -164,7 +164,7 @@ def pack_unit(cache: Cache, sets: list[TargetSet], unit: Unit, store: Store, poo
 
     def record(payload: Payload | None, offsets: dict[str, list[int]]) -> PackRecord:
         codes = {name: PackedCodes(**entry, offsets=offsets.get(name, [])) for name, entry in made.items()}
-        own = vars(views) | {"payload": payload, "offsets": offsets.get("", [])}
+        own = views.values() | {"payload": payload, "offsets": offsets.get("", [])}
         return PackRecord(**own, views=views.payload, targets=codes)
 
     if not views.keys:

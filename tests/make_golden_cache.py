@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the golden cache of the current format version. Run once per version; what it made is never made again.
 
-    python -m tests.make_golden_cache tests/data/golden_cache_v2
+    python -m tests.make_golden_cache tests/data/golden_cache_v3
 
 The cache holds two target sets of a tiny random base over 40 synthetic photos in two views: `exact`, and `coded` with
 the transform codec. Beside it lie `pack`, the same as a pack of one view, and `expected.npz`, which keeps what its

@@ -41,7 +41,6 @@ from tec_cache.cache.layout import Unit
 from tec_cache.cache.pixels import MOST_SIDE, JpegSettings, decode_crop, encode_crop, most_crop_bytes
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import Payload, TargetRecord, ViewsRecord
-from tec_cache.cache.sealed import seal, unseal
 from tec_cache.codec import ArraySpec, get_codec, most_parameter_bytes
 from tec_cache.data import links, photos, tar_stream, tars
 from tec_cache.data.files import LocalFile
@@ -59,6 +58,7 @@ from tec_cache.tar_headers import MOST_HEADER_BYTES
 from tec_cache.weights.content import read_json
 from tests import forked
 from tests.conftest import encoded, photo, tiny_config, write_shards, write_tar
+from tests.sealing import reseal, unsealed
 
 UNIT = Unit(0, 0, 0)
 TERABYTE = 1 << 40
@@ -470,21 +470,21 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     return folder / "cache"
 
 
-def reseal(path: Path, **changes: Any) -> None:
-    path.write_bytes(seal(unseal(path.read_bytes()) | changes))
+def resealed(path: Path, **changes: Any) -> None:
+    reseal(path, unsealed(path) | changes)
 
 
 @pytest.mark.parametrize("size", [10**6, 10**12, 2**53])
 def test_a_crop_or_block_that_claims_too_many_bytes_is_refused(small: Path, tmp_path: Path, size: int) -> None:
     """The record is sealed, and agrees with the payload that it names: a sparse file of that size."""
     cache = shutil.copytree(small, tmp_path / "cache")
-    views = unseal((cache / layout.views_record(UNIT)).read_bytes())
-    coded = unseal((cache / layout.target_record("tiny", UNIT)).read_bytes())
+    views = unsealed(cache / layout.views_record(UNIT))
+    coded = unsealed(cache / layout.target_record("tiny", UNIT))
     name, first = next(iter(coded["blocks"].items()))
     last = sorted(b[0] for blocks in coded["blocks"].values() for b in blocks)[-1]
     blocks = {n: [[*b] for b in bs] for n, bs in coded["blocks"].items()}
     blocks[name][0] = [last + 10_000, size, first[0][2]]
-    reseal(
+    resealed(
         cache / layout.views_record(UNIT),
         sizes=[*views["sizes"][:-1], size],
         payload=views["payload"] | {"size": 2 * size + 10**6},
@@ -500,7 +500,7 @@ def test_a_crop_or_block_that_claims_too_many_bytes_is_refused(small: Path, tmp_
             with pytest.raises(CacheError, match="asks for"):
                 opened.read_crops(record, range(len(record.keys)))
     shutil.copy(small / layout.views_record(UNIT), cache / layout.views_record(UNIT))
-    reseal(
+    resealed(
         cache / layout.target_record("tiny", UNIT),
         blocks=blocks,
         payload=coded["payload"] | {"size": 2 * size + 10**6},
@@ -663,7 +663,9 @@ def test_parameters_of_a_codec_are_bounded_by_the_targets(small: Path, tmp_path:
     payload = target.codec_record.payload
     assert payload is not None
     assert payload.size < most_parameter_bytes(target.spec)
-    reseal(cache / layout.codec_record("tiny"), payload=vars(payload) | {"size": most_parameter_bytes(target.spec) + 1})
+    resealed(
+        cache / layout.codec_record("tiny"), payload=vars(payload) | {"size": most_parameter_bytes(target.spec) + 1}
+    )
     with pytest.raises(CacheError, match="asks for"):
         _ = open_cache(cache)["tiny"].codec
 
@@ -699,7 +701,7 @@ def test_codes_in_a_pack_that_claim_a_gigabyte_are_damage(small: Path, tmp_path:
 
     pack(str(small), str(tmp_path / "pack"))
     path = tmp_path / "pack" / layout.pack_record(UNIT)
-    body = unseal(path.read_bytes())
+    body = unsealed(path)
     tar = tmp_path / "pack" / body["payload"]["name"]
     codes = body["targets"]["tiny"]
     data = bytearray(tar.read_bytes())
@@ -710,6 +712,6 @@ def test_codes_in_a_pack_that_claim_a_gigabyte_are_damage(small: Path, tmp_path:
     sha256 = hash_file(tar)
     body["payload"] |= {"sha256": sha256, "name": layout.pack_payload(UNIT, sha256)}
     tar.rename(tar.with_name(body["payload"]["name"]))
-    path.write_bytes(seal(body))
+    reseal(path, body)
     with little_memory(), pytest.raises(CacheError, match="Blosc frame"):
         unpack(str(tmp_path / "pack"), str(tmp_path / "out"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from tec_cache.cache.layout import Unit
 from tec_cache.cache.pixels import decode_crop
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import hash_keys
-from tec_cache.cache.sealed import seal, unseal
+from tec_cache.cache.sealed import MIDDLE, TAIL, seal
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.targets import normalize_targets
 from tests.conftest import payload_of
+from tests.sealing import reseal, unsealed
 
 FIRST = Unit(0, 0, 1)
 
@@ -90,9 +92,9 @@ def read_everything(path: Path) -> None:
     tiny.read_unit(tiny.record(FIRST))
 
 
-def reseal(path: Path, **changes: object) -> None:
+def resealed(path: Path, **changes: object) -> None:
     """Change a sealed record so that only its meaning is wrong."""
-    path.write_bytes(seal(unseal(path.read_bytes()) | changes))
+    reseal(path, unsealed(path) | changes)
 
 
 HARMS = {
@@ -112,10 +114,10 @@ HARMS = {
     "targets of other crops": "other crops",
     "views of other photos": "other photos",
     "broken record": "damaged record",
-    "record with another field": "missing or unknown",
+    "record without a field": "missing required field",
     "broken manifest": "damaged manifest",
     "edited manifest": "damaged manifest",
-    "other version": "format version 3, this program reads 1 and 2",
+    "other version": "format version 4, this program reads 3",
 }
 
 
@@ -144,26 +146,28 @@ def test_harm_is_noticed(cache_copy: Path, harm: str) -> None:
             if what == "both records" or ("target" in what) == (path == target_record):
                 shutil.copy(cache_copy / theirs, path)
     elif harm == "foreign record":
-        reseal(record, identity="0" * 64)
+        resealed(record, identity="0" * 64)
     elif harm == "foreign target record":
-        reseal(target_record, identity="0" * 64)
+        resealed(target_record, identity="0" * 64)
     elif harm == "targets of other keys":
-        reseal(target_record, keys_sha256="0" * 64)
+        resealed(target_record, keys_sha256="0" * 64)
     elif harm == "targets of other crops":
-        reseal(target_record, views_sha256="0" * 64)
+        resealed(target_record, views_sha256="0" * 64)
     elif harm == "views of other photos":
-        reseal(record, photos_sha256="0f" * 32)
+        resealed(record, photos_sha256="0f" * 32)
     elif harm == "broken record":
         record.write_text('{"keys": [')
-    elif harm == "record with another field":
-        reseal(record, more=1)
+    elif harm == "record without a field":
+        body = unsealed(record)
+        del body["notes"]
+        reseal(record, body)
     elif harm == "broken manifest":
         manifest.write_text("")
     elif harm == "edited manifest":
         manifest.write_text(manifest.read_text().replace('"quality": 90', '"quality": 91'))
     elif harm == "other version":
-        body = unseal(manifest.read_bytes(), indent=1)
-        manifest.write_bytes(seal(body | {"format": 3}, indent=1))
+        text = seal("cache", unsealed(manifest), indent=1)[:-78].replace(b'"format":3', b'"format":4')
+        manifest.write_bytes(text + MIDDLE + hashlib.sha256(text).hexdigest().encode() + TAIL)
     with pytest.raises(CacheError, match=HARMS[harm]) as error:
         read_everything(cache_copy)
     assert error.value.where.startswith(str(cache_copy))

@@ -23,12 +23,12 @@ from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import ViewsRecord, hash_photos
-from tec_cache.cache.sealed import seal, unseal
 from tec_cache.data.passed_over import PassedOver
 from tec_cache.data.photos import Photo
 from tec_cache.data.tars import TarShard
 from tec_cache.errors import CacheError, ConfigError, IdentityError, SourceError
 from tests.conftest import encoded, files_below, load_everything, photo, tiny_config, write_tar
+from tests.sealing import reseal, unsealed
 
 COUNTS = [6, 5]
 """Photos of each shard: two groups of at most four."""
@@ -205,9 +205,9 @@ def test_views_of_a_group_agree_with_each_other(twins: Path, tmp_path: Path, par
     for name in (layout.source_record(1), layout.CONTENT_RECORD):
         (cache / name).unlink()
     path = cache / layout.views_record(Unit(1, 0, 1))
-    body = unseal(path.read_bytes())
+    body = unsealed(path)
     change = {"photos_sha256": "5a" * 32} if part == "photos" else {"labels": [7, *body["labels"][1:]]}
-    path.write_bytes(seal(body | change))
+    reseal(path, body | change)
     damage = [f for f in verify(str(cache)).findings if f.level == "damage"]
     assert [f.unit for f in damage] == [str(Unit(1, 0, 1))] * 2, "the targets over it go with it"
     assert damage[0].where == layout.views_record(Unit(1, 0, 1))
@@ -339,8 +339,8 @@ def test_a_cache_of_version_1_may_be_replaced(twins: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["records/views/000000.000-v01.json", "records/source/000000.json"])
 def test_a_record_of_version_1_is_none_of_version_2(twins: Path, tmp_path: Path, name: str) -> None:
     cache = Path(shutil.copytree(twins / "one", tmp_path / "cache"))
-    body = unseal((cache / name).read_bytes())
+    body = unsealed(cache / name)
     for field in ("photos_sha256", "notes", "group_sha256"):
         body.pop(field, None)
-    (cache / name).write_bytes(seal(body))
+    reseal(cache / name, body)
     require_bad(cache)

@@ -20,13 +20,13 @@ from pipelines.info import info
 from tec_cache.cache import layout
 from tec_cache.cache.lock import cache_lock
 from tec_cache.cache.reader import Cache, open_cache
-from tec_cache.cache.sealed import seal, unseal
 from tec_cache.codec.errors import TargetErrors
 from tec_cache.config import ExtractConfig
 from tec_cache.distributed import Ranks
 from tec_cache.errors import CacheError, ConfigError, SourceError
 from tec_cache.store import open_store
 from tests.conftest import encoded, files_below, photo, tiny_config, write_shards, write_tar
+from tests.sealing import reseal, unsealed
 
 
 def opened(config: ExtractConfig) -> tuple[Cache, ViewJob]:
@@ -285,8 +285,8 @@ def test_a_spoiled_codec_is_refused_by_name(
             shutil.copy(cache / layout.codec_record("other"), record)
             named, message = record, "codec of another target set|not this set's"
         else:
-            body = unseal(record.read_bytes())
-            body["payload"] = unseal((cache / layout.codec_record("other")).read_bytes())["payload"]
+            body = unsealed(record)
+            body["payload"] = unsealed(cache / layout.codec_record("other"))["payload"]
             if harm == "parameters exchanged":  # consistent in itself, but not what the units were coded with
                 moved = layout.codec_payload("tiny", body["payload"]["sha256"])
                 shutil.copy(theirs, cache / moved)
@@ -294,7 +294,7 @@ def test_a_spoiled_codec_is_refused_by_name(
                 named, message = cache / "records" / "targets" / "tiny", "coded with other parameters"
             else:
                 named, message = record, "codec of another target set|not this set's"
-            record.write_bytes(seal(body))
+            reseal(record, body)
     with pytest.raises(CacheError, match=message) as error:
         use(cache)
     assert error.value.where.startswith(str(named))

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc
 
-GOLDEN = Path(__file__).parent / "data" / "golden_cache_v2"
+GOLDEN = Path(__file__).parent / "data" / "golden_cache_v3"
 ROWS = [0, 7, 31, 32, 39]
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "cache-format.md").read_text()
 

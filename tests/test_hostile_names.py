@@ -26,13 +26,13 @@ from tec_cache.cache.identity import fingerprint
 from tec_cache.cache.layout import Unit, file_of
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import Payload
-from tec_cache.cache.sealed import seal, unseal
 from tec_cache.errors import CacheError, ConfigError, TecCacheError
 from tec_cache.store import Store, open_store
 from tec_cache.store.files import hash_file
 from tec_cache.store.names import checked_name
 from tec_cache.store.staged import StagedStore
 from tests.conftest import tiny_config, tiny_training
+from tests.sealing import reseal, unsealed
 
 UNIT = Unit(0, 0, 0)
 SHA = "0" * 64
@@ -64,13 +64,13 @@ def code_of(command: Callable[[], Any]) -> int:
     return 3 if getattr(result, "clean", True) is False else 0
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any]], None], indent: int | None = None) -> None:
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change a sealed document, and seal it as its author would."""
-    body = unseal(path.read_bytes(), indent=indent)
+    body = unsealed(path)
     change(body)
     if "fingerprint" in body:
         body["fingerprint"] = fingerprint(body["identity"])
-    path.write_bytes(seal(body, indent=indent))
+    reseal(path, body)
 
 
 @pytest.mark.parametrize("name", LEADING_OUT)
@@ -198,7 +198,7 @@ def test_a_payload_is_never_copied_or_removed_by_what_a_record_names(
     part = shutil.copytree(pair / "cache", tmp_path / "in" / "part")
     # what the record names is there, and is what the record says
     real = open_store(part)
-    body = unseal((part / RECORDS[kind]).read_bytes())
+    body = unsealed(part / RECORDS[kind])
     victim = tmp_path / "in" / "victim.tar"
     victim.write_bytes(real.read(body["payload"]["name"]))
     shutil.copy(victim, tmp_path / "victim.tar")
@@ -246,7 +246,7 @@ def test_copying_goes_by_the_layouts_name_whatever_was_read(pair: Path, tmp_path
 def test_a_pack_unpacks_only_its_own_files(pair: Path, tmp_path: Path, name: str) -> None:
     packed = shutil.copytree(pair / "pack", tmp_path / "in" / "pack")
     record = packed / layout.pack_record(UNIT)
-    real = packed / unseal(record.read_bytes())["payload"]["name"]
+    real = packed / unsealed(record)["payload"]["name"]
     shutil.copy(real, tmp_path / "in" / "victim.tar")
     rewrite(record, lambda body: body["payload"].update(name=name))
     before, out = tree(tmp_path), tmp_path / "in" / "out"
@@ -264,7 +264,7 @@ def test_a_pack_names_no_target_set_that_is_none(pair: Path, tmp_path: Path, nam
         sets[name] = sets.pop("tiny")
 
     if where == "pack.json":
-        rewrite(packed / "pack.json", lambda body: rename(body["identity"]["targets"]), indent=1)
+        rewrite(packed / "pack.json", lambda body: rename(body["identity"]["targets"]))
     else:
         rewrite(packed / layout.pack_record(UNIT), lambda body: rename(body["targets"]))
     before, out = tree(tmp_path), tmp_path / "in" / "out"

@@ -176,7 +176,7 @@ def test_parts_fitted_apart_are_refused_with_the_remedy(made: Path, part: Path, 
     store.remove(record.payload.name)
     store.put(tmp_path / "codec", payload.name)
     store.remove(name)
-    CodecRecord(**vars(record) | {"payload": payload}).create(store, name)
+    CodecRecord(**record.values() | {"payload": payload}).create(store, name)
     with pytest.raises(IdentityError, match="fitted apart") as caught:
         merge(str(tmp_path / "out"), [*parts_of(made)[1:], str(part)])
     assert "tec-cache fit once" in caught.value.todo
@@ -189,7 +189,7 @@ def test_another_reading_of_a_source_shard_is_refused(made: Path, part: Path, tm
     record = SourceRecord.read(store, name)
     store.remove(name)
     store.remove(layout.CONTENT_RECORD)  # which would tell by itself
-    SourceRecord(**vars(record) | {"photos": 8, "damage": "cut off"}).create(store, name)
+    SourceRecord(**record.values() | {"photos": 8, "damage": "cut off"}).create(store, name)
     with pytest.raises(IdentityError, match=r"photos: stored 9, asked 8") as caught:
         merge(str(tmp_path / "out"), [*parts_of(made)[1:], str(part)])
     assert caught.value.where == str(part / name)

@@ -19,7 +19,7 @@ from pipelines.unpack import unpack
 from pipelines.verify import verify
 from tec_cache.audit.audit import audit
 from tec_cache.cache.identity import canonical_json, fingerprint
-from tec_cache.cache.sealed import HEAD, MIDDLE, TAIL
+from tec_cache.cache.sealed import MIDDLE, TAIL
 from tec_cache.errors import CacheError
 from tec_cache.store import open_store
 from tests.conftest import files_below, load_everything, tiny_config, write_shards
@@ -61,7 +61,8 @@ def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
 
 def mutant(data: bytes, path: tuple[str | int, ...], odd: str, *, known: bool) -> bytes:
     """Put an odd value into a document and seal it; known: a manifest's fingerprint is made to fit."""
-    body = json.loads(data[len(HEAD) : -78])
+    head = data[: data.index(b'"body":') + len(b'"body":')]
+    body = json.loads(data[len(head) : -78])
     inner: Any = body
     for key in path[:-1]:
         inner = inner[key]
@@ -72,10 +73,10 @@ def mutant(data: bytes, path: tuple[str | int, ...], odd: str, *, known: bool) -
             body["fingerprint"] = fingerprint(whole)
         except (ValueError, RecursionError):
             pass  # there is none
-    indent, separators = (1, None) if data[len(HEAD) :].startswith(b"{\n") else (None, (",", ":"))
+    indent, separators = (1, None) if data[len(head) :].startswith(b"{\n") else (None, (",", ":"))
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, indent=indent, separators=separators)
-    changed = text.replace(f'"{PLACE}"', odd).encode()
-    return HEAD + changed + MIDDLE + hashlib.sha256(changed).hexdigest().encode() + TAIL
+    changed = head + text.replace(f'"{PLACE}"', odd).encode()
+    return changed + MIDDLE + hashlib.sha256(changed).hexdigest().encode() + TAIL
 
 
 SIZES = (("payload", "size"), ("views", "size"))
@@ -178,7 +179,7 @@ def test_fields_that_this_version_does_not_know_are_refused(small: Path, tmp_pat
     path = Path(shutil.copytree(small, tmp_path / "cache"))
     for file in sorted(path.rglob("*.json")):
         data = file.read_bytes()
-        body, indent = json.loads(data)["body"], 1 if data[len(HEAD) :].startswith(b"{\n") else None
+        body, indent = json.loads(data)["body"], 1 if data[len(head) :].startswith(b"{\n") else None
         if harm == "unknown":
             body["more"] = 1
         elif harm == "missing":

@@ -28,12 +28,12 @@ from tec_cache.cache import layout
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.cache.record import TargetRecord, ViewsRecord, hash_keys
-from tec_cache.cache.sealed import seal, unseal
 from tec_cache.cache.writer import TargetArrays, commit_targets
 from tec_cache.errors import CacheError, ConfigError, TecCacheError
 from tec_cache.store import open_store
 from tec_cache.store.local import LocalStore
 from tests.conftest import files_below, tiny_config, write_shards, write_tiny_base
+from tests.sealing import reseal, unsealed
 
 UNIT, OTHER, SISTER = Unit(0, 0, 0), Unit(0, 1, 0), Unit(0, 0, 1)
 """A unit, one of other photos, and another view of the same photos."""
@@ -203,7 +203,7 @@ def foreign(path: Path, name: str) -> list[str]:
 
 def rewritten(path: Path, name: str, **values: object) -> list[str]:
     """Write a record anew with other values and a right checksum."""
-    (path / name).write_bytes(seal(unseal((path / name).read_bytes()) | values))
+    reseal(path / name, unsealed(path / name) | values)
     return [name]
 
 
@@ -211,12 +211,12 @@ def empty_unit(path: Path, unit: Unit) -> list[str]:
     """Write a sound record of a unit whose photos are all broken."""
     lists: dict[str, list] = {n: [] for n in ("keys", "labels", "offsets", "sizes", "crc32", "skipped")}
     body = lists | {"identity": open_cache(path).fingerprint, "keys_sha256": hash_keys([]), "payload": None}
-    (path / layout.views_record(unit)).write_bytes(seal(body))
+    reseal(path / layout.views_record(unit), body)
     return [layout.views_record(unit)]
 
 
 def sister(path: Path) -> dict:
-    return unseal((path / layout.target_record("tiny", SISTER)).read_bytes())
+    return unsealed(path / layout.target_record("tiny", SISTER))
 
 
 HARMS: dict[str, Callable[[Path], list[str]]] = {
@@ -391,19 +391,19 @@ def test_full_looks_inside_what_has_a_right_checksum(cache: Path) -> None:
     with (cache / tar_of(cache)).open("rb") as stream:
         assert tar_problem(stream, views, UNIT) == ""
         assert "other crops" in tar_problem(stream, views, SISTER)
-        turned = ViewsRecord(**(vars(views) | {"keys": views.keys[::-1]}))
+        turned = ViewsRecord(**(views.values() | {"keys": views.keys[::-1]}))
         assert "other crops" in tar_problem(stream, turned, UNIT)
-        assert "CRC" in tar_problem(stream, ViewsRecord(**(vars(views) | {"crc32": views.crc32[::-1]})), UNIT)
-        assert "labels" in tar_problem(stream, ViewsRecord(**(vars(views) | {"labels": views.labels[::-1]})), UNIT)
+        assert "CRC" in tar_problem(stream, ViewsRecord(**(views.values() | {"crc32": views.crc32[::-1]})), UNIT)
+        assert "labels" in tar_problem(stream, ViewsRecord(**(views.values() | {"labels": views.labels[::-1]})), UNIT)
     with (cache / zip_of(cache)).open("rb") as stream:
         assert zip_problem(stream, targets, arrays) == ""
-        assert "shape" in zip_problem(stream, TargetRecord(**(vars(targets) | {"count": 7})), arrays)
+        assert "shape" in zip_problem(stream, TargetRecord(**(targets.values() | {"count": 7})), arrays)
         name, blocks = next(iter(targets.blocks.items()))
         for place in range(3):
             wrong = [[value + (i == place) for i, value in enumerate(blocks[0])]]
-            record = TargetRecord(**(vars(targets) | {"blocks": targets.blocks | {name: wrong}}))
+            record = TargetRecord(**(targets.values() | {"blocks": targets.blocks | {name: wrong}}))
             assert "block 0" in zip_problem(stream, record, arrays)
-        fewer = TargetRecord(**(vars(targets) | {"blocks": {name: blocks}}))
+        fewer = TargetRecord(**(targets.values() | {"blocks": {name: blocks}}))
         assert "not in the record" in zip_problem(stream, fewer, arrays)
     (finding,) = check_payload(open_store(cache), views.payload, "r", UNIT, lambda stream: "no good")
     assert (finding.what, finding.drop) == ("no good", ("r", tar_of(cache)))

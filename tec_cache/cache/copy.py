@@ -104,8 +104,8 @@ def copy_source_record(source: Store, out: Store, shard: int) -> None:
 def require_same_source(stored: SourceRecord, asked: SourceRecord, where: str) -> None:
     """Raise IdentityError naming what differs between two readings of a source shard."""
     require_same(
-        vars(stored) | {"passed_over": {}},  # a file beside the photos changes none of them
-        vars(asked) | {"passed_over": {}},
+        stored.values() | {"passed_over": {}},  # a file beside the photos changes none of them
+        asked.values() | {"passed_over": {}},
         what=f"source shard {asked.shard}",
         where=where,
         todo="the shard was another one, or was damaged, on one of the machines: make that part again",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Annotated, ClassVar, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from msgspec import Meta
 
@@ -82,6 +82,10 @@ class _Record:
     def problem(self, name: str) -> str:
         """Say what makes no sense in a record of this name; empty where all is well."""
         raise NotImplementedError
+
+    def values(self) -> dict[str, Any]:
+        """Return the fields that are known, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to_bytes(self) -> bytes:
         """Return the record as it is written: as it was read, where it was, whatever it holds besides."""
