@@ -66,7 +66,7 @@ def write_views_index(cache: Cache, progress: Progress) -> None:
 
 def write_targets_index(target: TargetSet, num_views: int, progress: Progress) -> None:
     """Write the index of a target set that is complete in the first `num_views` views. Raises CacheError."""
-    cache, codec, arrays = target.cache, target.codec_record.payload, list(target.arrays)
+    cache, codec, arrays = target.cache, target.codec_record.payload, sorted(target.arrays)
 
     def made(unit: Unit) -> Made:
         return made_of_targets(target.record(unit), unit, arrays)
