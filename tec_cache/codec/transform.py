@@ -142,10 +142,12 @@ def _encode(grid: GridTransform, values: torch.Tensor, what: str) -> tuple[torch
     lead = values.shape[:-2]
     moved = grid.to(values.device)
     coefficients = moved.coefficients(values.reshape(-1, *values.shape[-2:]))
-    gain = moved.gain(coefficients).view(len(values), -1).amax(dim=1)
-    if not torch.isfinite(gain).all():
+    gain = repeated = moved.gain(coefficients)
+    if len(lead) > 1:  # all rows of a view share its gain
+        gain = gain.view(lead).amax(dim=1)
+        repeated = gain.repeat_interleave(lead[1])
+    if not (gain < float("inf")).all():  # which a NaN is not either
         raise NonFiniteError(f"{what} that are not finite cannot be coded")
-    repeated = gain.repeat_interleave(len(coefficients) // max(1, len(values)))
     return moved.pack(moved.quantize(coefficients, repeated)).view(*lead, -1), gain
 
 
