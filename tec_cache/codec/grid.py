@@ -116,28 +116,29 @@ class GridTransform:
 
     def _decode(self, codes: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
         """Decode views whose levels are worth `scale` (B) each into `out` (B, L, M)."""
-        dtype = product_dtype(codes.device)
-        levels, spectrum = self._levels(codes), torch.empty_like(out, dtype=dtype)
-        for piece in self._pieces:
-            # moving two bytes and then widening them is cheaper than moving floats
-            values = levels.gather(1, piece.places.expand(len(codes), -1)).to(dtype)
-            if dtype == torch.float16:
-                values *= SHRINK
-            product = values.view(-1, len(piece.basis)) @ piece.basis
-            spectrum.index_copy_(1, piece.frequencies, product.view(len(codes), -1, out.shape[2]))
-        spectrum = spectrum.float()
-        scale = (scale if dtype == torch.float32 else scale / SHRINK)[:, None]
-        spectrum[:, 0] += self._wave / scale  # what all tokens share is frequency zero
-        grid_dct(spectrum, self.grid_shape, inverse=True, scale=scale, out=out)
-
-    def _levels(self, codes: torch.Tensor) -> torch.Tensor:
-        """Undo `pack`: levels (B, K + 1) int16, of which the last is zero for the coefficients that are not stored."""
+        plan, dtype, views = self._plan, product_dtype(codes.device), len(codes)
         high, low = codes[:, : self.wide], codes[:, self.wide :]
-        levels = F.pad(((low >> 1) ^ -(low & 1)).view(torch.int8), (0, 1)).short()
+        # one zero more, for the coefficients that are not stored
+        levels = F.pad(((low >> 1) ^ -(low & 1)).view(torch.int8), (0, 1))
+        # pieces lie one behind the other, each with all views: a product is one of large matrices, without a copy
+        narrow = levels.new_empty(views * plan.width)
+        for piece in plan.pieces:  # moving bytes is cheaper than moving floats
+            place = piece.places.expand(views, -1)
+            torch.gather(levels, 1, place, out=narrow[piece.start * views :][: place.numel()].view(place.shape))
+        values = narrow.to(dtype)
         if self.wide:
-            sign = 1 - 2 * (low[:, : self.wide] & 1).short()
-            levels[:, : self.wide] += 128 * sign * high
-        return levels
+            more = (128 - 256 * (low[:, : self.wide] & 1).short()) * high
+            values.index_add_(0, plan.wide.of(views), more.flatten().to(dtype))
+        if dtype == torch.float16:
+            values *= SHRINK
+            scale = scale / SHRINK
+        mixed = values.new_empty(views * out.shape[1], out.shape[2])
+        for piece in plan.pieces:
+            part = values[piece.start * views :][: len(piece.places) * views].view(-1, len(piece.basis))
+            torch.mm(part, piece.basis, out=mixed[piece.row * views :][: len(part)])
+        spectrum = mixed.index_select(0, plan.rows.of(views)).view(out.shape).float()
+        spectrum[:, 0] += self._wave / scale[:, None]  # what all tokens share is frequency zero
+        grid_dct(spectrum, self.grid_shape, inverse=True, scale=scale, out=out)
 
     # What follows depends on nothing but the parameters. It is made on the host, so that every device has the same, and
     # copied: a copy is done when the call returns, whatever stream its caller, or another thread, works on.
@@ -160,36 +161,80 @@ class GridTransform:
         return self.mean * math.sqrt(len(self.frequencies))
 
     @cached_property
-    def _pieces(self) -> tuple[_Piece, ...]:
-        """The low frequencies, and the others in groups that store about equally many components."""
+    def _plan(self) -> _Plan:
+        """How codes are laid out for the products: the low frequencies, then the others in `PIECES` groups."""
         device, length, width = self.scan.device, len(self.frequencies), len(self.mean)
         scan, basis = self.scan.cpu(), self.basis.to(product_dtype(device))
-        places = torch.full((length * width,), len(scan)).index_copy(0, scan, torch.arange(len(scan)))
-        stored = torch.zeros(length, dtype=torch.int64)
+        code = torch.full((length * width,), len(scan)).index_copy(0, scan, torch.arange(len(scan)))
+        code, stored = code.view(length, width), torch.zeros(length, dtype=torch.int64)
         stored.scatter_reduce_(0, scan // width, scan % width + 1, "amax")
-        rows = torch.arange(self.low, length)
-        rows = rows[stored[rows].argsort(descending=True, stable=True)]
-        groups = [torch.arange(self.low), *rows.tensor_split(PIECES)]
-        pieces = []
-        for number, group in enumerate(groups):
+        others = torch.arange(self.low, length)
+        others = others[stored[others].argsort(descending=True, stable=True)]
+        groups = [(basis[0], torch.arange(self.low)), *((basis[1], part) for part in others.tensor_split(PIECES))]
+        pieces, values, rows, row = [], [], [], 0
+        for of_group, group in groups:
             if len(group):
-                # whole vectors of the processor, and never none
+                # a multiple of what a processor loads at once, and never none
                 count = min(width, -(-max(1, int(stored[group].max())) // 8) * 8)
-                place = places.view(length, width)[group, :count].flatten().to(device)
-                frequencies = self.frequencies.cpu()[group].to(device)
-                pieces.append(_Piece(place, basis[min(number, 1), :count], frequencies))
-        return tuple(pieces)
+                places = code[group, :count].flatten()
+                pieces.append(_Piece(places.to(device), of_group[:count], sum(map(len, values)), row))
+                values.append(places)
+                rows.append(group)
+                row += len(group)
+        order = self.frequencies.cpu()[torch.cat(rows)].argsort()
+        wide = torch.cat(values).argsort(stable=True)[: self.wide]  # each code but the zero has one place
+        return _Plan(
+            pieces, sum(map(len, values)), _Positions.among(values, wide, device), _Positions.among(rows, order, device)
+        )
 
 
 class _Piece(NamedTuple):
     """Some frequencies that are decoded in one product, with their first `n` components."""
 
     places: torch.Tensor
-    """Where each of their coefficients lies among the K that are stored, K if it does not: (rows * n) int64."""
+    """Which of the K stored codes each coefficient is, K where it is none: (rows * n) int64."""
     basis: torch.Tensor
     """(n, M) in the type of the product."""
-    frequencies: torch.Tensor
-    """(rows) int64."""
+    start: int
+    """Coefficients of a view in the pieces before."""
+    row: int
+    """Frequencies in the pieces before."""
+
+
+class _Positions(NamedTuple):
+    """Where some entries lie, once each piece has been laid down for all views: int64 each."""
+
+    start: torch.Tensor
+    """Entries of a view in the pieces before."""
+    size: torch.Tensor
+    """Entries of a view in their piece."""
+    within: torch.Tensor
+    """Their places in that piece."""
+
+    @classmethod
+    def among(cls, pieces: list[torch.Tensor], entries: torch.Tensor, device: torch.device) -> _Positions:
+        """Make it of each piece (its entries for one view), and of places in all pieces of one view."""
+        sizes = torch.tensor([len(piece) for piece in pieces])
+        piece = torch.repeat_interleave(sizes)[entries]
+        start = (sizes.cumsum(0) - sizes)[piece]
+        return cls(start.to(device), sizes[piece].to(device), (entries - start).to(device))
+
+    def of(self, views: int) -> torch.Tensor:
+        """Return the positions in every view, view by view: (views * entries) int64."""
+        view = torch.arange(views, device=self.start.device)[:, None]
+        return (self.start * views + self.within + view * self.size).flatten()
+
+
+class _Plan(NamedTuple):
+    """See `GridTransform._plan`."""
+
+    pieces: list[_Piece]
+    width: int
+    """Coefficients of a view in all pieces."""
+    wide: _Positions
+    """Of the coefficients whose codes have a high byte."""
+    rows: _Positions
+    """Of the frequencies in their natural order."""
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
@@ -224,7 +269,7 @@ def grid_dct(
 ) -> torch.Tensor:
     """Apply the orthonormal DCT-II (or its inverse, the DCT-III) over both axes of the grid to (B, L, M).
 
-    scale: (B, 1), by which each view is multiplied on the way.
+    scale: (B), by which each view is multiplied on the way.
     """
     rows, columns = grid_shape
     batch, length, channels = values.shape
@@ -232,7 +277,7 @@ def grid_dct(
     if inverse:
         down, across = down.T, across.T
     if scale is not None:
-        down = down * scale[:, :, None]
+        down = down * scale[:, None, None]
     values = (down @ values.reshape(batch, rows, columns * channels)).view(batch * rows, columns, channels)
     result = torch.matmul(across, values, out=None if out is None else out.view(values.shape))
     return result.view(batch, length, channels)
