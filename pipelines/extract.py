@@ -63,7 +63,7 @@ def extract(
             # First, so that targets can be made of each view as soon as it is cut. In a fresh cache that costs reading
             # up to 64 source shards once more, a twentieth of ImageNet's, and cutting the sample's 640 views twice.
             if job is not None and not dry_run:
-                coded = ensure_codec(cache, job, views, pool, on_error=config.on_error, quiet=quiet)
+                coded = ensure_codec(cache, job, views, pool, on_error=config.on_error, ranks=ranks, quiet=quiet)
             if not dry_run and not fit_only:
                 forget_stale(cache.again(), job.name if job else None)
                 made = make_views_and_targets(config, cache, views, job, coded, pool, ranks, needed, quiet)

@@ -30,7 +30,7 @@ STANDARD = {"transpose", "bytes", "blosc", "crc32c"}
 SPECS = {
     "plain": ArraySpec((6,), "float16"),
     "turned": ArraySpec((4, 5), "int8", order=(2, 1, 0)),
-    "whole": ArraySpec((3, 2), "int8", order=(1, 0, 2), shuffle="shuffle", level=9, split=64),
+    "whole": ArraySpec((3, 2), "int8", order=(1, 0, 2), shuffle="shuffle", split=64),
     "rows": ArraySpec((2,), "uint16", shuffle="noshuffle"),
     "zero": ArraySpec((2,), "int8"),
 }

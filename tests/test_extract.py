@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import pipelines.extraction.make_targets
 import pipelines.extraction.make_views
 import tec_cache.cache.lock
 from pipelines.extract import extract
+from pipelines.verify import verify
 from tec_cache.base.model import FrozenBase
-from tec_cache.cache import layout
+from tec_cache.cache import blocks, layout
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.remove import clear_leftovers
 from tec_cache.config import ExtractConfig
@@ -72,6 +74,27 @@ def test_a_run_that_was_killed_goes_on_to_the_same_files(
             deaths += 1
     assert deaths >= 7  # of each kind of commit; both may die in one run
     assert files_below(tmp_path / "c") == files_below(made_cache)
+
+
+def test_a_cache_begun_by_a_release_with_another_compression_is_finished(
+    coded_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Level 7 was the first releases': how hard was compressed is no part of what a target set is."""
+    config = tiny_config(shards, tmp_path / "c", tiny_base, quality="default")
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "ZSTD_LEVEL", 7)
+        extract(replace(config, part="1/2"))
+    extract(config)
+    assert not verify(str(tmp_path / "c"), full=True).findings
+    ours, theirs = open_cache(tmp_path / "c"), open_cache(coded_cache)
+    assert (ours["tiny"].fingerprint, ours["tiny"].units) == (theirs["tiny"].fingerprint, theirs["tiny"].units)
+    other = 0
+    for unit in ours["tiny"].units:
+        records = [cache["tiny"].record(unit) for cache in (ours, theirs)]
+        other += records[0] != records[1]
+        read = [cache["tiny"].read_unit(record) for cache, record in zip((ours, theirs), records, strict=True)]
+        assert all((read[0][name] == values).all() for name, values in read[1].items())
+    assert 0 < other < len(ours["tiny"].units)
 
 
 def test_leftovers_of_a_kill_are_removed_and_never_read(

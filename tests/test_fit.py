@@ -164,6 +164,21 @@ def test_views_of_the_fit_and_of_the_check_share_no_photo(
     assert {n: d for n, d in files_below(tmp_path / "c" / "targets").items() if n in fitted} == fitted
 
 
+def test_a_rank_whose_first_one_never_comes_fits_by_itself(
+    shards: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ranks need not be torchrun's: whoever starts them may lose one."""
+    monkeypatch.setattr(pipelines.extraction.fit, "PATIENCE", 0.01)
+    monkeypatch.setattr(pipelines.extraction.fit, "PAUSE", 0.001)
+    config = tiny_config(shards, tmp_path / "c", tiny_base, quality="default")
+    extract(config, ranks=Ranks(rank=1, local_rank=1, world_size=2, local_world_size=2))
+    assert "rank 1 fits the codec: no other one has in" in capsys.readouterr().err
+    assert open_cache(tmp_path / "c")["tiny"].fitted
+    # the codec is there now: nobody waits, nobody fits
+    monkeypatch.setattr(pipelines.extraction.fit, "sample_crops", None)
+    extract(config)
+
+
 def test_a_single_photo_cannot_be_fitted_and_measured(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
     config = tiny_config(shards, tmp_path / "c", tiny_base, quality="default", limit=1)
     with pytest.raises(ConfigError, match="at least two photos") as error:

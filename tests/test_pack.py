@@ -24,11 +24,9 @@ from pipelines.info import info
 from pipelines.pack import pack, refuse_alike
 from pipelines.train import train
 from pipelines.unpack import unpack
-from tec_cache.cache import layout, writer
-from tec_cache.cache.blocks import write_zip
+from tec_cache.cache import blocks, layout
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.cache.record import PackRecord
-from tec_cache.codec import ArraySpec
 from tec_cache.errors import CacheError, ConfigError, IdentityError, TecCacheError
 from tec_cache.loader import Batch, Loader
 from tec_cache.pack.reader import Pack
@@ -358,12 +356,8 @@ def test_another_release_may_write_other_bytes_of_the_same_values(
     two_sets: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another zstd, played by another level: the unit's record then names what was really written."""
-
-    def stronger(path: Path, arrays: Any, specs: dict[str, ArraySpec]) -> dict[str, list[list[int]]]:
-        return write_zip(path, arrays, {name: spec._replace(level=9) for name, spec in specs.items()})
-
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write_zip", stronger)
+        patch.setattr(blocks, "ZSTD_LEVEL", 9)
         summary = unpack(str(packed), str(tmp_path / "back"))
     assert summary.rewritten >= 12
     assert files_below(tmp_path / "back") != files_below(two_sets)

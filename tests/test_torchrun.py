@@ -380,6 +380,36 @@ def test_a_broken_photo_ends_an_extraction_with_its_error_and_the_same_command_g
     assert [n for n in fresh if not n.endswith(".json") and mended[n] != fresh[n]] == []
 
 
+def ranks_that_fitted(folder: Path) -> list[str]:
+    return sorted(path.name.partition(".")[0] for path in folder.glob("*"))
+
+
+def test_one_rank_fits_the_codec_for_all(coded_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    words = ("extract", *options(tiny_config(shards, cache, tiny_base, quality="default")), "--quiet")
+    job = torchrun(tmp_path / "log", 3, "-m", "tests.fits", str(tmp_path / "fits"), "0", *words)
+    assert job.process.returncode == 0, job.err
+    assert ranks_that_fitted(tmp_path / "fits") == ["rank-0"]
+    assert files_below(cache) == files_below(coded_cache)
+
+
+def test_a_kill_in_the_middle_of_the_fit_loses_nothing(
+    coded_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """torchrun ends the rank that waits, and the same command goes on; nobody waits for the dead."""
+    cache, fits = tmp_path / "cache", tmp_path / "fits"
+    words = ("extract", *options(tiny_config(shards, cache, tiny_base, quality="default")), "--quiet")
+    with Job(tmp_path / "log", 2, "-m", "tests.fits", str(fits), "60", *words) as job:
+        job.wait_until(lambda: ranks_that_fitted(fits), "a rank fits")
+        os.kill(job.ranks()[0], signal.SIGKILL)
+        assert job.end() != 0
+    assert not list(cache.glob("targets/*/codec*"))
+    again = torchrun(tmp_path / "again", 2, "-m", "tests.fits", str(fits), "0", *words)
+    assert again.process.returncode == 0, again.err
+    assert ranks_that_fitted(fits) == ["rank-0", "rank-0"]
+    assert files_below(cache) == files_below(coded_cache)
+
+
 @pytest.mark.slow
 def test_a_signalled_extraction_says_once_how_to_go_on(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
     """All processes at once, and torchrun passes its own on: each rank is signalled twice."""

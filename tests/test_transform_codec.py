@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,9 @@ import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import load
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tec_cache.codec import grid
 from tec_cache.codec.errors import row_divergence, target_errors
 from tec_cache.codec.fit import fit_transform
 from tec_cache.codec.grid import dct_matrix, frequency_order, grid_dct
@@ -425,3 +428,50 @@ def test_decoding_keeps_its_parameters_per_device() -> None:
     assert moved is codec.features.to(device)
     assert moved.mean.device == device
     assert codec.features.to(torch.device("cpu")) is codec.features
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked to compute; on a GPU each is a kernel or more. Views are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func)] += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("s", [spec(3), spec(5, normalization="none"), spec("all")], ids=str)
+def test_what_depends_on_the_codec_alone_is_computed_once(s: TargetSpec) -> None:
+    """The dead zone alone is 180 operations a tensor; a batch takes 77."""
+    codec, t = TransformCodec.from_bytes(fitted(s, 0.004, 0.002).to_bytes()), targets(s, 8, seed=1)
+    arrays = tensors_of(codec, t)
+    codec.decode(arrays, s)
+    with Operations() as encoding:
+        codec.encode(t, s)
+    assert encoding.counts.total() <= 90
+    assert not [name for name in encoding.counts if name.split(".")[1] in ("exp", "log2", "full", "full_like")]
+    with Operations() as decoding:
+        codec.decode(arrays, s)
+    assert not [n for n in decoding.counts if n.split(".")[1] in ("sort", "argsort", "scatter_reduce_", "new_full")]
+
+
+@pytest.mark.parametrize("mse", [0.04, 0.004, 1e-5])
+def test_products_of_half_precision_are_far_below_the_quantization(mse: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU; with codes of two bytes too."""
+    s = spec(3)
+    codec, t = fitted(s, mse, mse), targets(s, 16, seed=1)
+    assert (codec.features.wide > 0) == (mse < 0.04)
+    arrays = tensors_of(codec, t)
+    exact = codec.decode(arrays, s)
+    monkeypatch.setattr(grid, "product_dtype", lambda device: torch.float16)
+    half = TransformCodec.from_bytes(codec.to_bytes()).decode(arrays, s)
+    assert not torch.equal(half.features, exact.features)
+    errors = target_errors(exact, half)
+    assert errors.mse < 1e-6
+    assert errors.kl is not None
+    assert errors.kl < 1e-5
+    # the largest codes there can be, all of one sign
+    arrays["features"] = torch.full_like(arrays["features"], 255)
+    assert TransformCodec.from_bytes(codec.to_bytes()).decode(arrays, s).features.isfinite().all()

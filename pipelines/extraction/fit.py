@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from tec_cache.cache.writer import put_payload
 from tec_cache.codec import Codec
 from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.fp16 import Float16Codec
+from tec_cache.distributed import Ranks
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.progress import Progress
+from tec_cache.store import Store
 from tec_cache.types import Targets, TargetSpec
 
 MOST_CHECKED = 128
@@ -50,18 +53,34 @@ class Coded:
         return self.record.payload.sha256 if self.record.payload else ""
 
 
+PATIENCE = 1800.0
+"""Seconds that a rank waits for each rank before it to fit the codec, which takes minutes."""
+PAUSE = 1.0
+"""Seconds between two looks whether the codec is there."""
+
+
 def ensure_codec(
-    cache: Cache, job: TargetJob, views: ViewJob, pool: ThreadPoolExecutor, *, on_error: str, quiet: bool
+    cache: Cache,
+    job: TargetJob,
+    views: ViewJob,
+    pool: ThreadPoolExecutor,
+    *,
+    on_error: str,
+    ranks: Ranks | None = None,
+    quiet: bool,
 ) -> Coded:
     """Return the codec of a target set; fit, measure and commit it where that was not done yet.
 
-    Several processes may do so at once: the first one's counts, and all go on with that. Raises ConfigError where
-    there are too few photos to fit a codec.
+    Of the ranks of one job the first fits it, and the others wait for its record. Parts, which may start at any time
+    or never, wait for nobody. Several processes may still fit it at once: the first one's counts, and all go on with
+    that. Raises ConfigError where there are too few photos to fit a codec.
     """
     cache = Cache(cache.store, cache.manifest)  # a fresh list of units: views may have been made meanwhile
     there = _committed(cache, job)
     if there is None and units_in(cache.store, layout.target_records(job.name)):
         there = _committed(cache, job) or _lost(cache, job)  # asked again: another job may have fitted it meanwhile
+    if there is None and ranks is not None and _appears(cache.store, layout.codec_record(job.name), ranks):
+        there = _committed(cache, job)
     if there is not None:
         return there
     checked = EXACT_CHECKED if job.quality.exact else max(1, min(MOST_CHECKED, job.fit_views // 4))
@@ -82,6 +101,24 @@ def ensure_codec(
         text = errors_text(errors.summary(), job.quality.asked, len(check))
         print(f"fit {job.name}: quality {job.quality}{text}", file=sys.stderr, flush=True)
     return commit_codec(cache, job, codec, len(fit), len(check), errors.summary())
+
+
+def _appears(store: Store, record: str, ranks: Ranks) -> bool:
+    """Wait until another rank has committed the codec; False where this one is to fit it.
+
+    Ranks need no meeting for that, and none is lost where those before it have died and nobody ends the job: waiting
+    only saves work. torchrun ends all of them at once.
+    """
+    if ranks.main:
+        return False
+    begin = time.monotonic()
+    while store.size(record) is None:
+        if time.monotonic() - begin > ranks.rank * PATIENCE:
+            waited = f"{time.monotonic() - begin:,.0f} s"
+            print(f"rank {ranks.rank} fits the codec: no other one has in {waited}", file=sys.stderr, flush=True)
+            return False
+        time.sleep(PAUSE)
+    return True
 
 
 def recoded(codec: Codec, targets: Targets, spec: TargetSpec) -> Targets:

@@ -17,7 +17,7 @@ import numpy as np
 
 from tec_cache.cache.frames import most_frame_bytes, unpacked
 from tec_cache.cache.layout import BLOCK_ROWS
-from tec_cache.codec import ArraySpec
+from tec_cache.codec import ZSTD_LEVEL, ArraySpec
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -112,7 +112,7 @@ def _zarr_files(
             compressors=[
                 BloscCodec(
                     cname="zstd",
-                    clevel=spec.level,
+                    clevel=ZSTD_LEVEL,
                     shuffle=spec.shuffle,
                     typesize=values.dtype.itemsize,
                     blocksize=spec.split,

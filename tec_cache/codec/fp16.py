@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from tec_cache.types import TargetSpec
 
+SPLIT = 262_144
+"""Bytes that are compressed together: zstd then has Huffman tables for the high bytes alone. With Blosc's own choice
+they take 8 % more, with a bit shuffle 6 %, and both take more time (ViT-S/14)."""
+
 
 class Float16Codec:
     """Arrays: features (L, C) and attention (H, k+1, L) float16, rows (k) uint16."""
@@ -25,10 +29,10 @@ class Float16Codec:
 
     def arrays(self, spec: TargetSpec) -> dict[str, ArraySpec]:
         """Name the stored arrays."""
-        stored = {"features": ArraySpec((spec.num_tokens, spec.channels), "float16", dimensions=("token", "channel"))}
+        stored = {"features": _halves((spec.num_tokens, spec.channels), ("token", "channel"))}
         if spec.num_rows:
             shape = (spec.num_heads, spec.num_rows, spec.num_tokens)
-            stored["attention"] = ArraySpec(shape, "float16", dimensions=("head", "row", "token"))
+            stored["attention"] = _halves(shape, ("head", "row", "token"))
         return stored | rows_array(spec)
 
     def encode(self, targets: Targets, spec: TargetSpec) -> dict[str, npt.NDArray[np.generic]]:
@@ -48,6 +52,10 @@ class Float16Codec:
 
     def to_bytes(self) -> None:
         """Return that there is nothing to keep."""
+
+
+def _halves(shape: tuple[int, ...], dimensions: tuple[str, ...]) -> ArraySpec:
+    return ArraySpec(shape, "float16", (), "shuffle", SPLIT, dimensions)
 
 
 def _half(values: torch.Tensor, what: str) -> npt.NDArray[np.float16]:
