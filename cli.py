@@ -581,11 +581,19 @@ def main() -> None:
             print(block(scrubbed(traceback.format_exc(), *sys.argv[1:]).splitlines()), file=sys.stderr)
         code = fail(explained(error))
     code = printed(code)
-    if code == signals.EXIT_INTERRUPTED:
-        # threads that decode may still be busy; nothing of theirs is wanted any more
+    # threads that decode may still be busy, and other ranks may wait for this one in what it will never join: after an
+    # error nothing of them is wanted any more
+    if code == signals.EXIT_INTERRUPTED or left_in_group():
         os._exit(code)
     signals.done(code)
     sys.exit(code)
+
+
+def left_in_group() -> bool:
+    """Say whether an error has ended a command in the middle of what several ranks do together."""
+    from tec_cache.distributed import in_group
+
+    return in_group()
 
 
 def misused(error: click.UsageError) -> int:

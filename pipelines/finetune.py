@@ -56,7 +56,7 @@ def finetune(
     """
     ranks = ranks or Ranks.from_environment()
     compute, shown = prepared_compute(config, ranks), quiet or not ranks.main
-    with process_group(ranks, compute.device.type):
+    with process_group(ranks, compute.device):
         photos = Photos.found(config, quiet=shown)
         encoder = load_encoder(config.model, config.weights, grid=config.grid, given=given_by(config), seed=config.seed)
         rule = rule_for(config.tune, config.rule)  # type: ignore[arg-type]

@@ -71,7 +71,7 @@ def segment(
     """
     ranks = ranks or Ranks.from_environment()
     compute, shown = prepared_compute(config, ranks), quiet or not ranks.main
-    with process_group(ranks, compute.device.type):
+    with process_group(ranks, compute.device):
         if config.save_predictions is not None:
             require_place(Path(config.save_predictions))
         train, test = indexed(config, config.train, shown), None

@@ -72,7 +72,7 @@ def train(
     compute = prepared_compute(config, ranks)
     cache = staged(config, open_cache(config.cache))
     run = Path(config.out)
-    with process_group(ranks, compute.device.type):
+    with process_group(ranks, compute.device):
         begun = begun_run(run, Pretrain.name)
         if begun is not None and not overwrite:
             config = as_begun(config, begun)

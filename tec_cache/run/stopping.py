@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tec_cache.distributed import Ranks
+from tec_cache.distributed import Ranks, gloo_group
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C; a job's time limit; what many job scripts ask the scheduler to send before it."""
@@ -24,7 +24,7 @@ class StopRequest:
 
     def __init__(self, ranks: Ranks) -> None:
         self.asked = False
-        self._group: Any = torch.distributed.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._group: Any = gloo_group() if ranks.world_size > 1 else None
         self._flag = torch.zeros(1)
         self._work: Any = None
 
