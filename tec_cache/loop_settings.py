@@ -21,7 +21,8 @@ class RunSettings:
     steps: int | None = setting(None, "Stop after N steps of the schedule.")
     seed: int = setting(0, "Seed of weights, order and whatever else is drawn.")
     log_every: int = setting(20, "Steps between two lines of metrics.jsonl.")
-    save_every: float = setting(1.0, "Epochs between two checkpoints.")
+    save_every: float = setting(1.0, "Epochs after which a checkpoint is due.")
+    save_minutes: float = setting(10.0, "Minutes since the last one before one that is due is written.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class LoopSettings(RunSettings, OptimizerSettings, ComputeSettings):
         check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
         check_choice("schedule", self.schedule, ("cosine", "linear"))
         check_positive(self, "epochs", "batch_size", "micro_batch", "threads", "workers", "log_every", "steps")
-        check_range(self, 0, "base_lr", "min_lr", "weight_decay")
+        check_range(self, 0, "base_lr", "min_lr", "weight_decay", "save_minutes")
         check_range(self, 0, "clip_grad", "save_every", open_end=True)
         check_range(self, 0, "beta1", "beta2", below=1)
         if not self.out:
