@@ -34,7 +34,9 @@ class OptimizerSettings:
     epochs: int = setting(300, "Epochs; one epoch shows each photo once.")
     warmup_epochs: float | None = setting(None, "Linear warm-up.  [default: 40, a tenth of short runs]")
     batch_size: int = setting(4096, "Views or photos per step, over all processes.")
-    micro_batch: int | None = setting(None, "Of these, how many in a forward pass.  [default: a process's whole share]")
+    micro_batch: int | None = setting(
+        None, "How many of them in a forward pass.  [default: what fits a GPU; on a CPU all]"
+    )
     base_lr: float = setting(1.5e-4, "Learning rate per 256 views of the batch.")
     min_lr: float = setting(0.0, "Learning rate at the end.")
     schedule: str = setting("cosine", "cosine or linear: from the peak down to --min-lr, step by step.")
@@ -88,3 +90,8 @@ class LoopSettings(RunSettings, OptimizerSettings, ComputeSettings):
         if self.warmup_epochs is not None:
             return self.warmup_epochs
         return 40.0 if self.epochs >= 100 else self.epochs / 10
+
+    @property
+    def rows_together(self) -> int:
+        """Rows of a batch that belong to one view, and so to one forward pass."""
+        return 1

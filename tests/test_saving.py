@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -140,23 +139,17 @@ def test_ctrl_c_gives_up_what_is_being_written_and_an_error_does_not(
     for error, kept in ((KeyboardInterrupt, ["step-000000001.pt"]), (ValueError, None)):
         begun.clear()
         go_on.clear()
-        with pytest.raises(error), Saver(tmp_path, "run") as saver:
-            saver.save(1, {"weight": torch.ones(3)})
-            saver.wait()
-            with monkeypatch.context() as patch:
-                patch.setattr(torch, "save", slow)
-                saver.save(2, {"weight": torch.ones(3)})
-                assert begun.wait(LONG)
-            given_up = saver._given_up
-
-            def later(error: type[BaseException] = error, given_up: threading.Event = given_up) -> None:
-                if error is KeyboardInterrupt:
-                    given_up.wait(LONG)
-                else:
-                    time.sleep(0.3)
-                go_on.set()
-
-            threading.Thread(target=later).start()
+        saver = Saver(tmp_path, "run")
+        saver.save(1, {"weight": torch.ones(3)})
+        saver.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", slow)
+            saver.save(2, {"weight": torch.ones(3)})
+            assert begun.wait(LONG)
+        # the write goes on when it is given up; otherwise a moment later, while the end of the block waits for it
+        given_up, late = saver._given_up, LONG if error is KeyboardInterrupt else 0.3
+        threading.Thread(target=lambda u=given_up, s=late: (u.wait(s), go_on.set())).start()  # type: ignore[misc]
+        with pytest.raises(error), saver:
             raise error
         names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
         assert names == (kept or ["step-000000001.pt", "step-000000002.pt"]), "no draft either"

@@ -24,9 +24,10 @@ from tec_cache.loader import Batch, Loader
 from tec_cache.progress import Progress
 from tec_cache.run.feed import on_device
 from tec_cache.run.loop import Loop
+from tec_cache.run.micro_batches import fitting
 from tec_cache.student.masking import num_visible_patches
 from tec_cache.student.model import Student
-from tec_cache.tasks.pretrain import MaskedBatch, Pretrain
+from tec_cache.tasks.pretrain import MOST_AT_ONCE, MaskedBatch, Pretrain
 from tec_cache.tasks.targets import TargetSource
 from tec_cache.types import Targets
 
@@ -112,6 +113,8 @@ def prepare_training(config: TrainConfig, cache: Cache) -> Prepared:
     """Make the student for the targets of a scratch cache; refuses what `train` would refuse."""
     compute = resolve_compute(config.device, config.precision)
     config = replace(config, cache=cache.store.address, target=None, online=None, views=1)
+    if config.micro_batch is None and compute.device.type != "cpu":
+        config = replace(config, micro_batch=fitting(config, Ranks(), MOST_AT_ONCE))
     micro = config.micro_batch or config.batch_size
     if config.batch_size % -(-config.batch_size // micro):
         raise ConfigError(

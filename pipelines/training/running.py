@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,11 +14,13 @@ from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.loop_settings import ComputeSettings, LoopSettings
 from tec_cache.run.beginning import begin_run, find_start
-from tec_cache.run.folder import foreign_files
+from tec_cache.run.folder import begun_run, foreign_files
 from tec_cache.run.loop import Loop, LoopSummary
+from tec_cache.run.micro_batches import fitting
 from tec_cache.tasks.task import Task
 
 T = TypeVar("T", bound=Task[Any])
+C = TypeVar("C", bound=LoopSettings)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,23 @@ def prepared_compute(config: ComputeSettings, ranks: Ranks) -> Compute:
         share = default_threads(ranks.local_world_size) // ranks.local_world_size
         torch.set_num_threads(config.threads or max(1, share))
     return compute
+
+
+def with_micro_batch(config: C, task: str, most: int, compute: Compute, ranks: Ranks, *, overwrite: bool) -> C:
+    """Return the settings with a micro-batch where none was asked for.
+
+    A run goes on with the one that it began with, or the nearest below that divides another number of processes: it
+    decides the last bits. A new one takes on a CPU the whole share of a process, on a GPU what fits: at most `most`.
+    Every rank finds the same.
+    """
+    if config.micro_batch is not None:
+        return config
+    begun = None if overwrite else begun_run(Path(config.out), task)
+    if begun is not None:
+        most = begun["config"]["micro_batch"] or config.batch_size
+    elif compute.device.type == "cpu":
+        most = config.batch_size
+    return replace(config, micro_batch=fitting(config, ranks, most))
 
 
 def run_task(

@@ -11,7 +11,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,9 @@ def save_checkpoint(
     path = checkpoint_file(run, step)
 
     def write(stream: IO[bytes]) -> None:
-        torch.save(state | {"format": FORMAT, "run": identity, "step": step}, _Abandonable(stream, given_up))
+        torch.save(
+            state | {"format": FORMAT, "run": identity, "step": step}, cast(IO[bytes], _Abandonable(stream, given_up))
+        )
         if given_up():
             raise GivenUp
 

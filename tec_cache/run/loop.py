@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -20,6 +20,7 @@ from tec_cache.device import Compute
 from tec_cache.distributed import Ranks, agreed
 from tec_cache.errors import NonFiniteError, TecCacheError
 from tec_cache.loop_settings import LoopSettings
+from tec_cache.memory import explained_memory
 from tec_cache.progress import Progress
 from tec_cache.rng import key64
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint, require_tensors, require_weights
@@ -28,6 +29,7 @@ from tec_cache.run.compiling import compile_in_place, explained_compiling
 from tec_cache.run.feed import B, on_device
 from tec_cache.run.generators import generators_kept
 from tec_cache.run.metrics import Metrics, read_metrics
+from tec_cache.run.micro_batches import next_smaller
 from tec_cache.run.optimizer import (
     create_schedule,
     gradient_norm,
@@ -50,6 +52,8 @@ class LoopSummary:
     run: str
     steps: int
     total_steps: int
+    micro_batch: int
+    """Rows of a forward pass."""
     finished: bool
     """Whether it reached its last step (else it was interrupted and can go on)."""
     losses: dict[str, float]
@@ -84,6 +88,7 @@ class Loop(Generic[B]):
             ids = [compute.device] if compute.device.type == "cuda" else None
             # the gradients lie in the buckets that travel: no copy of them
             self.model = DistributedDataParallel(self.module, device_ids=ids, gradient_as_bucket_view=True)
+        self.micro_batch = config.batch_size // ranks.world_size // task.micro_batches
         self.step = 0
         self.checked = 0
         """The last step whose gradient was seen to be finite."""
@@ -196,7 +201,7 @@ class Loop(Generic[B]):
         self.optimizer.zero_grad(set_to_none=True)
         if self.task.draws:
             torch.manual_seed(key64("step", self.config.seed, self.step, self.ranks.rank) >> 1)
-        with explained_compiling() if self.config.compile else nullcontext():
+        with self.explained_memory(f"a micro-batch of {self.micro_batch}"), self.explained_compiling():
             for i in range(self.task.micro_batches):
                 self.accumulate(self.next_batch(batches), last=i == self.task.micro_batches - 1)
         clips = self.config.clip_grad is not None
@@ -204,7 +209,8 @@ class Loop(Generic[B]):
         # a loss alone is not the same on all ranks: one would stop and the others wait for it
         if check or (self.compute.device.type == "cpu" and (clips or self.ranks.world_size == 1)):
             self.require_finite(self.step + 1)
-        self.optimizer.step()
+        with self.explained_memory("the optimizer's state"):
+            self.optimizer.step()
         self.step += 1
         self.summed += 1
 
@@ -216,6 +222,22 @@ class Loop(Generic[B]):
             (losses["loss"] / self.task.micro_batches).backward()
         for name, value in losses.items():
             self.sums[name] += value.detach() / self.task.micro_batches
+
+    def explained_memory(self, what: str) -> AbstractContextManager[None]:
+        """Say which --micro-batch to give where memory does not suffice for something."""
+
+        def todo() -> str:
+            saves = "" if self.config.checkpointing else ", or keep less of each block with --checkpointing"
+            smaller = next_smaller(self.config, self.ranks, self.micro_batch)
+            if smaller is None:
+                return "use more processes, or a GPU with more memory" + saves
+            return f"give --micro-batch {smaller}" + saves
+
+        return explained_memory(lambda: f"{what} at step {self.step + 1}", str(self.compute.device), todo)
+
+    def explained_compiling(self) -> AbstractContextManager[None]:
+        """Say what to do where torch.compile fails."""
+        return explained_compiling() if self.config.compile else nullcontext()
 
     def losses(self, batch: B) -> dict[str, torch.Tensor]:
         """Return the losses of one micro-batch."""
@@ -236,7 +258,8 @@ class Loop(Generic[B]):
         if self.ranks.world_size > 1:  # statistics of BatchNorm are each rank's own, and rank 0's are what is saved
             for buffer in self.module.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        with generators_kept(self.compute.device), torch.no_grad(), self.compute.autocast():
+        judging = self.explained_memory("judging")
+        with judging, generators_kept(self.compute.device), torch.no_grad(), self.compute.autocast():
             scores = self.task.evaluate(self.module)
         self.module.train()
         self.judged += time.monotonic() - begin
@@ -347,6 +370,7 @@ class Loop(Generic[B]):
             run=self.config.out,
             steps=self.step,
             total_steps=self.total_steps,
+            micro_batch=self.micro_batch,
             finished=finished,
             losses=self.last,
             images_per_second=self.images / (seconds - self.judged) if seconds else 0.0,

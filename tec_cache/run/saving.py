@@ -23,8 +23,9 @@ few, unless the disk or the device hangs."""
 class Saver:
     """Writes a run's checkpoints, one at a time, in a thread; at the end of the block the last one is written.
 
-    After an error it is finished too, for at most `LAST_WRITE` seconds where other ranks wait for this one; after
-    Ctrl-C it is given up: then nothing of it stays, and the one before it is whole. Where it cannot be written, whoever saves or asks next gets the TecCacheError.
+    After an error it is finished too, for at most `LAST_WRITE` seconds where other ranks wait for this one. After
+    Ctrl-C it is given up: then nothing of it stays, and the one before it is whole. Where one cannot be written,
+    whoever saves or asks next gets the TecCacheError.
     """
 
     def __init__(self, run: Path, identity: str) -> None:
@@ -58,7 +59,9 @@ class Saver:
         """
         self.wait()
         copied, arrived = self._copy.of(state)
-        self._thread = threading.Thread(target=self._write, args=(step, copied, arrived), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(
+            target=self._write, args=(step, copied, arrived), name="checkpoint", daemon=True
+        )
         self._thread.start()
 
     def check(self) -> None:
