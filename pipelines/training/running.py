@@ -10,7 +10,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from tec_cache.device import Compute, default_threads, resolve_compute
+from tec_cache import __version__
+from tec_cache.device import Compute, default_threads, device_notes, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.loop_settings import ComputeSettings, LoopSettings
 from tec_cache.run.beginning import begin_run, find_start
@@ -42,6 +43,12 @@ def prepared_compute(config: ComputeSettings, ranks: Ranks) -> Compute:
         share = default_threads(ranks.local_world_size) // ranks.local_world_size
         torch.set_num_threads(config.threads or max(1, share))
     return compute
+
+
+def run_notes(compute: Compute) -> dict[str, str]:
+    """Return on what a run was begun: another GPU or library gives other last bits, and may go on with it."""
+    versions = {"tec_cache": __version__, "torch": str(torch.__version__), "precision": compute.precision}
+    return versions | device_notes(compute.device)
 
 
 def with_micro_batch(config: C, task: str, most: int, compute: Compute, ranks: Ranks, *, overwrite: bool) -> C:
@@ -82,7 +89,7 @@ def run_task(
         start = find_start(run, settings, overwrite=overwrite)
         task = make_task()
         loop: Loop[Any] = Loop(task, config, compute, ranks)
-        settings = settings | {"total_steps": loop.total_steps}
+        settings = settings | {"total_steps": loop.total_steps, "notes": run_notes(compute)}
         if not dry_run:
             start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
         loop.resume(start.checkpoint, start.identity)

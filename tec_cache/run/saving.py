@@ -97,8 +97,14 @@ class HostCopy:
         """Return a copy, and what waits until it is there. The next call overwrites it."""
         devices: set[torch.device] = set()
         copied = self._mapped(state, (), devices)
-        events = [torch.cuda.current_stream(device).record_event() for device in devices]
-        return copied, lambda: [event.synchronize() for event in events]
+        events = {device: torch.cuda.current_stream(device).record_event() for device in devices}
+
+        def arrived() -> None:
+            for device, event in events.items():
+                torch.cuda.set_device(device)  # this thread's, which begins with another
+                event.synchronize()
+
+        return copied, arrived
 
     def _mapped(self, value: Any, path: tuple[str, ...], devices: set[torch.device]) -> Any:
         if isinstance(value, Mapping):

@@ -78,6 +78,7 @@ class _Pretrain(msgspec.Struct, forbid_unknown_fields=True):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     total_steps: int
+    notes: dict[str, str] = {}
 
 
 class _Classify(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,6 +95,7 @@ class _Classify(msgspec.Struct, forbid_unknown_fields=True):
     train: str
     test: str
     total_steps: int
+    notes: dict[str, str] = {}
 
 
 class _Segment(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,6 +111,7 @@ class _Segment(msgspec.Struct, forbid_unknown_fields=True):
     train: str
     test: str
     total_steps: int
+    notes: dict[str, str] = {}
 
 
 _FIRST = {"config", "targets", "cache", "num_views", "total_steps"}
@@ -212,7 +215,8 @@ def comparable(settings: dict[str, Any]) -> dict[str, Any]:
     task = settings["task"]
     left = _FREE | _FREE_OF[task] | _RESOLVED_OF[task]
     config = {name: value for name, value in settings["config"].items() if name not in left}
-    rest = {name: value for name, value in settings.items() if name != "total_steps"}  # these settings' consequence
+    # these settings' consequence, and on what it was begun
+    rest = {name: value for name, value in settings.items() if name not in ("total_steps", "notes")}
     return rest | {"config": config}
 
 
