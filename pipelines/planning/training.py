@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipelines.extraction.prepare import TargetJob
-from pipelines.planning.extract import timed
+from pipelines.planning.extract import settled, timed
 from pipelines.train import prepare_student
 from pipelines.training.target_sources import OnlineTargets
 from tec_cache.cache.reader import Cache
@@ -147,8 +147,7 @@ def measure_training(made: Prepared, cache: Cache, job: TargetJob, *, seconds: f
     with Progress("plan: training", quiet=quiet) as progress, torch.random.fork_rng(devices=[]):
         clock = _Steps(task, loop, made.cached, online, batch)
         clock.student(min(2, most))
-        probe = min(4, most)
-        per_view = clock.student(probe) / probe
+        per_view = settled(clock.student, most, compute.device)
         # a student's step three times, decoding and the base in the loop twice
         micro = max(1, min(most, int(seconds / 6 / per_view)))
         times = [clock.student(micro) for _ in range(3)]

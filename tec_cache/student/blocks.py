@@ -12,8 +12,8 @@ def run_block(block: nn.Module, x: torch.Tensor, checkpointing: bool, *, draws: 
     """Apply a block to tokens (B, N, C).
 
     checkpointing: keep nothing of its inside for the backward pass, which computes it again: the same gradients
-    for a third more arithmetic in the block and a fraction of its memory. draws: whether the block draws random numbers,
-    see `draws`; only then are the generators' states kept for the second time, of the host and of the GPU at each block.
+    for a third more arithmetic in the block and a fraction of its memory. draws: whether the block draws random
+    numbers, see `draws`; only then are the generators' states kept at each block, for the second time.
     """
     if not checkpointing:
         return block(x)  # type: ignore[no-any-return]
