@@ -39,6 +39,7 @@ from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
 from tec_cache.finetune.config import FinetuneConfig
+from tec_cache.memory import is_out_of_memory, out_of_memory
 from tec_cache.printable import block, printable, shell_words
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.urls import scrubbed, without_secrets
@@ -600,11 +601,19 @@ def main() -> None:
             print(block(scrubbed(traceback.format_exc(), *sys.argv[1:]).splitlines()), file=sys.stderr)
         code = fail(explained(error))
     code = printed(code)
-    if code == signals.EXIT_INTERRUPTED:
-        # threads that decode may still be busy; nothing of theirs is wanted any more
+    # threads that decode may still be busy, and other ranks may wait for this one in what it will never join: after an
+    # error nothing of them is wanted any more
+    if code == signals.EXIT_INTERRUPTED or left_in_group():
         os._exit(code)
     signals.done(code)
     sys.exit(code)
+
+
+def left_in_group() -> bool:
+    """Say whether an error has ended a command in the middle of what several ranks do together."""
+    from tec_cache.distributed import in_group
+
+    return in_group()
 
 
 def misused(error: click.UsageError) -> int:
@@ -643,6 +652,9 @@ def explained(error: Exception) -> TecCacheError:
     if isinstance(error, OSError):
         todo = "check the disk and its permissions; what is finished is kept, the same command goes on"
         return TecCacheError(f"{error.strerror or error}", where=str(error.filename or ""), todo=todo)
+    if is_out_of_memory(error):
+        todo = "use less of it at once: --micro-batch in a training, --batch-size elsewhere, or fewer --workers"
+        return out_of_memory(error, "this command", todo=todo)
     todo = "this is a bug in tec-cache: please report it with the output of --debug"
     first, *more = scrubbed(str(error), *sys.argv[1:]).splitlines() or [""]
     return TecCacheError(f"{type(error).__name__}: {first}", details=more, todo=todo)

@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.judging.probe_inputs import Part, number_classes
 from pipelines.loading.base_given import given_by
 from pipelines.loading.encoder_source import load_encoder
-from pipelines.training.running import prepared_compute, run_task
+from pipelines.training.running import prepared_compute, run_task, with_micro_batch
 from pipelines.training.tuning import TuningSummary, reader_settings, said_of, shared_settings, shared_summary
 from tec_cache.data.classes import read_classes
 from tec_cache.data.source import open_source
@@ -30,7 +30,7 @@ from tec_cache.labelled import (
     train_transform,
 )
 from tec_cache.run.micro_batches import count_micro_batches
-from tec_cache.tasks.classify import Classify
+from tec_cache.tasks.classify import MOST_AT_ONCE, Classify
 
 
 @dataclass(kw_only=True)
@@ -56,12 +56,13 @@ def finetune(
     """
     ranks = ranks or Ranks.from_environment()
     compute, shown = prepared_compute(config, ranks), quiet or not ranks.main
-    with process_group(ranks, compute.device.type):
+    with process_group(ranks, compute.device):
         photos = Photos.found(config, quiet=shown)
         encoder = load_encoder(config.model, config.weights, grid=config.grid, given=given_by(config), seed=config.seed)
         rule = rule_for(config.tune, config.rule)  # type: ignore[arg-type]
         chosen = chosen_recipe(config, encoder, len(photos.train))
         name, config = config.model, config.resolved(chosen.recipe)
+        config = with_micro_batch(config, Classify.name, MOST_AT_ONCE, compute, ranks, overwrite=overwrite)
         model = create_classifier(
             encoder,
             photos.num_classes,

@@ -11,6 +11,7 @@ from pipelines.loading.base_given import given_by, load_judged
 from tec_cache.base.model import FrozenBase
 from tec_cache.config import ProbeConfig
 from tec_cache.device import resolve_compute
+from tec_cache.memory import explained_memory
 
 
 @dataclass
@@ -49,7 +50,10 @@ def probe(config: ProbeConfig, *, quiet: bool = True) -> ProbeSummary:
     inputs = Inputs.opened(config)
     compute = resolve_compute(config.device, config.precision)
     model = load_model(config).to(compute.device)
-    train, test = inputs.features(model, config, compute, quiet)
+    count = config.batch_size
+    todo = f"give --batch-size {count // 2}" if count > 1 else "use a GPU with more memory, or --device cpu"
+    with explained_memory(lambda: f"the model on {count} images at once", str(compute.device), lambda: todo):
+        train, test = inputs.features(model, config, compute, quiet)
     seconds = time.monotonic() - begin
     scores, names = scores_of(train, test, config), inputs.classes
     left_out = train.tally.left_out + test.tally.left_out

@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.judging.pictures import PredictionWriter, mark_place, require_place
 from pipelines.loading.base_given import given_by
 from pipelines.loading.encoder_source import load_encoder
-from pipelines.training.running import Ran, prepared_compute, run_task
+from pipelines.training.running import Ran, prepared_compute, run_task, with_micro_batch
 from pipelines.training.tuning import TuningSummary, reader_settings, said_of, shared_settings, shared_summary
 from tec_cache.data.classes import read_classes
 from tec_cache.data.source import open_source
@@ -27,7 +27,7 @@ from tec_cache.run.micro_batches import count_micro_batches
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.segment.model import Segmenter, create_segmenter
 from tec_cache.segment.recipes import Chosen, SegmentRecipe, recipe_for
-from tec_cache.tasks.segment import Segment
+from tec_cache.tasks.segment import MOST_AT_ONCE, Segment
 from tec_cache.urls import without_secrets
 
 
@@ -71,7 +71,7 @@ def segment(
     """
     ranks = ranks or Ranks.from_environment()
     compute, shown = prepared_compute(config, ranks), quiet or not ranks.main
-    with process_group(ranks, compute.device.type):
+    with process_group(ranks, compute.device):
         if config.save_predictions is not None:
             require_place(Path(config.save_predictions))
         train, test = indexed(config, config.train, shown), None
@@ -79,6 +79,8 @@ def segment(
             test = indexed(config, config.test, shown)
         chosen = recipe_for(config.recipe, config.head, len(train))  # type: ignore[arg-type]
         name, config = config.model, config.resolved(chosen.recipe)
+        most = MOST_AT_ONCE[config.head]
+        config = with_micro_batch(config, Segment.name, most, compute, ranks, overwrite=overwrite)
         photos = Photos.numbered(config, train, test, ranks, quiet=shown)
         encoder = load_for(config, chosen.recipe)
         model = create_segmenter(

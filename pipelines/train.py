@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipelines.judging.student_judge import StudentJudge, probe_config
-from pipelines.training.running import Ran, prepared_compute, run_task
+from pipelines.training.running import Ran, prepared_compute, run_task, with_micro_batch
 from pipelines.training.target_sources import OnlineTargets, base_weights_for, choose_targets
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import TrainConfig, parse_bytes
@@ -23,7 +23,7 @@ from tec_cache.run.loop import LoopSummary
 from tec_cache.run.metrics import read_metrics
 from tec_cache.store.staged import StagedStore
 from tec_cache.student.model import Student, create_encoder
-from tec_cache.tasks.pretrain import Pretrain
+from tec_cache.tasks.pretrain import MOST_AT_ONCE, Pretrain
 from tec_cache.tasks.targets import TargetSource
 from tec_cache.urls import without_secrets
 from tec_cache.weights.load import load_strict
@@ -72,7 +72,7 @@ def train(
     compute = prepared_compute(config, ranks)
     cache = staged(config, open_cache(config.cache))
     run = Path(config.out)
-    with process_group(ranks, compute.device.type):
+    with process_group(ranks, compute.device):
         begun = begun_run(run, Pretrain.name)
         if begun is not None and not overwrite:
             config = as_begun(config, begun)
@@ -81,6 +81,7 @@ def train(
             kept = None if overwrite else begun
             groups, num_views = agreed(finished_groups(config, cache, kept) if ranks.main else None, ranks) or ((), 0)
             cache, config = cache.narrowed(groups), replace(config, views=num_views)
+        config = with_micro_batch(config, Pretrain.name, MOST_AT_ONCE, compute, ranks, overwrite=overwrite)
         source, student = prepare_student(config, cache, compute)
 
         def task() -> Pretrain:

@@ -71,6 +71,7 @@ _TUNING: dict[str, Conditions] = {
     "seed": ALWAYS,
     "log_every": ALWAYS,
     "save_every": ALWAYS,
+    "save_minutes": ALWAYS,
     "epochs": ALWAYS,
     "warmup_epochs": ALWAYS,
     "batch_size": ALWAYS,
@@ -181,6 +182,7 @@ USED: dict[str, dict[str, Conditions]] = {
         "on_error": ALWAYS,
         "log_every": ALWAYS,
         "save_every": ALWAYS,
+        "save_minutes": ALWAYS,
         # all of these three, or none
         "probe_every": ALWAYS,
         "probe_train": ALWAYS,

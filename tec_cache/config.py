@@ -163,6 +163,11 @@ class TrainConfig(JudgementSettings, LoopSettings):
         parse_rows(self.k)
         require_used(self, changed(self))
 
+    @property
+    def rows_together(self) -> int:
+        """Masks of one view."""
+        return self.masks_per_view
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ class Compute:
 
     device: torch.device
     precision: str
-    """float32 or bfloat16 (autocast)."""
+    """float32, without TF32 in products or convolutions, or bfloat16 (autocast)."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """Autocast for bfloat16, nothing for float32."""
@@ -76,7 +77,40 @@ def resolve_compute(device: str, precision: str, local_rank: int = 0) -> Compute
         precision = "bfloat16" if device.startswith("cuda") else "float32"
     if precision not in ("float32", "bfloat16"):
         raise ConfigError(f"unknown precision {precision!r}", todo="one of: auto, float32, bfloat16")
+    if precision == "float32":
+        _compute_float32_exactly()
     return Compute(torch.device(device), precision)
+
+
+def _compute_float32_exactly() -> None:
+    """Let no product of float32 be rounded to TF32's ten bits: torch does so in convolutions unless told otherwise."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Give a thread's work on a GPU a stream of its own, so that it waits for no other thread's; nothing on a CPU.
+
+    The thread is told its device first: it begins with device 0, and would return to that at the end of the block.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_device(device)
+    with torch.cuda.stream(torch.cuda.Stream(device)):
+        yield
+
+
+def device_notes(device: torch.device) -> dict[str, str]:
+    """Return what numbers depend on beside the settings: a GPU's model, and the libraries that compute on it."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "gpu": torch.cuda.get_device_name(device),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),
+    }
 
 
 def default_threads(world_size: int) -> int:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tec_cache.errors import ConfigError, TecCacheError
 from tec_cache.rendezvous import fresh_store
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -95,11 +99,18 @@ def patient_group(ranks: Ranks) -> Any:
 
     On GPUs too they wait on the CPU. The end of a process still ends the waiting at once.
     """
-    if ranks.world_size == 1:
-        return None
+    return None if ranks.world_size == 1 else gloo_group(PATIENCE)
+
+
+def gloo_group(timeout: timedelta | None = None) -> Any:
+    """Return a group of all ranks that talk on the CPU, beside nccl too; every rank calls this.
+
+    timeout: how long ranks wait in it; torch's own by default. Raises TecCacheError where they do not reach each other.
+    """
     import torch.distributed as dist
 
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    with _explained_connecting():
+        return dist.new_group(backend="gloo", timeout=timeout)
 
 
 def gathered(value: T, ranks: Ranks) -> list[T]:
@@ -114,10 +125,13 @@ def gathered(value: T, ranks: Ranks) -> list[T]:
 
 
 @contextmanager
-def process_group(ranks: Ranks, device: str) -> Iterator[None]:
+def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     """Join torch's process group (nccl on GPUs, gloo on CPUs) for the length of the block.
 
-    Raises TecCacheError where another rank ends before its time.
+    A block that ends well leaves the group. One that fails does not: leaving is a collective in nccl, and the other
+    ranks wait in another one, so that nobody would hear of the error before the watchdog's ten minutes are over. The
+    process is meant to print its error and end at once; see `in_group`.
+    Raises TecCacheError where another rank ends before its time, or ranks do not reach each other.
     """
     if ranks.world_size == 1:
         yield
@@ -126,8 +140,13 @@ def process_group(ranks: Ranks, device: str) -> Iterator[None]:
 
     store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size))
     store = fresh_store(store, ranks.rank, ranks.world_size)
-    backend = "nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size)
+    joining: dict[str, Any] = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
+    if device.type == "cuda":
+        # told the device, nccl connects now, where a fault is explained, and guesses at none in a barrier
+        dist.init_process_group("nccl", device_id=device, **joining)
+    else:
+        with _explained_connecting():
+            dist.init_process_group("gloo", **joining)
     try:
         yield
     except RuntimeError as error:
@@ -140,8 +159,32 @@ def process_group(ranks: Ranks, device: str) -> Iterator[None]:
             where=f"rank {ranks.rank} was waiting for it",
             todo="see that one's error; the same command goes on from the last checkpoint",
         ) from error
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
+
+
+def in_group() -> bool:
+    """Say whether this process belongs to a process group: after an error it must end without a word to the others.
+
+    Python's own way out would run what torch does at the end of a process, which may wait for them.
+    """
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def _explained_connecting() -> Iterator[None]:
+    """Say what to do where gloo finds no way from one process to another. Raises TecCacheError."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        name = os.environ.get("GLOO_SOCKET_IFNAME")
+        raise TecCacheError(
+            f"the processes of this job do not reach each other over gloo: {first}",
+            where=f"GLOO_SOCKET_IFNAME={name}" if name else "over the address of this machine's own name",
+            todo="unless another process has failed: set GLOO_SOCKET_IFNAME, on each node, to the name of the network "
+            "interface through which the others reach it (`ip -br address` lists them)",
+        ) from error
 
 
 def under_torchrun() -> bool:

@@ -21,7 +21,8 @@ class RunSettings:
     steps: int | None = setting(None, "Stop after N steps of the schedule.")
     seed: int = setting(0, "Seed of weights, order and whatever else is drawn.")
     log_every: int = setting(20, "Steps between two lines of metrics.jsonl.")
-    save_every: float = setting(1.0, "Epochs between two checkpoints.")
+    save_every: float = setting(1.0, "Epochs after which a checkpoint is due.")
+    save_minutes: float = setting(10.0, "Minutes since the last one before one that is due is written.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,9 @@ class OptimizerSettings:
     epochs: int = setting(300, "Epochs; one epoch shows each photo once.")
     warmup_epochs: float | None = setting(None, "Linear warm-up.  [default: 40, a tenth of short runs]")
     batch_size: int = setting(4096, "Views or photos per step, over all processes.")
-    micro_batch: int | None = setting(None, "Of these, how many in a forward pass.  [default: a process's whole share]")
+    micro_batch: int | None = setting(
+        None, "How many of them in a forward pass.  [default: what fits a GPU; on a CPU all]"
+    )
     base_lr: float = setting(1.5e-4, "Learning rate per 256 views of the batch.")
     min_lr: float = setting(0.0, "Learning rate at the end.")
     schedule: str = setting("cosine", "cosine or linear: from the peak down to --min-lr, step by step.")
@@ -68,7 +71,7 @@ class LoopSettings(RunSettings, OptimizerSettings, ComputeSettings):
         check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
         check_choice("schedule", self.schedule, ("cosine", "linear"))
         check_positive(self, "epochs", "batch_size", "micro_batch", "threads", "workers", "log_every", "steps")
-        check_range(self, 0, "base_lr", "min_lr", "weight_decay")
+        check_range(self, 0, "base_lr", "min_lr", "weight_decay", "save_minutes")
         check_range(self, 0, "clip_grad", "save_every", open_end=True)
         check_range(self, 0, "beta1", "beta2", below=1)
         if not self.out:
@@ -87,3 +90,8 @@ class LoopSettings(RunSettings, OptimizerSettings, ComputeSettings):
         if self.warmup_epochs is not None:
             return self.warmup_epochs
         return 40.0 if self.epochs >= 100 else self.epochs / 10
+
+    @property
+    def rows_together(self) -> int:
+        """Rows of a batch that belong to one view, and so to one forward pass."""
+        return 1

@@ -179,6 +179,7 @@ def tiny_training(cache: Path, run: Path, **changes: object) -> TrainConfig:
         "device": "cpu",
         "threads": 1,
         "log_every": 1,
+        "save_minutes": 0.0,
     }
     return TrainConfig(**(values | changes))
 

@@ -54,6 +54,7 @@ def tuning(photos: Path, base: Path, run: Path, **changes: Any) -> FinetuneConfi
         "threads": 1,
         "workers": 1,
         "log_every": 1,
+        "save_minutes": 0.0,
     }
     return FinetuneConfig(**(values | changes))
 

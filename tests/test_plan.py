@@ -23,7 +23,7 @@ import pipelines.planning.source
 from pipelines.extract import extract
 from pipelines.plan import plan
 from pipelines.planning.amount import Amount
-from pipelines.planning.extract import TargetCosts, ViewCosts, Written
+from pipelines.planning.extract import TargetCosts, ViewCosts, Written, settled
 from pipelines.planning.result import Plan
 from pipelines.planning.training import TrainingCosts
 from tec_cache.base.load import load_base
@@ -303,3 +303,22 @@ def test_the_command(
     code, _ = call(monkeypatch, capsys, *arguments, "--seconds", "0")
     assert code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpu_is_measured_with_as_many_views_as_keep_it_busy() -> None:
+    """A hundred kernels take 10 ms to launch, however few views they work on; a view takes 0.1 ms."""
+    tried: list[int] = []
+
+    def seconds_of(count: int) -> float:
+        tried.append(count)
+        return max(0.01, count * 1e-4)
+
+    assert settled(seconds_of, 512, torch.device("cuda:0")) == pytest.approx(1e-4)
+    assert max(tried) == 256
+    tried.clear()
+    assert settled(seconds_of, 20, torch.device("cuda:0")) == pytest.approx(0.01 / 20)
+    assert max(tried) == 20
+    tried.clear()
+    assert settled(seconds_of, 512, torch.device("cpu")) == pytest.approx(0.01 / 4)
+    assert tried == [4]
+    assert settled(lambda count: 0.3, 1, torch.device("cpu")) == 0.3

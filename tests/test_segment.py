@@ -58,6 +58,7 @@ def segmenting(masks: Path, base: Path, run: Path, **changes: Any) -> SegmentCon
         "threads": 1,
         "workers": 1,
         "log_every": 1,
+        "save_minutes": 0.0,
     }
     return SegmentConfig(**(values | changes))
 

@@ -29,7 +29,7 @@ from pipelines.train import train
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import TrainConfig
-from tec_cache.distributed import Ranks, process_group
+from tec_cache.distributed import Ranks, patient_group, process_group
 from tec_cache.errors import TecCacheError
 from tec_cache.loader import Loader
 from tec_cache.rendezvous import fresh_store
@@ -37,6 +37,7 @@ from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.stopping import stop_requested
 from tests.conftest import files_below, last_checkpoint, payload_of, tiny_config, tiny_training, write_shards
+from tests.failing import MESSAGE
 from tests.launch import LAUNCH, Job, environment, options, torchrun
 
 STEPS = 150
@@ -311,17 +312,65 @@ def test_a_job_waits_for_the_last_checkpoint_of_the_one_before_it(
     assert [p.stem for p in checkpoints(run)] == ["step-000000006", "step-000000009"]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_in_a_step_ends_the_job_with_its_own_message(
+    rank: int, made_cache: Path, tmp_path: Path
+) -> None:
+    """The other one waits in an all-reduce, and the group, were anybody to leave it, would never let go."""
+    run = tmp_path / "run"
+    job = torchrun(tmp_path / "log", 2, "-m", "tests.failing", str(rank), "5", *train_words(made_cache, run)[2:])
+    assert job.process.returncode == 1
+    cause = job.err.split("Root Cause")[1]
+    assert f"rank      : {rank} " in cause
+    assert MESSAGE in cause
+    before = job.err.split("Root Cause")[0]
+    assert f"error: ValueError: {MESSAGE}" in before
+    assert before.count("another process of this job has ended") == 1
+    again = torchrun(tmp_path / "again", 2, *train_words(made_cache, run, steps=6))
+    assert again.process.returncode == 0, again.err
+    assert len(losses(run)) == 6, "the run's folder is free, and what was finished is kept"
+
+
+def test_an_error_is_one_json_object_also_where_the_process_leaves_at_once(made_cache: Path, tmp_path: Path) -> None:
+    words = train_words(made_cache, tmp_path / "run")[2:]
+    job = torchrun(tmp_path / "log", 2, "-m", "tests.failing", "0", "5", *words, "--json")
+    assert job.process.returncode == 1
+    assert MESSAGE in json.loads(job.out)["error"]["what"]
+
+
 @pytest.mark.parametrize(("device", "backend"), [("cuda", "nccl"), ("cuda:1", "nccl"), ("cpu", "gloo")])
-def test_gpus_talk_over_nccl(device: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[str] = []
+def test_gpus_talk_over_nccl_and_only_a_good_end_leaves_the_group(
+    device: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[Any] = []
     store = torch.distributed.HashStore()
     monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_: iter([(store, 0, 2)]))
     monkeypatch.setattr(tec_cache.distributed, "fresh_store", lambda *_: store)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, **_: chosen.append(name))
+    joined = torch.device(device) if backend == "nccl" else None
+    monkeypatch.setattr(
+        torch.distributed,
+        "init_process_group",
+        lambda name, device_id=None, **_: chosen.append((name, device_id)),
+    )
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: chosen.append("closed"))
-    with process_group(Ranks(0, 0, 2), device):
+    with process_group(Ranks(0, 0, 2), torch.device(device)):
         pass
-    assert chosen == [backend, "closed"]
+    assert chosen == [(backend, joined), "closed"]
+    for error in (ValueError, KeyboardInterrupt, SystemExit, TecCacheError):
+        chosen.clear()
+        with pytest.raises(error), process_group(Ranks(0, 0, 2), torch.device(device)):
+            raise error("in the middle")
+        assert chosen == [(backend, joined)]
+
+
+def test_processes_that_do_not_reach_each_other_say_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(**_: Any) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:144] no error, connect [127.0.1.1]: Connection refused\nmore")
+
+    monkeypatch.setattr(torch.distributed, "new_group", refused)
+    with pytest.raises(TecCacheError, match=r"do not reach each other over gloo: .*Connection refused") as error:
+        patient_group(Ranks(0, 0, 2))
+    assert "GLOO_SOCKET_IFNAME" in error.value.todo
 
 
 def test_ranks_that_are_started_again_do_not_read_what_the_killed_ones_wrote(monkeypatch: pytest.MonkeyPatch) -> None:

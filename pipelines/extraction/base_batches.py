@@ -18,6 +18,7 @@ from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import ViewsRecord
 from tec_cache.errors import NonFiniteError
+from tec_cache.memory import explained_memory
 from tec_cache.targets import normalize_targets
 from tec_cache.types import Targets
 
@@ -127,14 +128,17 @@ def start_batch(
 def targets_of(job: TargetJob, pixels: torch.Tensor) -> Targets:
     """Run the base on pixels (B, S, S, 3) uint8 and normalize its features; nobody looks whether they are finite.
 
-    On a GPU nothing here waits for the device: the work is queued behind that of the batch before.
+    On a GPU nothing here waits for the device: the work is queued behind that of the batch before. Raises TecCacheError
+    where memory does not suffice.
     """
-    device = job.compute.device
-    mean, std = _per_channel(job.base.mean, device), _per_channel(job.base.std, device)
-    images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
-    with job.compute.autocast():
-        raw = job.base(images)
-    return normalize_targets(raw, job.spec.normalization)
+    device, count = job.compute.device, len(pixels)
+    todo = f"give --batch-size {count // 2}" if count > 1 else "use a GPU with more memory, or --device cpu"
+    with explained_memory(lambda: f"the base on {count} views at once", str(device), lambda: todo):
+        mean, std = _per_channel(job.base.mean, device), _per_channel(job.base.std, device)
+        images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+        with job.compute.autocast():
+            raw = job.base(images)
+        return normalize_targets(raw, job.spec.normalization)
 
 
 def one_ahead(start: Callable[[int], T], items: Iterable[int]) -> Iterator[T]:

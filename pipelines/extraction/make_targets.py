@@ -18,7 +18,7 @@ from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.writer import TargetArrays, commit_targets
-from tec_cache.device import Stopwatch
+from tec_cache.device import Stopwatch, own_stream
 from tec_cache.types import Targets
 
 BATCHES_BEHIND = 2
@@ -95,7 +95,7 @@ class TargetMaker:
         torch.set_num_threads(threads)
         device, codec, spec = self.job.compute.device, self.coded.codec, self.job.spec
         # a stream of its own, so that copies to the host do not wait for the batches queued on the device meanwhile
-        with torch.cuda.stream(torch.cuda.Stream(device) if device.type == "cuda" else None):
+        with own_stream(device):
             for part, targets, watch in batches:
                 self.tally.busy.add(BASE, watch.seconds())
                 if part.rows.start == 0:

@@ -33,7 +33,7 @@ from tec_cache.data.photos import Shard, plain_text
 from tec_cache.data.source import Source, open_source
 from tec_cache.data.tars import TarShard
 from tec_cache.data.views import ViewPlan
-from tec_cache.device import Compute, default_threads, resolve_compute
+from tec_cache.device import Compute, default_threads, device_notes, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, SourceError
 from tec_cache.paths import exact_name
@@ -320,7 +320,9 @@ def prepare_targets(
             lock.share()
         if stored is None:
             _forget_other(store, path, identity, lock, target=name, overwrite=overwrite)
-        notes = _versions() | {"base": plain_text(base_name), "first_row": base.first_row}
+        notes = (
+            _versions() | device_notes(compute.device) | {"base": plain_text(base_name), "first_row": base.first_row}
+        )
         notes |= {"facts": [list(fact) for fact in base.facts], "given": base.given.to_json()}
         ensure_manifest(store, path, identity, notes, what=what, todo=todo)
     base.to(compute.device)

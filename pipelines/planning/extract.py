@@ -49,6 +49,9 @@ FEWEST_FITTED = 96
 than from 352, from 64 3 %, from 96 1 %."""
 PROBED = 4
 """Views that tell how many more there is time for."""
+SETTLED = 0.9
+"""Share of the time of a view that is left, at least, when twice as many are tried, where their number no longer
+matters."""
 MOST_WRITTEN = 1 << 28
 """Bytes of targets that are written to try the disk, at most."""
 
@@ -248,6 +251,23 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
     return result, time.monotonic() - begin
 
 
+def settled(seconds_of: Callable[[int], float], most: int, device: torch.device) -> float:
+    """Return the seconds of one view, by how long some take at once.
+
+    On a CPU a few tell. A GPU takes as long for a few as for many, since launching its kernels takes longer than they
+    do: there it is twice as many again and again, each number tried once before, until a view takes no less.
+    """
+    count = min(PROBED, most)
+    per_view = seconds_of(count) / count
+    while device.type != "cpu" and count < most:
+        count, before = min(2 * count, most), per_view
+        seconds_of(count)
+        per_view = min(before, seconds_of(count) / count)
+        if per_view > SETTLED * before:
+            break
+    return per_view
+
+
 def wait_for_device() -> None:
     """Wait until a GPU has done what it was given."""
     if torch.cuda.is_available():
@@ -257,12 +277,12 @@ def wait_for_device() -> None:
 def _rows_in(seconds: float, job: TargetJob, crops: list[Crop], pool: ThreadPoolExecutor, fewest: int) -> int:
     """Return for how many views there is time: whole blocks, at least `fewest` views where there are so many."""
 
-    def probe() -> list[Targets]:
-        part = crops[:PROBED]
-        return list(targets_of_crops(job, [c.jpeg for c in part], [c.key for c in part], pool))
+    def seconds_of(count: int) -> float:
+        part = crops[:count]
+        return timed(lambda: list(targets_of_crops(job, [c.jpeg for c in part], [c.key for c in part], pool)))[1]
 
-    probe()
-    per_view = timed(probe)[1] / len(crops[:PROBED])
+    seconds_of(PROBED)
+    per_view = settled(seconds_of, min(len(crops), job.batch_size), job.compute.device)
     rows = min(max(fewest, int(seconds / per_view)), MOST_ROWS, len(crops))
     return rows // BLOCK_ROWS * BLOCK_ROWS or rows
 

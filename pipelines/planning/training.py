@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipelines.extraction.prepare import TargetJob
-from pipelines.planning.extract import timed
+from pipelines.planning.extract import settled, timed
 from pipelines.train import prepare_student
 from pipelines.training.target_sources import OnlineTargets
 from tec_cache.cache.reader import Cache
@@ -24,9 +24,10 @@ from tec_cache.loader import Batch, Loader
 from tec_cache.progress import Progress
 from tec_cache.run.feed import on_device
 from tec_cache.run.loop import Loop
+from tec_cache.run.micro_batches import fitting
 from tec_cache.student.masking import num_visible_patches
 from tec_cache.student.model import Student
-from tec_cache.tasks.pretrain import MaskedBatch, Pretrain
+from tec_cache.tasks.pretrain import MOST_AT_ONCE, MaskedBatch, Pretrain
 from tec_cache.tasks.targets import TargetSource
 from tec_cache.types import Targets
 
@@ -112,6 +113,8 @@ def prepare_training(config: TrainConfig, cache: Cache) -> Prepared:
     """Make the student for the targets of a scratch cache; refuses what `train` would refuse."""
     compute = resolve_compute(config.device, config.precision)
     config = replace(config, cache=cache.store.address, target=None, online=None, views=1)
+    if config.micro_batch is None and compute.device.type != "cpu":
+        config = replace(config, micro_batch=fitting(config, Ranks(), MOST_AT_ONCE))
     micro = config.micro_batch or config.batch_size
     if config.batch_size % -(-config.batch_size // micro):
         raise ConfigError(
@@ -144,8 +147,7 @@ def measure_training(made: Prepared, cache: Cache, job: TargetJob, *, seconds: f
     with Progress("plan: training", quiet=quiet) as progress, torch.random.fork_rng(devices=[]):
         clock = _Steps(task, loop, made.cached, online, batch)
         clock.student(min(2, most))
-        probe = min(4, most)
-        per_view = clock.student(probe) / probe
+        per_view = settled(clock.student, most, compute.device)
         # a student's step three times, decoding and the base in the loop twice
         micro = max(1, min(most, int(seconds / 6 / per_view)))
         times = [clock.student(micro) for _ in range(3)]

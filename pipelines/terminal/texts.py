@@ -213,7 +213,7 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
     lines = [
         f"run          {summary.run}",
         f"student      {summary.parameters:,} parameters, {summary.trained_parameters:,} trained",
-        f"steps        {summary.steps:,} of {summary.total_steps:,}",
+        f"steps        {summary.steps:,} of {summary.total_steps:,}, in micro-batches of {summary.micro_batch:,}",
     ]
     if summary.left_out:
         lines.append(f"left out     {summary.left_out:,} views of each epoch fill no batch, others each time")

@@ -95,7 +95,8 @@ def _beginning(summary: TuningSummary, tuned: list[str]) -> list[str]:
     lines += [f"             {remark}" for remark in summary.remarks]
     if summary.left_out:
         lines.append(f"left out     {counted(summary.left_out, 'photo')} of each epoch in no batch, others each time")
-    return [*lines, f"steps        {summary.steps:,} of {summary.total_steps:,}"]
+    steps = f"{summary.steps:,} of {summary.total_steps:,}, in micro-batches of {summary.micro_batch:,}"
+    return [*lines, f"steps        {steps}"]
 
 
 def _end(summary: TuningSummary, seen: Callable[[dict[str, float]], str], go_on: str) -> list[str]:

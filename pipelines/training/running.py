@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from tec_cache.device import Compute, default_threads, resolve_compute
+from tec_cache import __version__
+from tec_cache.device import Compute, default_threads, device_notes, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.loop_settings import ComputeSettings, LoopSettings
 from tec_cache.run.beginning import begin_run, find_start
-from tec_cache.run.folder import foreign_files
+from tec_cache.run.folder import begun_run, foreign_files
 from tec_cache.run.loop import Loop, LoopSummary
+from tec_cache.run.micro_batches import fitting
 from tec_cache.tasks.task import Task
 
 T = TypeVar("T", bound=Task[Any])
+C = TypeVar("C", bound=LoopSettings)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,29 @@ def prepared_compute(config: ComputeSettings, ranks: Ranks) -> Compute:
     return compute
 
 
+def run_notes(compute: Compute) -> dict[str, str]:
+    """Return on what a run was begun: another GPU or library gives other last bits, and may go on with it."""
+    versions = {"tec_cache": __version__, "torch": str(torch.__version__), "precision": compute.precision}
+    return versions | device_notes(compute.device)
+
+
+def with_micro_batch(config: C, task: str, most: int, compute: Compute, ranks: Ranks, *, overwrite: bool) -> C:
+    """Return the settings with a micro-batch where none was asked for.
+
+    A run goes on with the one that it began with, or the nearest below that divides another number of processes: it
+    decides the last bits. A new one takes on a CPU the whole share of a process, on a GPU what fits: at most `most`.
+    Every rank finds the same.
+    """
+    if config.micro_batch is not None:
+        return config
+    begun = None if overwrite else begun_run(Path(config.out), task)
+    if begun is not None:
+        most = begun["config"]["micro_batch"] or config.batch_size
+    elif compute.device.type == "cpu":
+        most = config.batch_size
+    return replace(config, micro_batch=fitting(config, ranks, most))
+
+
 def run_task(
     make_task: Callable[[], T],
     settings: dict[str, Any],
@@ -63,7 +89,7 @@ def run_task(
         start = find_start(run, settings, overwrite=overwrite)
         task = make_task()
         loop: Loop[Any] = Loop(task, config, compute, ranks)
-        settings = settings | {"total_steps": loop.total_steps}
+        settings = settings | {"total_steps": loop.total_steps, "notes": run_notes(compute)}
         if not dry_run:
             start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
         loop.resume(start.checkpoint, start.identity)

@@ -23,6 +23,7 @@ from tec_cache.loader.batch import Batch
 from tec_cache.loader.blocks import BlockCache, Name
 from tec_cache.loader.order import EpochOrder
 from tec_cache.loader.units import units_of
+from tec_cache.pinned import PinnedSlabs
 
 T = TypeVar("T")
 
@@ -112,6 +113,7 @@ class Loader(Generic[T]):
         self.pixel_sizes, self.skip_damage, self._finish = pixel_sizes, skip_damage, finish
         self.damaged: set[str] = set()
         self._buffer_blocks = max(1, -(-shuffle_buffer // BLOCK_ROWS))
+        self._pinned = PinnedSlabs()
         self._blocks = BlockCache(self._buffer_blocks)
         self._units = units_of(cache, targets, self.num_views)
         self._epoch = self._open(0)
@@ -203,7 +205,7 @@ class Loader(Generic[T]):
         count = len(wanted.rows)
         pixels = {size: self._empty((count, size, size, 3), torch.uint8) for size in self.pixel_sizes}
         codes: dict[str, torch.Tensor] = {}
-        keys, labels = np.empty(count, np.uint64), np.empty(count, np.int64)
+        keys, labels = np.empty(count, np.uint64), self._empty((count,), torch.int64)
         for block_name, places in wanted.blocks():
             block = self._blocks.get(self._units, block_name)
             within = wanted.rows[places] - block_name[1] * BLOCK_ROWS
@@ -213,8 +215,8 @@ class Loader(Generic[T]):
                 if name not in codes:
                     codes[name] = self._empty((count, *values.shape[1:]), _torch_type(values.dtype))
                 codes[name].numpy()[places] = values[within]
-            keys[places], labels[places] = block.sample_keys[within], block.labels[within]
-        return Batch(wanted.epoch, pixels, codes, torch.from_numpy(labels), keys)
+            keys[places], labels.numpy()[places] = block.sample_keys[within], block.labels[within]
+        return Batch(wanted.epoch, pixels, codes, labels, keys)
 
     def _decode(self, jpeg: bytes, pixels: dict[int, torch.Tensor], place: int) -> None:
         """Decode a crop into its place, in each size."""
@@ -241,7 +243,7 @@ class Loader(Generic[T]):
         return _Rows(wanted.epoch, wanted.units[chosen], wanted.rows[chosen])
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, pin_memory=self.pin_memory)
+        return self._pinned.empty(shape, dtype) if self.pin_memory else torch.empty(shape, dtype=dtype)
 
 
 def _torch_type(dtype: np.dtype[np.generic]) -> torch.dtype:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,17 +40,30 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_file())
 
 
-def save_checkpoint(run: Path, identity: str, step: int, state: dict[str, Any]) -> Path:
+class GivenUp(Exception):
+    """Nobody waits for this checkpoint any more."""
+
+
+def save_checkpoint(
+    run: Path, identity: str, step: int, state: dict[str, Any], *, given_up: Callable[[], bool] = lambda: False
+) -> Path:
     """Write the checkpoint of a finished step; a kill at any moment leaves the ones before it whole.
 
     identity: the run's, from `settings.run_identity`. Older checkpoints of the same run are then removed but for the
-    last; a file of another origin stays, whatever its name.
+    last; a file of another origin stays, whatever its name. given_up: asked while it is written; where it says so,
+    nothing of the file stays, and GivenUp is raised.
     """
     path = checkpoint_file(run, step)
-    try:
-        write_durably(
-            path, lambda stream: torch.save(state | {"format": FORMAT, "run": identity, "step": step}, stream)
+
+    def write(stream: IO[bytes]) -> None:
+        torch.save(
+            state | {"format": FORMAT, "run": identity, "step": step}, cast(IO[bytes], _Abandonable(stream, given_up))
         )
+        if given_up():
+            raise GivenUp
+
+    try:
+        write_durably(path, write)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         free = shutil.disk_usage(run).free
         raise TecCacheError(
@@ -63,6 +76,19 @@ def save_checkpoint(run: Path, identity: str, step: int, state: dict[str, Any]) 
     for left in drafts(run):
         left.unlink()
     return path
+
+
+class _Abandonable:
+    """A stream that writes nothing more once it is given up: an error here would come out as another one of torch's."""
+
+    def __init__(self, stream: IO[bytes], given_up: Callable[[], bool]) -> None:
+        self._stream, self._given_up = stream, given_up
+
+    def write(self, data: Any) -> int:
+        return len(data) if self._given_up() else self._stream.write(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def drafts(run: Path) -> list[Path]:

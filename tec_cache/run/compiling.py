@@ -16,8 +16,9 @@ from tec_cache.errors import TecCacheError
 def compile_in_place(model: nn.Module, ranks: Ranks) -> None:
     """Let torch.compile make the kernels of a model at its first step; the names of its weights stay.
 
-    It is the student that is compiled, not what DistributedDataParallel makes of it: gradients then travel at the
-    end of the backward pass and not beside it, once a step.
+    It is the model that is compiled, not what DistributedDataParallel makes of it. Dynamo sees that wrapper at work
+    around it, and cuts the graph where the wrapper's buckets end: gradients travel beside the backward pass, with and
+    without --checkpointing (torch before 2.6, the lowest that is supported, refuses that).
     """
     if ranks.local_world_size > 1:
         from torch._inductor.runtime.cache_dir_utils import cache_dir  # takes two seconds

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -20,14 +20,16 @@ from tec_cache.device import Compute
 from tec_cache.distributed import Ranks, agreed
 from tec_cache.errors import NonFiniteError, TecCacheError
 from tec_cache.loop_settings import LoopSettings
+from tec_cache.memory import explained_memory
 from tec_cache.progress import Progress
 from tec_cache.rng import key64
-from tec_cache.run.checkpoint import checkpoints, load_checkpoint, require_tensors, require_weights, save_checkpoint
+from tec_cache.run.checkpoint import checkpoints, load_checkpoint, require_tensors, require_weights
 from tec_cache.run.checkpoint import unfit as unfit_checkpoint
 from tec_cache.run.compiling import compile_in_place, explained_compiling
 from tec_cache.run.feed import B, on_device
 from tec_cache.run.generators import generators_kept
 from tec_cache.run.metrics import Metrics, read_metrics
+from tec_cache.run.micro_batches import next_smaller
 from tec_cache.run.optimizer import (
     create_schedule,
     gradient_norm,
@@ -35,6 +37,7 @@ from tec_cache.run.optimizer import (
     restore_optimizer,
     scaled_lr,
 )
+from tec_cache.run.saving import Saver
 from tec_cache.run.stopping import stop_requested
 from tec_cache.tasks.task import Task
 
@@ -49,6 +52,8 @@ class LoopSummary:
     run: str
     steps: int
     total_steps: int
+    micro_batch: int
+    """Rows of a forward pass."""
     finished: bool
     """Whether it reached its last step (else it was interrupted and can go on)."""
     losses: dict[str, float]
@@ -83,6 +88,7 @@ class Loop(Generic[B]):
             ids = [compute.device] if compute.device.type == "cuda" else None
             # the gradients lie in the buckets that travel: no copy of them
             self.model = DistributedDataParallel(self.module, device_ids=ids, gradient_as_bucket_view=True)
+        self.micro_batch = config.batch_size // ranks.world_size // task.micro_batches
         self.step = 0
         self.checked = 0
         """The last step whose gradient was seen to be finite."""
@@ -95,6 +101,11 @@ class Loop(Generic[B]):
         self.waited = 0.0
         self.judged = 0.0
         """Seconds of evaluation, which no step is charged with."""
+        self.saver: Saver | None = None
+        """Of rank 0, while it runs."""
+        self.saved = 0
+        """Checkpoints of this call, of all ranks together."""
+        self.saved_at = time.monotonic()
 
     def resume(self, path: Path | None, identity: str) -> None:
         """Take up a checkpoint of the run of that identity. Raises TecCacheError where it is not this run's."""
@@ -136,35 +147,48 @@ class Loop(Generic[B]):
         judge_steps = self.task.judged_every * epoch
         first, size = self.step, self.config.batch_size
         read = self.task.batches(self.step, self.stop_step)
+        late, self.saved_at = False, begin
         with (
             stop_requested(self.ranks) as stop,
             Progress("train", total=self.stop_step * size, noun="images", quiet=quiet) as progress,
             closing(on_device(read, self.compute.device)) as batches,
+            ExitStack() as files,
         ):
-            metrics = Metrics(run, identity, resume_step=self.step) if self.ranks.main else None
+            metrics = None
+            if self.ranks.main:
+                metrics = files.enter_context(closing(Metrics(run, identity, resume_step=self.step)))
+                self.saver = files.enter_context(Saver(run, identity))
             progress.start_at(self.step * size)
             if judge_steps > 0 and self.step and (self.step % judge_steps == 0 or self.step >= self.stop_step):
                 self.judge_again(metrics, run)
             while self.step < self.stop_step:
                 at_end = self.step + 1 == self.stop_step
                 judges = judge_steps > 0 and (at_end or (self.step + 1) % judge_steps == 0)
-                saves = at_end or (self.step + 1) % save_steps == 0
+                due = at_end or (self.step + 1) % save_steps == 0
+                saves = at_end or (due and (late or not self.config.save_minutes))
                 logs = at_end or (self.step + 1) % self.config.log_every == 0
                 self.train_step(batches, check=logs or judges or saves)
                 if logs or judges:
-                    scores = self.judge(run, identity) if judges else {}
+                    scores = self.judge() if judges else {}
                     seconds = time.monotonic() - begin - self.judged
                     self.log(metrics, (self.step - first) * size, seconds, scores, due=logs)
-                stopping = stop.agreed()
+                if due:  # also where the minutes have not passed: whether they have must not show in any number
+                    self.sums = self.averaged_sums()
+                stopping, late = stop.agreed(self.late(), self.saved)
                 if saves or stopping:
-                    self.save(run, identity)
+                    self.save()
+                    late = False
+                if self.saver is not None:
+                    self.saver.check()
                 progress.advance(size, note=f"step {self.step:,} of {self.stop_step:,}{self.note(progress.seconds)}")
                 if stopping:
                     break
-        if metrics is not None:
-            metrics.close()
         self.images = (self.step - first) * size
         return self.summary(finished=self.step >= self.stop_step, seconds=time.monotonic() - begin)
+
+    def late(self) -> bool:
+        """Say whether the minutes between two checkpoints have passed, by this rank's clock."""
+        return time.monotonic() - self.saved_at >= 60 * self.config.save_minutes
 
     def train_step(self, batches: Generator[B, None, None], *, check: bool = True) -> None:
         """One optimizer step on this rank's next micro-batches.
@@ -177,7 +201,7 @@ class Loop(Generic[B]):
         self.optimizer.zero_grad(set_to_none=True)
         if self.task.draws:
             torch.manual_seed(key64("step", self.config.seed, self.step, self.ranks.rank) >> 1)
-        with explained_compiling() if self.config.compile else nullcontext():
+        with self.explained_memory(f"a micro-batch of {self.micro_batch}"), self.explained_compiling():
             for i in range(self.task.micro_batches):
                 self.accumulate(self.next_batch(batches), last=i == self.task.micro_batches - 1)
         clips = self.config.clip_grad is not None
@@ -185,7 +209,8 @@ class Loop(Generic[B]):
         # a loss alone is not the same on all ranks: one would stop and the others wait for it
         if check or (self.compute.device.type == "cpu" and (clips or self.ranks.world_size == 1)):
             self.require_finite(self.step + 1)
-        self.optimizer.step()
+        with self.explained_memory("the optimizer's state"):
+            self.optimizer.step()
         self.step += 1
         self.summed += 1
 
@@ -197,6 +222,22 @@ class Loop(Generic[B]):
             (losses["loss"] / self.task.micro_batches).backward()
         for name, value in losses.items():
             self.sums[name] += value.detach() / self.task.micro_batches
+
+    def explained_memory(self, what: str) -> AbstractContextManager[None]:
+        """Say which --micro-batch to give where memory does not suffice for something."""
+
+        def todo() -> str:
+            saves = "" if self.config.checkpointing else ", or keep less of each block with --checkpointing"
+            smaller = next_smaller(self.config, self.ranks, self.micro_batch)
+            if smaller is None:
+                return "use more processes, or a GPU with more memory" + saves
+            return f"give --micro-batch {smaller}" + saves
+
+        return explained_memory(lambda: f"{what} at step {self.step + 1}", str(self.compute.device), todo)
+
+    def explained_compiling(self) -> AbstractContextManager[None]:
+        """Say what to do where torch.compile fails."""
+        return explained_compiling() if self.config.compile else nullcontext()
 
     def losses(self, batch: B) -> dict[str, torch.Tensor]:
         """Return the losses of one micro-batch."""
@@ -217,7 +258,8 @@ class Loop(Generic[B]):
         if self.ranks.world_size > 1:  # statistics of BatchNorm are each rank's own, and rank 0's are what is saved
             for buffer in self.module.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        with generators_kept(self.compute.device), torch.no_grad(), self.compute.autocast():
+        judging = self.explained_memory("judging")
+        with judging, generators_kept(self.compute.device), torch.no_grad(), self.compute.autocast():
             scores = self.task.evaluate(self.module)
         self.module.train()
         self.judged += time.monotonic() - begin
@@ -229,13 +271,14 @@ class Loop(Generic[B]):
         if not agreed(has_line, self.ranks):
             self.log(metrics, 0, 1.0, self.evaluate(), due=False)
 
-    def judge(self, run: Path, identity: str) -> dict[str, float]:
+    def judge(self) -> dict[str, float]:
         """Judge after this step; where that fails, for a broken photo, keep the step: it took an epoch to come here."""
         try:
             return self.evaluate()
         except TecCacheError:
             if self.ranks.world_size == 1:  # of several ranks, this one alone may have met it
-                self.save(run, identity)
+                self.save()
+                self.wait_for_checkpoint()
             raise
 
     def require_finite(self, step: int) -> None:
@@ -258,6 +301,7 @@ class Loop(Generic[B]):
 
     def not_finite(self, what: str, step: int) -> NonFiniteError:
         """Return the error for what was noticed in a step and may have begun since the last one that was checked."""
+        self.wait_for_checkpoint()  # it is a good one
         kept = checkpoints(Path(self.config.out))
         since = f" (it may have begun after step {self.checked})" if self.checked < step - 1 else ""
         return NonFiniteError(
@@ -266,12 +310,19 @@ class Loop(Generic[B]):
             todo="lower --base-lr, give --clip-grad 1, or --precision float32, with another --out",
         )
 
-    def save(self, run: Path, identity: str) -> None:
-        """Write a checkpoint of the last step; all ranks take part."""
+    def save(self) -> None:
+        """Begin to write a checkpoint of the last step; all ranks take part, rank 0 writes."""
         self.sums = self.averaged_sums()
         self.require_finite_state()
-        if self.ranks.main:
-            save_checkpoint(run, identity, self.step, self.state())
+        if self.saver is not None:
+            self.saver.save(self.step, self.state())
+        self.saved += 1
+        self.saved_at = time.monotonic()
+
+    def wait_for_checkpoint(self) -> None:
+        """Wait until the last one is written. Raises TecCacheError where it cannot be."""
+        if self.saver is not None:
+            self.saver.wait()
 
     def averaged_sums(self) -> dict[str, torch.Tensor]:
         """Return the sums of losses, the same on all ranks, for a log or a checkpoint."""
@@ -319,6 +370,7 @@ class Loop(Generic[B]):
             run=self.config.out,
             steps=self.step,
             total_steps=self.total_steps,
+            micro_batch=self.micro_batch,
             finished=finished,
             losses=self.last,
             images_per_second=self.images / (seconds - self.judged) if seconds else 0.0,

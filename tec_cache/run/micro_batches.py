@@ -8,12 +8,13 @@ from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError
 from tec_cache.loop_settings import LoopSettings
 
+WORTH = 4
+"""A divisor that is so many times smaller than what fits is not worth it: many small passes are far slower."""
 
-def count_micro_batches(config: LoopSettings, ranks: Ranks, masks: int = 1) -> int:
-    """Return how many forward passes a process makes for one step.
 
-    masks: rows of the batch that belong to one view and stay together. ConfigError where the batch does not divide.
-    """
+def count_micro_batches(config: LoopSettings, ranks: Ranks) -> int:
+    """Return how many forward passes a process makes for one step. ConfigError where the batch does not divide."""
+    masks = config.rows_together
     share = config.batch_size // ranks.world_size
     each = f" and {masks} masks for each view" if masks > 1 else ""
     if config.batch_size % (ranks.world_size * masks):
@@ -29,3 +30,29 @@ def count_micro_batches(config: LoopSettings, ranks: Ranks, masks: int = 1) -> i
             todo=f"use a --micro-batch that divides {share}" + (f" and that {masks} divides" if masks > 1 else ""),
         )
     return count
+
+
+def fitting(config: LoopSettings, ranks: Ranks, most: int) -> int:
+    """Return the micro-batch for a process's share where none is asked for: at most `most`, if that divides well.
+
+    It is the largest divisor of the share up to `most`; where that is small (`WORTH`), the next one above.
+    """
+    sizes = _sizes(config, ranks)
+    below = [size for size in sizes if size <= most]
+    above = [size for size in sizes if size > most]
+    if above and (not below or below[-1] * WORTH < most):
+        return above[0]
+    return below[-1]
+
+
+def next_smaller(config: LoopSettings, ranks: Ranks, micro_batch: int) -> int | None:
+    """Return the largest micro-batch below one, None where there is none."""
+    return max((size for size in _sizes(config, ranks) if size < micro_batch), default=None)
+
+
+def _sizes(config: LoopSettings, ranks: Ranks) -> list[int]:
+    """List what a process's share can be cut into, smallest first; at least the share."""
+    share, masks = max(1, config.batch_size // ranks.world_size), config.rows_together
+    low = [size for size in range(1, math.isqrt(share) + 1) if share % size == 0]
+    sizes = sorted({*low, *(share // size for size in low)})
+    return [size for size in sizes if size % masks == 0] or [share]

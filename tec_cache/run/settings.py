@@ -30,8 +30,10 @@ MOST_CHANNELS = 2**20
 _JUDGEMENT = {f.name for f in dataclasses.fields(JudgementSettings)}
 
 # What may differ between a run and its resumption: it changes how fast the numbers come, not which.
-_FREE = {"out", "device", "precision", "threads", "workers", "micro_batch", "log_every", "save_every", "steps",
-         "on_error", "compile", "checkpointing", "judge_every"}  # fmt: skip
+_FREE = {"out", "device", "precision", "threads", "workers", "micro_batch", "log_every", "save_every", "save_minutes",
+         "steps", "on_error", "compile", "checkpointing", "judge_every"}  # fmt: skip
+_SINCE = {"save_minutes": 0.0}
+"""Settings that this format did not have from its beginning, and what a run without them did."""
 _FREE_OF = {
     "pretrain": {"cache", "base_weights", "stage", "stage_bytes", *_JUDGEMENT},
     # what they name is compared by what it holds
@@ -76,6 +78,7 @@ class _Pretrain(msgspec.Struct, forbid_unknown_fields=True):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     total_steps: int
+    notes: dict[str, str] = {}
 
 
 class _Classify(msgspec.Struct, forbid_unknown_fields=True):
@@ -92,6 +95,7 @@ class _Classify(msgspec.Struct, forbid_unknown_fields=True):
     train: str
     test: str
     total_steps: int
+    notes: dict[str, str] = {}
 
 
 class _Segment(msgspec.Struct, forbid_unknown_fields=True):
@@ -107,6 +111,7 @@ class _Segment(msgspec.Struct, forbid_unknown_fields=True):
     train: str
     test: str
     total_steps: int
+    notes: dict[str, str] = {}
 
 
 _FIRST = {"config", "targets", "cache", "num_views", "total_steps"}
@@ -181,11 +186,13 @@ def _require_format(settings: Any, path: Path) -> None:
 
 
 def _check(settings: Any) -> None:
-    """Raise ValueError unless every field is there, has its type and is within bounds."""
+    """Raise ValueError unless every field is there, has its type and is within bounds; add what came later."""
     require_shallow(settings)
     task = settings.get("task") if isinstance(settings, dict) else None
     if not isinstance(task, str) or task not in _WHOLE:
         raise ValueError(f"its task is {task!s:.40}")
+    if isinstance(settings.get("config"), dict):
+        settings["config"] = _SINCE | settings["config"]
     read = msgspec.convert(settings, _WHOLE[task])
     kind = CONFIGS[task]
     fields = {field.name for field in dataclasses.fields(kind)}
@@ -208,7 +215,8 @@ def comparable(settings: dict[str, Any]) -> dict[str, Any]:
     task = settings["task"]
     left = _FREE | _FREE_OF[task] | _RESOLVED_OF[task]
     config = {name: value for name, value in settings["config"].items() if name not in left}
-    rest = {name: value for name, value in settings.items() if name != "total_steps"}  # these settings' consequence
+    # these settings' consequence, and on what it was begun
+    rest = {name: value for name, value in settings.items() if name not in ("total_steps", "notes")}
     return rest | {"config": config}
 
 

@@ -73,7 +73,7 @@ class Decoder(nn.Module):
         branches = [self.feature] if self.attention is None or rows is None else [self.feature, self.attention]
         x = torch.cat([branch.tokens(encoded, mask, self.position) for branch in branches])
         for block in self.blocks:
-            x = run_block(block, x, self.checkpointing)
+            x = run_block(block, x, self.checkpointing, draws=False)
         parts = x.chunk(len(branches))
 
         patches = parts[0][:, 1:]

@@ -14,7 +14,7 @@ from tec_cache.errors import ConfigError, nearest
 from tec_cache.model_args import check_model_args
 from tec_cache.recipes import decoder_shape
 from tec_cache.student.adapters import EncoderAdapters, Mlp
-from tec_cache.student.blocks import run_block
+from tec_cache.student.blocks import draws, run_block
 from tec_cache.student.decoder import Decoder
 from tec_cache.student.losses import attention_loss, feature_loss
 from tec_cache.student.masking import Mask, num_visible_patches, random_mask
@@ -64,7 +64,7 @@ class Student(nn.Module):
             )
         channel, depth = encoder.embed_dim, len(encoder.blocks)
         self.targets, self.mask_ratio, self.tau = targets, mask_ratio, tau
-        self.checkpointing = checkpointing
+        self.checkpointing, self.draws = checkpointing, draws(encoder.blocks)
         self.encoder: Any = encoder  # timm types its optional tokens as None or Parameter
         self.input_adapter = Mlp(channel, 4 * channel) if adapters in ("both", "input") else None
         self.encoder_adapters = EncoderAdapters(depth, channel, 4 * width) if adapters in ("both", "encoder") else None
@@ -121,7 +121,7 @@ class Student(nn.Module):
         x = torch.cat([first, x], dim=1)
         layers = []
         for block in self.encoder.blocks:
-            x = run_block(block, x, self.checkpointing)
+            x = run_block(block, x, self.checkpointing, draws=self.draws)
             layers.append(x)
         layers[-1] = self.encoder.norm(x)
         if self.encoder_adapters is None:
