@@ -14,7 +14,7 @@ from tec_cache.run.export import describe, require_free, write_export, write_mod
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.settings import load_settings, run_identity
 from tec_cache.segment.folder import as_timm as segmenter_folder
-from tec_cache.student.model import Student, create_student
+from tec_cache.student.model import Goal, Student, create_student
 from tec_cache.types import TargetSpec
 
 
@@ -121,11 +121,11 @@ def student_of_run(settings: dict[str, Any]) -> Student:
     config, targets = settings["config"], settings["targets"]
     return create_student(
         config["student"],
-        targets=TargetSpec(**targets["spec"]),
+        targets={of["goal"]: Goal(spec=TargetSpec(**of["spec"]), tau=of["tau"]) for of in targets},
         model_args=config["student_args"],
         adapters=config["adapters"],
         mask_ratio=config["mask_ratio"],
-        tau=targets["tau"],
+        adapters_shared=config["adapters_shared"],
         decoder_depth=config["decoder_depth"],
         decoder_width=config["decoder_width"],
         decoder_heads=config["decoder_heads"],

@@ -33,9 +33,10 @@ _CPU = Condition(lambda c: not c.device.startswith("cuda"), "they are a CPU's, a
 _BASE = Condition(lambda c: not c.pixels, "pixels have no base")
 _ATTENTION = Condition(lambda c: not c.pixels and c.k != "none", "there is no attention target")
 _OWN_WEIGHTS = Condition(
-    lambda c: c.online is not None or c.init == "base", "the base is loaded for --online and --init base only"
+    lambda c: bool(c.online) or c.init == "base", "the base is loaded for --online and --init base only"
 )
-_ONLINE = Condition(lambda c: c.online is not None, "the base runs with --online only; a target set has its own")
+_ONLINE = Condition(lambda c: bool(c.online), "the base runs with --online only; a target set has its own")
+_FUSED = Condition(lambda c: c.adapters in ("both", "encoder"), "there are no encoder adapters")
 _BLOCKS = Condition(lambda c: c.decoder_depth > 0, "a decoder of depth 0 has no blocks")
 _STAGE = Condition(lambda c: c.stage is not None, "copies are made where --stage names a folder")
 _PROBED = Condition(lambda c: c.probe_every is not None, "nothing is judged without --probe-every")
@@ -142,6 +143,7 @@ USED: dict[str, dict[str, Conditions]] = {
         "student": ALWAYS,
         "student_args": ALWAYS,
         "adapters": ALWAYS,
+        "adapters_shared": (_FUSED,),
         "init": ALWAYS,
         "decoder_depth": ALWAYS,
         "decoder_width": ALWAYS,

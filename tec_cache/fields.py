@@ -32,6 +32,8 @@ def expand_paths(config: Any) -> None:
         value = getattr(config, item.name)
         if item.name in PLACES and isinstance(value, str):
             object.__setattr__(config, item.name, expanded(value))
+        elif item.name in PLACES and isinstance(value, tuple):
+            object.__setattr__(config, item.name, tuple(map(expanded, value)))
 
 
 def changed(config: Any) -> list[str]:

@@ -378,7 +378,7 @@ def test_an_encoder_is_found_by_whatever_names_it(export: Path, source: LoadedEn
     assert "export" not in plain.made_of
     assert torch.equal(plain.model.norm.weight, source.model.norm.weight)
     drawn = load_encoder(f"random:{export}", seed=3)
-    assert drawn.adapters_state is None
+    assert drawn.adapters_states == {}
     assert not torch.equal(drawn.model.patch_embed.proj.weight, source.model.patch_embed.proj.weight)
     larger = create_classifier(load_encoder(str(export), grid=6), CLASSES, rule="tec")
     assert larger(torch.randn(1, 3, 48, 48)).shape == (1, CLASSES)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tec_cache.student.losses import attention_loss, feature_loss
 
 from tec_cache.errors import ConfigError
 from tec_cache.rng import key64
-from tec_cache.student.losses import attention_loss, feature_loss
 from tec_cache.student.masking import mask_noise, num_visible_patches, random_mask
 from tec_cache.student.model import Student, create_student
 from tec_cache.student.position import sincos_position

@@ -78,6 +78,9 @@ def go_on_command(task: str, config: dict[str, Any], run: str) -> str:
         value = run if item.name == "out" else config.get(item.name)
         if value is None or value is False or (item.name != "out" and value == item.default):
             continue
+        if str(item.type) == "tuple[str, ...]":
+            words += [word for name in value for word in ("--" + item.name, name)]
+            continue
         flag = "--" + item.name.replace("_", "-")
         if isinstance(value, dict):  # student_args, base_args
             for name, given in value.items():

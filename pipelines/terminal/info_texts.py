@@ -108,11 +108,15 @@ def _model(name: Any, arguments: Any) -> str:
     return f"{name} ({changed})" if changed else f"{name}"
 
 
-def _targets(targets: dict[str, Any]) -> str:
+def _targets(targets: list[dict[str, Any]]) -> str:
     """Say what a run learns from."""
-    base = targets.get("base")
-    return {
-        "cached": f"target set {targets.get('name')}",
-        "online": f"the base in the loop, {base.get('architecture') if isinstance(base, dict) else base}",
-        "pixels": "pixels",
-    }.get(str(targets.get("kind")), "unknown targets")
+    found = []
+    for of in targets:
+        base = of.get("base")
+        text = {
+            "cached": f"target set {of.get('name')}",
+            "online": f"the base in the loop, {base.get('architecture') if isinstance(base, dict) else base}",
+            "pixels": "pixels",
+        }.get(str(of.get("kind")), "unknown targets")
+        found.append(f"{text} (weight {of['weight']:g})" if len(targets) > 1 else text)
+    return ", ".join(found)

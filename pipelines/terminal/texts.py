@@ -219,11 +219,13 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         lines.append(f"left out     {summary.left_out:,} views of each epoch fill no batch, others each time")
     if losses:
         lines.append(f"losses       {losses}")
-    if losses and summary.target_error and summary.target_error > NEGLIGIBLE:
-        lines += [
-            f"             the feature loss is up to about {summary.target_error:.2g} lower than with --online:",
-            "             what coding left out of the targets need not be predicted (docs/fidelity.md)",
-        ]
+    for name, error in summary.target_errors.items() if losses else ():
+        if error > NEGLIGIBLE:
+            of = f" of {name}" if len(summary.target_errors) > 1 else ""
+            lines += [
+                f"             the feature loss{of} is up to about {error:.2g} lower than with --online:",
+                "             what coding left out of the targets need not be predicted (docs/fidelity.md)",
+            ]
     if summary.scores:
         knn, linear, step = (summary.scores[name] for name in ("probe_knn", "probe_linear", "step"))
         lines.append(f"judged       kNN {knn:.2%}, linear {linear:.2%} at step {int(step):,}")

@@ -20,8 +20,9 @@ from tec_cache.errors import TecCacheError, listed
 from tec_cache.store.files import write_durably
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
-FORMAT = 3
-"""Of run folders and checkpoints; another one is refused. 1 had no number, and the student alone; 2 no schedule."""
+FORMAT = 4
+"""Of run folders and checkpoints; another one is refused. 1 had no number, and the student alone; 2 no schedule; 3 knew
+one target set."""
 
 _PARTS = {"format": int, "run": str, "step": int, "model": dict, "optimizer": dict, "sums": dict, "summed": int}
 KEEP = 2

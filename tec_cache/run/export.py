@@ -34,6 +34,8 @@ ADAPTERS_FILE = "adapters/adapters.safetensors"
 """In a folder of its own: some versions of timm take any .safetensors beside config.json for the model's."""
 INPUT_ADAPTER, ENCODER_ADAPTERS = "input_adapter.", "encoder_adapters."
 """How the names in ADAPTERS_FILE begin."""
+OF_SET = "encoder_adapters/"
+"""The same, before a target set's name and a dot, where several sets have encoder adapters of their own."""
 CLASS_TOKEN = INPUT_ADAPTER + "class_token"
 
 _METADATA = {"format": "pt"}
@@ -58,14 +60,17 @@ def adapters_state(student: Student) -> dict[str, torch.Tensor]:
     """Return what fine-tuning takes beside the encoder, CPU float32; empty for a student without adapters.
 
     input_adapter.class_token: T (1, 1, C), as it was before MLP(T) replaced it. input_adapter.NAME: that MLP.
-    encoder_adapters.NAME: what makes Z_e. Raises TecCacheError for a weight that is not finite.
+    encoder_adapters.NAME: what makes Z_e; where each of several target sets has its own, encoder_adapters/SET.NAME.
+    Raises TecCacheError for a weight that is not finite.
     """
     state: dict[str, torch.Tensor] = {}
     if student.input_adapter is not None:
         state[CLASS_TOKEN] = student.encoder.cls_token.detach().cpu().float().contiguous()
-    for part, module in ((INPUT_ADAPTER, student.input_adapter), (ENCODER_ADAPTERS, student.encoder_adapters)):
-        if module is not None:
-            state |= {part + name: value for name, value in _plain(module).items()}
+        state |= {INPUT_ADAPTER + name: value for name, value in _plain(student.input_adapter).items()}
+    own = len(student.encoder_adapters) > 1
+    for goal, module in zip(student.goals, student.encoder_adapters, strict=False):
+        part = f"{OF_SET}{goal}." if own else ENCODER_ADAPTERS
+        state |= {part + name: value for name, value in _plain(module).items()}
     return _finite(state, "the exported adapters")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from tec_cache.cache.identity import fingerprint
 from tec_cache.cache.schema import require_shallow
@@ -62,6 +63,9 @@ class _Targets(msgspec.Struct):
     kind: Literal["cached", "online", "pixels"]
     spec: TargetSpec
     tau: float
+    weight: float
+    goal: str
+    """Under which name the student knows them."""
     name: str | None = None
 
 
@@ -71,7 +75,7 @@ class _Pretrain(msgspec.Struct, forbid_unknown_fields=True):
     format: int
     task: Literal["pretrain"]
     config: dict[str, Any]
-    targets: _Targets
+    targets: Annotated[list[_Targets], Meta(min_length=1)]
     cache: str
     num_views: int
     groups: list[tuple[int, int]] | None
@@ -201,13 +205,14 @@ def _check(settings: Any) -> None:
     msgspec.convert(read.config, kind)
     if not isinstance(read, _Pretrain):
         return
-    if read.targets.kind == "cached" and read.targets.name is None:
-        raise ValueError("its target set has no name")
-    spec = read.targets.spec
-    rows, columns = spec.grid_shape
-    if not (rows >= 1 and columns >= 1 and rows * columns <= MOST_TOKENS and 1 <= spec.channels <= MOST_CHANNELS
-            and 0 <= spec.num_heads <= spec.channels):  # fmt: skip
-        raise ValueError(f"targets of {rows} x {columns} tokens, {spec.channels} channels, {spec.num_heads} heads")
+    for targets in read.targets:
+        if targets.kind == "cached" and targets.name is None:
+            raise ValueError("its target set has no name")
+        spec = targets.spec
+        rows, columns = spec.grid_shape
+        if not (rows >= 1 and columns >= 1 and rows * columns <= MOST_TOKENS and 1 <= spec.channels <= MOST_CHANNELS
+                and 0 <= spec.num_heads <= spec.channels):  # fmt: skip
+            raise ValueError(f"targets of {rows} x {columns} tokens, {spec.channels} channels, {spec.num_heads} heads")
 
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from tec_cache.loader import Batch, Loader
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.micro_batches import count_micro_batches
 from tec_cache.student.masking import mask_noise
-from tec_cache.student.model import Student
-from tec_cache.tasks.targets import TargetSource
+from tec_cache.student.model import Student, term
+from tec_cache.tasks.targets import Sources
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ Judge = Callable[[Student], dict[str, float]]
 
 
 class Pretrain:
-    """A student, the crops of a cache, and the targets that a source gives.
+    """A student, the crops of a cache, and the targets that one source gives, or several.
 
     judge: asked every `probe_every` epochs of the config, where there is one.
     """
@@ -79,22 +79,22 @@ class Pretrain:
         self,
         config: TrainConfig,
         cache: Cache,
-        source: TargetSource,
+        sources: Sources,
         student: Student,
         compute: Compute,
         ranks: Ranks,
         judge: Judge | None = None,
     ) -> None:
-        self.config, self.source, self.student = config, source, student.to(compute.device)
+        self.config, self.sources, self.student = config, dict(sources), student.to(compute.device)
         self.judge = judge
         self.judged_every: int = (config.probe_every or 0) if judge is not None else 0
         self.size = int(student.encoder.patch_embed.img_size[0])
         self.micro_batches = count_micro_batches(config, ranks)
         self.tokens, self.pinned = cache.grid**2, compute.device.type == "cuda"
-        sizes = {self.size} | ({source.pixel_size} if source.pixel_size else set())
+        sizes = {self.size} | {source.pixel_size for source in sources.values() if source.pixel_size}
         self.loader: Loader[MaskedBatch] = Loader(
             cache,
-            source.stored,
+            [source.stored for source in sources.values() if source.stored is not None],
             batch_size=config.batch_size // config.masks_per_view,
             pixel_sizes=tuple(sorted(sizes)),
             num_views=config.views,
@@ -111,7 +111,12 @@ class Pretrain:
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.mean = torch.tensor(IMAGENET_MEAN, device=compute.device)
         self.std = torch.tensor(IMAGENET_STD, device=compute.device)
-        self.terms: tuple[str, ...] = ("loss", "feature", *(("attention",) if student.targets.k is not None else ()))
+        by_kind = {"feature": config.feature_weight, "attention": config.attention_weight}
+        self.weights = {
+            term(name, kind): sources[name].weight * by_kind[kind] for name, kinds in student.kinds() for kind in kinds
+        }
+        """Of each loss in their sum."""
+        self.terms: tuple[str, ...] = ("loss", *self.weights)
 
     def masked(self, views: Batch) -> MaskedBatch:
         """Add the noise of each view's masks."""
@@ -126,11 +131,10 @@ class Pretrain:
     def losses(self, model: nn.Module, batch: MaskedBatch) -> dict[str, torch.Tensor]:
         """Return the losses of one micro-batch, their weighted sum under "loss"."""
         images = batch.views.images(self.size, self.mean, self.std)
-        losses: dict[str, torch.Tensor] = model(images, self.source.targets(batch.views, images), noise=batch.noise)
-        total = self.config.feature_weight * losses["feature"]
-        if "attention" in losses:
-            total = total + self.config.attention_weight * losses["attention"]
-        return {"loss": total, **losses}
+        targets = {name: source.targets(batch.views, images) for name, source in self.sources.items()}
+        losses: dict[str, torch.Tensor] = model(images, targets, noise=batch.noise)
+        first, *others = (self.weights[name] * loss for name, loss in losses.items())
+        return {"loss": sum(others, first), **losses}
 
     def optimizer(self, lr: float) -> torch.optim.Optimizer:
         """AdamW in one kernel; no decay on biases, norms and other 1-D parameters. Frozen ones are left out."""
@@ -145,12 +149,11 @@ class Pretrain:
         """Say how many damaged blocks were met."""
         return f"{len(self.loader.damaged)} damaged blocks" if self.loader.damaged else ""
 
-    def target_error(self) -> float | None:
-        """Return by how much coding may lower the feature loss: what it left out need not be predicted.
+    def target_errors(self) -> dict[str, float]:
+        """Return by how much coding may lower each set's feature loss: what it left out need not be predicted.
 
-        The squared error of what is left out, where targets have a mean square of about 1.
+        By the set's name, the squared error of what is left out, where targets have a mean square of about 1.
         """
-        stored = self.source.stored
-        if stored is None or self.source.spec.normalization == "none":
-            return None
-        return stored.codec_record.errors.get("mse")
+        stored = [s.stored for s in self.sources.values() if s.spec.normalization != "none" and s.stored is not None]
+        errors = {target.name: target.codec_record.errors.get("mse") for target in stored}
+        return {name: error for name, error in errors.items() if error is not None}
