@@ -117,9 +117,9 @@ def verify(
 
     base: True runs each target set's own base; a name, weight file or folder runs that one, for the target sets that it
     made. The settings below it are for running the base: 64 views, seed 0, all target sets, device "auto".
-    With `repair` what is bad is dropped, so that the same extraction makes it again. Raises ConfigError where there
-    is no cache or no such target set, TecCacheError where another job writes (repair only), WeightsError and
-    StorageError; what is wrong with the cache is returned, not raised.
+    With `repair` what is bad is dropped, so that the same extraction makes it again; the index of what is whole is made
+    again at once. Raises ConfigError where there is no cache or no such target set, TecCacheError where another job
+    writes (repair only), WeightsError and StorageError; what is wrong with the cache is returned, not raised.
     """
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample {sample}", todo="give a number of at least 1")

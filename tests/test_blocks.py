@@ -172,7 +172,7 @@ def test_training_reads_one_range_per_array_and_block_and_no_other_file(
         assert of_index == {name: 2 + len(units) for name in files}
         records, sources = [], [layout.CONTENT_RECORD]
     else:
-        assert of_index == {name: 1 for name in (layout.views_index(), layout.target_index("tiny"))}, "looked for"
+        assert of_index == dict.fromkeys((layout.views_index(), layout.target_index("tiny")), 1), "looked for"
     assert Counter(store.whole) == Counter([layout.target_manifest("tiny"), *codec, *records, *sources])
 
 

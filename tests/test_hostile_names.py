@@ -176,10 +176,12 @@ def test_a_hash_that_is_none_makes_no_name(sha256: str) -> None:
 
 def hostile_names(folder: Path) -> list[str]:
     """Names for a payload: beyond the cache, of other files of it, of another unit."""
-    other = next(p.name for p in (folder / "cache" / "views").iterdir() if str(UNIT) not in p.name)
+    cache = folder / "cache"
+    tars = [path.relative_to(cache).as_posix() for path in cache.glob("views/*/*.tar")]
+    other = next(name for name in tars if str(UNIT) not in name)
     return ["../victim.tar", "../../victim.tar", "/victim.tar", "targets/../../victim.tar", "cache.json",
-            layout.views_record(UNIT), "targets/tiny/target.json", f"views/{other}", "views\\..\\..\\victim.tar",
-            f"views/{UNIT}.{'0' * 16}.tar", "views/notes.tar", ".lock", "x" * 3000]  # fmt: skip
+            layout.views_record(UNIT), "targets/tiny/target.json", other, "views\\..\\..\\victim.tar",
+            f"views/{UNIT.folder}/{UNIT}.{'0' * 16}.tar", "views/notes.tar", ".lock", "x" * 3000]  # fmt: skip
 
 
 RECORDS = {

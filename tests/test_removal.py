@@ -31,8 +31,9 @@ UNIT = Unit(0, 0, 0)
 FOLDER = UNIT.folder
 HASH = "0123456789abcdef"
 
-THEIRS = ["notes.txt", "cache.json.bak", "cache.json~", "views.tar", "records/README", "records/notes.json",
-          "records/content.json.old", "index/views.idx.bak", "index/notes.idx", "index/tiny.idx", "index/targets/tiny.idx.1", "records/views/notes.txt", "records/views/notes.json", "records/views/.keep",
+THEIRS = ["index/views.idx.bak", "index/notes.idx", "index/tiny.idx", "index/targets/tiny.idx.1", "notes.txt",
+          "cache.json.bak", "cache.json~", "views.tar", "records/README", "records/notes.json",
+          "records/content.json.old", "records/views/notes.txt", "records/views/notes.json", "records/views/.keep",
           f"records/views/{UNIT}.json.bak", f"records/views/0{UNIT}.json", f"records/views/old/{UNIT}.json",
           f"records/views/{UNIT}.json", f"records/views/000001/{UNIT}.json", f"records/views/{FOLDER}/{UNIT}.json.bak",
           f"records/views/{FOLDER}/0{UNIT}.json", f"records/views/{FOLDER}/old/{UNIT}.json",

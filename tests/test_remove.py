@@ -32,7 +32,9 @@ def two_sets(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_base: 
 
 
 @pytest.fixture(scope="module")
-def one_view(two_sets: Path, tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_base: Path) -> dict[str, bytes]:
+def one_view(
+    two_sets: Path, tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_base: Path
+) -> dict[str, bytes]:
     """Files of the same cache, extracted with one view."""
     cache = tmp_path_factory.mktemp("rm-one") / "cache"
     extract(tiny_config(shards, cache, tiny_base, limit=40, views=1))

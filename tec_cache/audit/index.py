@@ -47,8 +47,9 @@ def check_index(
 def _problem(index: UnitIndex[Heading], facts: Mapping[Unit, Facts], dtype: np.dtype[np.void] | None) -> str:
     """Say what is wrong with an index that fits by its heading; empty where nothing is. dtype: to read the details."""
     units = [index.unit(number) for number in range(len(index))]
-    known = [facts[unit].entry if unit in facts else b"" for unit in units]
-    others = [unit for unit, entry, wanted in zip(units, index.entries, known, strict=True) if entry.tobytes() != wanted]
+    recorded = [facts[unit].entry if unit in facts else b"" for unit in units]
+    indexed = [entry.tobytes() for entry in index.entries]
+    others = [unit for unit, a, b in zip(units, recorded, indexed, strict=True) if a != b]
     if others:
         return f"they say otherwise of {listed(map(str, others))}"
     if dtype is None:
