@@ -399,7 +399,7 @@ def test_extraction_goes_on_after_a_kill_to_the_same_bytes(
     cache = tmp_path / "cache"
     words = ("--no-python", "tec-cache", "extract", *options(tiny_config(shards, cache, tiny_base)), "--quiet")
     with Job(tmp_path / "log", 2, *words, launch=(*LAUNCH, "--max-restarts", "1")) as job:
-        job.wait_until(lambda: list(cache.glob("records/views/*")), "the first unit is committed")
+        job.wait_until(lambda: list(cache.glob("records/views/*/*")), "the first unit is committed")
         os.kill(job.ranks(restart=0)[1], signal.SIGKILL)
         job.wait_until(lambda: len(job.ranks(restart=1)) == 2, "both ranks are started again")
         assert job.end() == 0, job.err
@@ -465,7 +465,7 @@ def test_a_signalled_extraction_says_once_how_to_go_on(shards: Path, tiny_base: 
     cache = tmp_path / "cache"
     words = ("--no-python", "tec-cache", "extract", *options(tiny_config(shards, cache, tiny_base)), "--quiet")
     with Job(tmp_path / "log", 2, *words, launch=(*LAUNCH, "--max-restarts", "1")) as job:
-        job.wait_until(lambda: list(cache.glob("records/views/*")), "the first unit is committed")
+        job.wait_until(lambda: list(cache.glob("records/views/*/*")), "the first unit is committed")
         for pid in [job.process.pid, *job.ranks().values()]:
             os.kill(pid, signal.SIGTERM)
         assert job.end() == 1
