@@ -143,15 +143,15 @@ def _job(target: TargetSet, how: How) -> TargetJob:
         base = load_base(how.base, how.weights, **shape)
     else:
         base = _load(exact_name(str(target.manifest["notes"]["base"])), how.weights, **shape)
-    base.to(compute.device)
+    compute = Compute(compute.device, precision)
     return TargetJob(
         name=target.name,
-        base=base,
+        base=base.prepare(compute),
         spec=base.spec(spec.normalization),
         quality=Quality.from_json(identity["codec"]),
         fit_views=0,
         batch_size=int(identity["batch_size"]),
-        compute=Compute(compute.device, precision),
+        compute=compute,
         fingerprint=target.fingerprint,
     )
 

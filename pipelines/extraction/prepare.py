@@ -325,7 +325,7 @@ def prepare_targets(
         )
         notes |= {"facts": [list(fact) for fact in base.facts], "given": base.given.to_json()}
         ensure_manifest(store, path, identity, notes, what=what, todo=todo)
-    base.to(compute.device)
+    base.prepare(compute)
     return TargetJob(
         name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), replaces and dry_run
     )
