@@ -14,6 +14,9 @@ from tec_cache.errors import ConfigError
 MOST_WORKERS = 16
 """More threads than that wait for each other's turn at the interpreter."""
 
+MOST_IMAGE_WORKERS = 32
+"""Of one process in stage one: what they make keeps its interpreter busy."""
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -94,6 +97,11 @@ def default_workers(device: torch.device, processes: int) -> int:
     Beside a GPU all its share of the cores; on a CPU, where the training itself takes the cores, one.
     """
     return max(1, min(MOST_WORKERS, available_cores() // processes)) if device.type == "cuda" else 1
+
+
+def default_image_workers(processes: int) -> int:
+    """Return how many images one of several processes on a machine works on at a time: its share of the cores."""
+    return max(1, min(MOST_IMAGE_WORKERS, available_cores() // processes))
 
 
 def available_cores() -> int:

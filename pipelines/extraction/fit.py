@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ from tec_cache.cache.writer import put_payload
 from tec_cache.codec import Codec
 from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.fp16 import Float16Codec
+from tec_cache.data.image_pool import ImagePool
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.progress import Progress
 from tec_cache.types import Targets, TargetSpec
@@ -49,9 +49,7 @@ class Coded:
         return self.record.payload.sha256 if self.record.payload else ""
 
 
-def ensure_codec(
-    cache: Cache, job: TargetJob, views: ViewJob, pool: ThreadPoolExecutor, *, on_error: str, quiet: bool
-) -> Coded:
+def ensure_codec(cache: Cache, job: TargetJob, views: ViewJob, pool: ImagePool, *, on_error: str, quiet: bool) -> Coded:
     """Return the codec of a target set; fit, measure and commit it where that was not done yet.
 
     Several processes may do so at once: the first one's counts, and all go on with that. Raises ConfigError where
@@ -120,7 +118,7 @@ def _divided(samples: list[Sample], wanted: int, checked: int) -> tuple[list[Sam
     return fit, check
 
 
-def _targets(job: TargetJob, samples: list[Sample], pool: ThreadPoolExecutor, progress: Progress) -> Iterator[Targets]:
+def _targets(job: TargetJob, samples: list[Sample], pool: ImagePool, progress: Progress) -> Iterator[Targets]:
     for targets in targets_of_crops(job, [s.jpeg for s in samples], [s.key for s in samples], pool):
         yield targets
         progress.advance(len(targets.features))
