@@ -75,6 +75,7 @@ class Stages:
                 channel.put(item)
             channel.end()
 
+        fill.__name__ = getattr(items, "__name__", "ahead")  # a generator's: the thread is called by what it does
         self.start(fill)
         return channel
 

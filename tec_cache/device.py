@@ -63,12 +63,15 @@ class Stopwatch:
         return self._times[1] - self._times[0]
 
 
-def resolve_compute(device: str, precision: str, local_rank: int = 0) -> Compute:
-    """Turn "auto" into a GPU with bfloat16 where there is one, else the CPU with float32."""
+def resolve_compute(device: str, precision: str, local_rank: int = 0, *, shared: bool = False) -> Compute:
+    """Turn "auto" into a GPU with bfloat16 where there is one, else the CPU with float32.
+
+    shared: where a machine has more processes than GPUs, deal the GPUs out among them; nccl refuses two on one GPU.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        device = f"cuda:{local_rank}"
+        device = f"cuda:{local_rank % max(1, torch.cuda.device_count()) if shared else local_rank}"
     if device != "cpu" and not device.startswith("cuda:"):
         raise ConfigError(f"unknown device {device!r}", todo="one of: auto, cpu, cuda, cuda:N")
     if device.startswith("cuda"):
