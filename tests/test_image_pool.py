@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tec_cache.data.image_pool
 import tec_cache.data.image_process
 import tec_cache.data.image_work
+import tec_cache.device
 from pipelines.extract import extract
 from tec_cache.cache.pixels import JpegSettings, encode_crop
 from tec_cache.data.image_pool import ImagePool
@@ -26,6 +28,7 @@ from tec_cache.data.image_process import Bytes, ImageProcess
 from tec_cache.data.image_work import Cutting, cut_photos
 from tec_cache.data.photos import Photo
 from tec_cache.data.views import ViewPlan
+from tec_cache.device import default_image_workers, resolve_compute
 from tec_cache.errors import TecCacheError
 from tests.conftest import encoded, files_below, photo, tiny_config
 
@@ -306,3 +309,25 @@ def _is_zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+# ---- how many, and where -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rank", "device"), [(0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0"), (5, "cuda:1")])
+def test_more_processes_than_gpus_take_them_in_turn(monkeypatch: pytest.MonkeyPatch, rank: int, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    used: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: used.append(str(chosen)))
+    assert str(resolve_compute("auto", "auto", rank, shared=True).device) == device
+    assert str(resolve_compute("cuda", "auto", rank).device) == f"cuda:{rank}"  # a training's processes do not share
+    assert used == [device, f"cuda:{rank}"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "each"), [(16, 1, 16), (16, 4, 4), (2, 4, 1), (128, 1, 32), (128, 2, 32)]
+)
+def test_processes_divide_the_cores(monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, each: int) -> None:
+    monkeypatch.setattr(tec_cache.device, "available_cores", lambda: cores)
+    assert default_image_workers(processes) == each
