@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from tec_cache.cache.lock import cache_lock
 from tec_cache.cache.manifest import read_manifest, require_current
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.cache.remove import clear_leftovers, remove_index
+from tec_cache.data.image_pool import ImagePool
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.printable import shell_words
 from tec_cache.progress import Progress
@@ -197,7 +197,7 @@ def _run_bases(verdict: Verdict, path: str, how: How, only: str | None, quiet: b
         if any(f.where in own or (f.kind == "codec" and f.where.startswith(f"targets/{name}/"))
                for f in verdict.findings):  # fmt: skip
             continue  # what is stored cannot be decoded
-        with ThreadPoolExecutor(DECODERS, thread_name_prefix="crops") as pool:
+        with ImagePool(DECODERS, "crops") as pool:
             check = check_base(
                 cache[name],
                 verdict.report.sound[name],
