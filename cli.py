@@ -400,8 +400,8 @@ _OWN = "each set's own"  # --base without a name
 def verify(cache: str | None, base: str | None, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Check a cache: records and sizes; with --full every byte; with --base what the base says of it.
 
-    Exit code 0 if it is whole and sound, 3 with a list of what is wrong or missing. --repair drops what is bad;
-    the same extract then makes it again.
+    Exit code 0 if it is whole and sound, 3 with a list of what is wrong or missing. --repair drops what is bad,
+    and the same extract then makes it again; an index that does not fit is made again at once.
 
     \b
     Example:

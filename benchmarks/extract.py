@@ -5,11 +5,11 @@
     python -m benchmarks.extract 'photos-*.tar' --weights FILE   with weights of the ViT-B that are not random
     python -m benchmarks.extract 'photos-*.tar' --model vit_small_patch16_224 --photos 64
 
-Image work: decoding a photo, cropping, JPEG of each view, and decoding the stored crops, in a pool of all cores,
-photos in memory. Base: forward and normalization, pixels in memory. Coding: encoding the targets and compressing
-them. The kinds run in turn, round by round, so that a drift of the machine meets all of them. The codec is fitted
-beforehand; the seconds of `extract` are those of making views and targets, from the first photo to the last
-record, without loading the base.
+Image work: decoding a photo, cropping, JPEG of each view, and decoding the stored crops, in a pool of all cores, each
+with a process of its own, photos in memory. Base: forward and normalization, pixels in memory. Coding: encoding the
+targets and compressing them. The kinds run in turn, round by round, so that a drift of the machine meets all of them.
+The codec is fitted beforehand; the seconds of `extract` are those of making views and targets, from the first photo to
+the last record, without loading the base. What of it is not the base's is in benchmarks.images.
 
 On a GPU the slower one of image work and base is the limit. On a CPU both share the cores: at best their times add
 up, and that sum is the limit; coding, which comes on top, is part of what keeps `extract` from it.
@@ -25,10 +25,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -36,24 +37,25 @@ from safetensors.torch import save_file
 
 from benchmarks.machine import describe
 from pipelines.extract import extract
-from pipelines.extraction.base_batches import start_batch, targets_of
+from pipelines.extraction.base_batches import Places, start_batch, targets_of
+from pipelines.extraction.make_views import PHOTOS_TOGETHER
 from pipelines.extraction.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
 from pipelines.extraction.tally import bottleneck_text
-from tec_cache.busy import TimedPool
 from tec_cache.cache.blocks import write_zip
 from tec_cache.cache.lock import CacheLock
-from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import Cache
 from tec_cache.codec import Codec
 from tec_cache.config import ExtractConfig
+from tec_cache.data.image_pool import ImagePool
+from tec_cache.data.image_work import Cutting
 from tec_cache.data.photos import Photo
-from tec_cache.data.views import cut_photo
 from tec_cache.device import available_cores, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.store import open_store
 
 TINY = {"embed_dim": 48, "depth": 1, "num_heads": 3, "patch_size": 32}
 """Of the base of the decode-bound case: it and its targets take a few percent of the photos' time."""
+T = TypeVar("T")
 KINDS = ("image work", "base", "coding", "extract")
 
 
@@ -145,7 +147,7 @@ def measure(case: Case, args: argparse.Namespace) -> None:
     """Time all kinds in turn and print their medians."""
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     slowest = ""
-    with TimedPool(available_cores(), "photos") as pool:
+    with ImagePool(available_cores(), images_in_threads=0) as pool:
         work = parts(case, pool)
         for kind in ("image work", "base", "coding"):
             work[kind]()  # loads what it needs
@@ -157,21 +159,34 @@ def measure(case: Case, args: argparse.Namespace) -> None:
     show(case, {kind: statistics.median(values) for kind, values in seconds.items()}, args.rounds, slowest)
 
 
-def parts(case: Case, pool: TimedPool) -> dict[str, Callable[[], float]]:
+def parts(case: Case, pool: ImagePool) -> dict[str, Callable[[], float]]:
     """Return functions that do one part of the work and return its seconds per view."""
-    numbers, size = range(case.views.num_views), case.job.base.input_size
-    first = [cut_photo(photo, shard, case.views.plan, [0], case.views.jpeg).jpegs[0] for shard, photo in
-             case.photos[: case.base_views]]  # fmt: skip
-    step = case.job.batch_size
-    batches = [start_batch(case.job, first[i : i + step], [], "", pool) for i in range(0, len(first), step)]
-    pixels = [batch.decoded() for batch in batches]
-
-    def image(named: tuple[str, Photo]) -> int:
-        jpegs = cut_photo(named[1], named[0], case.views.plan, numbers, case.views.jpeg)
-        return len([resize(decode_crop(jpeg), size) for jpeg in jpegs])
+    size, step = case.job.base.input_size, case.job.batch_size
+    numbers = tuple(range(case.views.num_views))
+    tasks = [
+        (Cutting(shard, case.views.plan, numbers, case.views.jpeg), [photo for _, photo in together])
+        for shard, photos in groupby(case.photos, key=lambda named: named[0])
+        for together in batched(photos, PHOTOS_TOGETHER)
+    ]
+    first = [seen.cut.jpegs[0] for task in tasks for seen in pool.cut(*task).result()][: case.base_views]
+    places = Places(case.job, pool, -(-len(first) // step))
+    batches = [start_batch(first[i : i + step], [], "", places) for i in range(0, len(first), step)]
+    pixels = [batch.decoded().clone() for batch in batches]
 
     def image_work() -> float:
-        return timed(lambda: list(pool.map(image, case.photos))) / case.num_views
+        """Cut all views, and decode them as soon as they are there."""
+        room = pool.pixels(PHOTOS_TOGETHER * len(numbers) * len(tasks), size)
+
+        def run() -> None:
+            decoding, at = [], 0
+            for every in [pool.cut(*task) for task in tasks]:
+                jpegs = [jpeg for seen in every.result() for jpeg in seen.cut.jpegs]
+                decoding.append(pool.decode(jpegs, room, at))
+                at += len(jpegs)
+            for future in decoding:
+                future.result()
+
+        return timed(run) / case.num_views
 
     def base() -> float:
         return timed(lambda: [targets_of(case.job, part) for part in pixels]) / len(first)
@@ -182,6 +197,13 @@ def parts(case: Case, pool: TimedPool) -> dict[str, Callable[[], float]]:
         return timed(lambda: [code(case, one) for one in targets]) / len(first)
 
     return {"image work": image_work, "base": base, "coding": coding}
+
+
+def batched(items: Iterable[T], count: int) -> Iterator[list[T]]:
+    """Yield lists of `count` items, the last one of what is left."""
+    iterator = iter(items)
+    while part := list(islice(iterator, count)):
+        yield part
 
 
 def code(case: Case, targets: Any) -> None:

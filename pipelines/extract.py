@@ -12,14 +12,14 @@ from pipelines.extraction.prepare import TargetJob, ViewJob, prepare_cache, prep
 from pipelines.extraction.storage import Needed, explained_storage
 from pipelines.extraction.tally import Tally
 from tec_cache.background import Stages
-from tec_cache.busy import TimedPool
 from tec_cache.cache.index.writing import forget_stale, refresh
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import foreign_files, working
 from tec_cache.cache.writer import commit_content
 from tec_cache.config import ExtractConfig, parse_part
+from tec_cache.data.image_pool import ImagePool
 from tec_cache.data.tars import TarShard
-from tec_cache.device import available_cores
+from tec_cache.device import default_image_workers
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError
 from tec_cache.progress import Progress
@@ -59,7 +59,7 @@ def extract(
             raise ConfigError("no base was named", todo="give --base mae (or another)")
         summary = Summary(store.url, cache.fingerprint, job.name if job else None, views.num_views)
         coded: Coded | None = None
-        with TimedPool(config.workers or max(1, available_cores() // ranks.local_world_size), "photos") as pool:
+        with ImagePool(config.workers or default_image_workers(ranks.local_world_size)) as pool:
             # First, so that targets can be made of each view as soon as it is cut. In a fresh cache that costs reading
             # up to 64 source shards once more, a twentieth of ImageNet's, and cutting the sample's 640 views twice.
             if job is not None and not dry_run:
@@ -97,7 +97,7 @@ def make_views_and_targets(
     views: ViewJob,
     job: TargetJob | None,
     coded: Coded | None,
-    pool: TimedPool,
+    pool: ImagePool,
     ranks: Ranks,
     needed: Needed,
     quiet: bool,

@@ -7,7 +7,6 @@ on the cache's own disk; the rest is arithmetic (planning/result.py). Nothing of
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipelines.extraction.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
@@ -34,7 +33,8 @@ from tec_cache.cache.lock import CacheLock
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.writer import Crop
 from tec_cache.config import PlanConfig
-from tec_cache.device import available_cores
+from tec_cache.data.image_pool import ImagePool
+from tec_cache.device import default_image_workers
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError
 from tec_cache.store import open_store
@@ -59,8 +59,8 @@ def plan(config: PlanConfig, *, quiet: bool = True) -> Plan:
             job = prepare_targets(extract, cache, dry_run=True, overwrite=False, ranks=ranks, lock=lock)
         there = what_is_there(cache, views.num_views, job.name if job else None)
         start = time.monotonic() - begin
-        workers = extract.workers or available_cores()
-        with scratch(store) as place, ThreadPoolExecutor(workers, thread_name_prefix="photos") as pool:
+        workers = extract.workers or default_image_workers(1)
+        with scratch(store) as place, ImagePool(workers) as pool:
             measuring = Measuring(config, cache, views, there, place, pool, workers, quiet)
             amount, costs, targets, training = measuring.run(job)
         fitted = (0, 0)
@@ -94,7 +94,7 @@ class Measuring:
     views: ViewJob
     there: There
     place: str
-    pool: ThreadPoolExecutor
+    pool: ImagePool
     workers: int
     quiet: bool
 

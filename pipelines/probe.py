@@ -49,7 +49,7 @@ def probe(config: ProbeConfig, *, quiet: bool = True) -> ProbeSummary:
     begin = time.monotonic()
     inputs = Inputs.opened(config)
     compute = resolve_compute(config.device, config.precision)
-    model = load_model(config).to(compute.device)
+    model = load_model(config).prepare(compute)
     count = config.batch_size
     todo = f"give --batch-size {count // 2}" if count > 1 else "use a GPU with more memory, or --device cpu"
     with explained_memory(lambda: f"the model on {count} images at once", str(compute.device), lambda: todo):

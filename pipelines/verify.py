@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +13,12 @@ from tec_cache.audit.audit import audit
 from tec_cache.audit.findings import Finding
 from tec_cache.audit.ledger import Report
 from tec_cache.cache import layout, version1
+from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.lock import cache_lock
 from tec_cache.cache.manifest import read_manifest, require_current
-from tec_cache.cache.reader import open_cache
-from tec_cache.cache.remove import clear_leftovers
+from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.remove import clear_leftovers, remove_index
+from tec_cache.data.image_pool import ImagePool
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.printable import shell_words
 from tec_cache.progress import Progress
@@ -116,9 +117,9 @@ def verify(
 
     base: True runs each target set's own base; a name, weight file or folder runs that one, for the target sets that it
     made. The settings below it are for running the base: 64 views, seed 0, all target sets, device "auto".
-    With `repair` what is bad is dropped, so that the same extraction makes it again. Raises ConfigError where there
-    is no cache or no such target set, TecCacheError where another job writes (repair only), WeightsError and
-    StorageError; what is wrong with the cache is returned, not raised.
+    With `repair` what is bad is dropped, so that the same extraction makes it again; the index of what is whole is made
+    again at once. Raises ConfigError where there is no cache or no such target set, TecCacheError where another job
+    writes (repair only), WeightsError and StorageError; what is wrong with the cache is returned, not raised.
     """
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample {sample}", todo="give a number of at least 1")
@@ -161,7 +162,7 @@ def verify(
             _run_bases(verdict, path, how, target, quiet)
         if repair:
             with explained_storage(store, Needed()):
-                _repair(store, verdict)
+                _repair(store, verdict, quiet)
     verdict.seconds = time.monotonic() - begin
     return verdict
 
@@ -196,7 +197,7 @@ def _run_bases(verdict: Verdict, path: str, how: How, only: str | None, quiet: b
         if any(f.where in own or (f.kind == "codec" and f.where.startswith(f"targets/{name}/"))
                for f in verdict.findings):  # fmt: skip
             continue  # what is stored cannot be decoded
-        with ThreadPoolExecutor(DECODERS, thread_name_prefix="crops") as pool:
+        with ImagePool(DECODERS, "crops") as pool:
             check = check_base(
                 cache[name],
                 verdict.report.sound[name],
@@ -221,14 +222,13 @@ def _made_by(base: str, bases: dict[str, str]) -> list[str]:
     )
 
 
-def _repair(store: Store, verdict: Verdict) -> None:
-    """Drop what is bad, record first, and what no record names; look again at what is missing now."""
+def _repair(store: Store, verdict: Verdict, quiet: bool) -> None:
+    """Drop what is bad, record first, and what no record names; make the index of what is complete; look again."""
     verdict.dropped = [
         finding for finding in verdict.findings if finding.drop and all(map(layout.file_of, finding.drop))
     ]
-    for name in store.names(layout.INDEX) if verdict.dropped else ():
-        if layout.file_of(name) is not None:
-            store.remove(name)
+    if verdict.dropped:
+        remove_index(store)
     for finding in verdict.dropped:
         for name in finding.drop:
             store.remove(name)
@@ -236,6 +236,8 @@ def _repair(store: Store, verdict: Verdict) -> None:
         verdict.removed = clear_leftovers(store)
     except CacheError:
         verdict.removed = []  # a damaged codec.json: nobody can say which parameters it names
+    with suppress(CacheError), Progress("index", noun="units", quiet=quiet) as progress:
+        refresh(Cache(store, read_manifest(store, layout.MANIFEST)), progress)
     after = audit(store).findings
     known = {(finding.kind, finding.where) for finding in after}
     stays = [f for f in verdict.findings if f.level == "damage" and f not in verdict.dropped]

@@ -75,6 +75,7 @@ class Stages:
                 channel.put(item)
             channel.end()
 
+        fill.__name__ = getattr(items, "__name__", "ahead")  # a generator's: the thread is called by what it does
         self.start(fill)
         return channel
 
@@ -138,14 +139,25 @@ def in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterab
 
     Unlike `pool.map`, it leaves the pool free for others' tasks between its own.
     """
-    begun: deque[Future[R]] = deque()
+    for _, result in begun_in_order(lambda item: pool.submit(function, item), items, most):
+        yield result
+
+
+def begun_in_order(begin: Callable[[T], Future[R]], items: Iterable[T], most: int) -> Iterator[tuple[T, R]]:
+    """Yield each item with the result of what was begun for it, in order, at most `most` of them begun ahead."""
+    begun: deque[tuple[T, Future[R]]] = deque()
+
+    def first() -> tuple[T, R]:
+        item, future = begun.popleft()
+        return item, future.result()
+
     try:
         for item in items:
-            begun.append(pool.submit(function, item))
+            begun.append((item, begin(item)))
             if len(begun) == most:
-                yield begun.popleft().result()
+                yield first()
         while begun:
-            yield begun.popleft().result()
+            yield first()
     finally:
-        for future in begun:
+        for _, future in begun:
             future.cancel()

@@ -64,7 +64,9 @@ class ExtractConfig:
     threads: int | None = setting(None, "Threads of the base on a CPU.  [default: all cores]")
     precision: str | None = setting(None, "Of the base: float32 or bfloat16.  [default: bfloat16 on a GPU]")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
-    workers: int | None = setting(None, "Threads that decode and crop photos.  [default: all cores, shared by ranks]")
+    workers: int | None = setting(
+        None, "Photos worked on at a time.  [default: all cores, shared by ranks; at most 32]"
+    )
     on_error: str = setting("stop", "What a broken photo or shard does: stop or skip (counted and named).")
     part: str | None = setting(None, "Do part I of N, for instance 3/16: one of N independent jobs.")
 

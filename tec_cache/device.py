@@ -15,6 +15,9 @@ from tec_cache.errors import ConfigError
 MOST_WORKERS = 16
 """More threads than that wait for each other's turn at the interpreter."""
 
+MOST_IMAGE_WORKERS = 32
+"""Of one process in stage one: what they make keeps its interpreter busy."""
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -61,12 +64,15 @@ class Stopwatch:
         return self._times[1] - self._times[0]
 
 
-def resolve_compute(device: str, precision: str, local_rank: int = 0) -> Compute:
-    """Turn "auto" into a GPU with bfloat16 where there is one, else the CPU with float32."""
+def resolve_compute(device: str, precision: str, local_rank: int = 0, *, shared: bool = False) -> Compute:
+    """Turn "auto" into a GPU with bfloat16 where there is one, else the CPU with float32.
+
+    shared: where a machine has more processes than GPUs, deal the GPUs out among them; nccl refuses two on one GPU.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        device = f"cuda:{local_rank}"
+        device = f"cuda:{local_rank % max(1, torch.cuda.device_count()) if shared else local_rank}"
     if device != "cpu" and not device.startswith("cuda:"):
         raise ConfigError(f"unknown device {device!r}", todo="one of: auto, cpu, cuda, cuda:N")
     if device.startswith("cuda"):
@@ -128,6 +134,11 @@ def default_workers(device: torch.device, processes: int) -> int:
     Beside a GPU all its share of the cores; on a CPU, where the training itself takes the cores, one.
     """
     return max(1, min(MOST_WORKERS, available_cores() // processes)) if device.type == "cuda" else 1
+
+
+def default_image_workers(processes: int) -> int:
+    """Return how many images one of several processes on a machine works on at a time: its share of the cores."""
+    return max(1, min(MOST_IMAGE_WORKERS, available_cores() // processes))
 
 
 def available_cores() -> int:

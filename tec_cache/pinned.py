@@ -14,7 +14,7 @@ import torch
 
 ALIGNMENT = 512
 """Bytes; what torch's own allocations on a device are aligned to."""
-PIECES = 4
+PIECES = 2
 """A slab holds at least so many of the largest tensors: what is left at its end is less than a piece."""
 
 

@@ -20,6 +20,7 @@ import pipelines.extraction.fit
 import pipelines.extraction.make_targets
 import pipelines.extraction.make_views
 import tec_cache.cache.remove
+import tec_cache.data.image_work
 from tec_cache.store.local import LocalStore
 
 _EVENTS = {"os.rename": "rename", "os.link": "link", "os.remove": "remove", "os.mkdir": "mkdir", "os.rmdir": "rmdir"}
@@ -28,7 +29,7 @@ PHASES = {
     (pipelines.extract, "prepare_cache"): "preparing",
     (pipelines.extract, "prepare_targets"): "preparing",
     (pipelines.extract, "ensure_codec"): "fit",
-    (pipelines.extraction.make_views, "cut_photo"): "views cut",
+    (tec_cache.data.image_work, "cut_photo"): "views cut",
     (pipelines.extraction.make_views, "commit_views"): "views draft",
     (pipelines.extraction.make_targets, "targets_of"): "targets compute",
     (pipelines.extraction.make_targets, "commit_targets"): "targets draft",

@@ -23,10 +23,12 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock, VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tec_cache.base import load as load_module
 from tec_cache.base.load import find_source, load_base, native_grid, random_model
 from tec_cache.base.model import FrozenBase, check_supported
+from tec_cache.device import Compute
 from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.recipes import BASES, IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.types import Targets
@@ -254,6 +256,40 @@ def test_bfloat16_stays_near_float32(name: str) -> None:
     # the last product is float32: rounded to bfloat16 its scores would tie, and ties decide rows
     assert not torch.equal(attention, attention.bfloat16().float())
     assert torch.equal(rows, attention[:, :, 0].mean(dim=1).topk(5, dim=1).indices)
+
+
+class WeightCasts(TorchDispatchMode):
+    """Counts casts of a model's own matrices and kernels."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.places = {p.data_ptr() for p in model.parameters() if p.ndim in (2, 4)}
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default:
+            self.count += args[0].data_ptr() in self.places
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_weights_are_cast_once_and_every_bit_stays(name: str) -> None:
+    """Autocast alone casts each of them again in every forward."""
+    compute = Compute(torch.device("cpu"), "bfloat16")
+    plain, prepared = frozen(built(name)), frozen(built(name)).prepare(compute)
+    images = images_for(plain.model, 3)
+    with compute.autocast(), WeightCasts(plain.model) as before:
+        expected = plain(images)
+    with WeightCasts(prepared.model) as after:
+        found = prepared(images)
+    for one, other in zip(attention_of(expected), attention_of(found), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(expected.features, found.features)
+    assert before.count >= 4 * DEPTH
+    assert after.count == 0
+    kept = [m for m in prepared.modules() if isinstance(m, nn.LayerNorm | RmsNorm)]
+    assert kept
+    assert all(p.dtype == torch.float32 for m in kept for p in m.parameters())
 
 
 def test_base_is_frozen_and_stays_in_evaluation_mode() -> None:

@@ -130,10 +130,13 @@ class CountingStore(LocalStore):
 
 
 @pytest.mark.parametrize("quality", ["exact", "default"])
+@pytest.mark.parametrize("index", ["index", "no index"])
 def test_training_reads_one_range_per_array_and_block_and_no_other_file(
-    quality: str, request: pytest.FixtureRequest
+    quality: str, index: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    path = request.getfixturevalue("made_cache" if quality == "exact" else "coded_cache")
+    path = Path(request.getfixturevalue("made_cache" if quality == "exact" else "coded_cache"))
+    if index == "no index":
+        path = Path(shutil.copytree(path, tmp_path / "c", ignore=shutil.ignore_patterns("index")))
     opened = open_cache(path)
     store = CountingStore(path)
     cache = Cache(store, opened.manifest)
@@ -151,7 +154,8 @@ def test_training_reads_one_range_per_array_and_block_and_no_other_file(
             last = min(start + BLOCK_ROWS, len(views.keys)) - 1
             size = views.offsets[last] + views.sizes[last] - views.offsets[start]
             expected[views.payload.name, (views.offsets[start], size)] += 1
-    read = Counter(store.ranges)
+    of_index = Counter(name for name, _ in store.ranges if name.startswith("index/"))
+    read = Counter((name, place) for name, place in store.ranges if not name.startswith("index/"))
     assert set(read) <= set(expected)
     assert max(read.values()) == 1
     assert len(read) >= len(expected) - 2 * 4, "but for the blocks of the rows of the left-out tail"
@@ -163,6 +167,12 @@ def test_training_reads_one_range_per_array_and_block_and_no_other_file(
     records = [layout.views_record(u) for u in units] + [layout.target_record("tiny", u) for u in units]
     sources = [layout.source_record(shard) for shard in range(3)]
     sources += [layout.CONTENT_RECORD, *(layout.asked_record(view) for view in range(opened.num_views))]
+    if index == "index":  # its beginning and its table, then the rows of each unit; no record of a unit or of photos
+        files = (layout.views_index(), layout.target_index("tiny"))
+        assert of_index == {name: 2 + len(units) for name in files}
+        records, sources = [], [layout.CONTENT_RECORD]
+    else:
+        assert of_index == dict.fromkeys((layout.views_index(), layout.target_index("tiny")), 1), "looked for"
     assert Counter(store.whole) == Counter([layout.target_manifest("tiny"), *codec, *records, *sources])
 
 

@@ -50,7 +50,7 @@ from tec_cache.data.tars import TarShard
 from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import CacheError, SourceError, StorageError, TecCacheError
 from tec_cache.kinds import Kind, what_is
-from tec_cache.pack.frames import most_member_bytes, read_members, write_member
+from tec_cache.pack.frames import MAGIC, most_member_bytes, read_members, write_member
 from tec_cache.run.settings import load_settings
 from tec_cache.store import MOST_WHOLE, open_store
 from tec_cache.store.local import read_local, read_regular
@@ -433,7 +433,7 @@ def test_a_frame_of_a_gigabyte_is_refused() -> None:
         with little_memory(1 << 20), pytest.raises(ValueError, match="Blosc frame"):
             read_block(frame + b"crc.", spec)
         with little_memory(1 << 20), pytest.raises(ValueError, match="Blosc frame"):
-            read_members([b"crc." + frame + b"crc."], {"x": spec})
+            read_members([MAGIC + b"crc." + frame + b"crc."], {"x": spec})
 
 
 @given(st.binary(max_size=60), st.integers(0, 59), st.integers(0, 255))
@@ -706,12 +706,12 @@ def test_codes_in_a_pack_that_claim_a_gigabyte_are_damage(small: Path, tmp_path:
     codes = body["targets"]["tiny"]
     data = bytearray(tar.read_bytes())
     at, size = codes["offsets"][0], codes["sizes"][0]
-    data[at + 8 : at + 12] = (2**31 - 17).to_bytes(4, "little")
+    data[at + 12 : at + 16] = (2**31 - 17).to_bytes(4, "little")
     codes["crc32"][0] = zlib.crc32(data[at : at + size])
     tar.write_bytes(data)
     sha256 = hash_file(tar)
     body["payload"] |= {"sha256": sha256, "name": layout.pack_payload(UNIT, sha256)}
-    tar.rename(tar.with_name(body["payload"]["name"]))
+    tar.rename(tmp_path / "pack" / body["payload"]["name"])
     reseal(path, body)
     with little_memory(), pytest.raises(CacheError, match="Blosc frame"):
         unpack(str(tmp_path / "pack"), str(tmp_path / "out"))

@@ -23,6 +23,7 @@ from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import ViewsRecord, hash_photos
+from tec_cache.cache.sealed import FORMAT
 from tec_cache.data.passed_over import PassedOver
 from tec_cache.data.photos import Photo
 from tec_cache.data.tars import TarShard
@@ -332,13 +333,16 @@ def test_a_cache_of_version_1_is_read_and_never_added_to(
 def test_a_cache_of_version_1_may_be_replaced(twins: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(GOLDEN, tmp_path / "old"))
     extract(settings(twins / "one-photos", old, None, views_only=True), overwrite=True)
-    assert json.loads((old / "cache.json").read_bytes())["body"]["format"] == 2
+    assert json.loads((old / "cache.json").read_bytes())["format"] == FORMAT
+    assert open_cache(old).index is not None
+    assert not [name for name in files_below(old) if layout.file_of(name) is None and name != ".lock"]
     assert verify(str(old), full=True).clean
 
 
-@pytest.mark.parametrize("name", ["records/views/000000.000-v01.json", "records/source/000000.json"])
-def test_a_record_of_version_1_is_none_of_version_2(twins: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["records/views/000000/000000.000-v01.json", "records/source/000000.json"])
+def test_a_record_of_version_1_is_none_of_this_version(twins: Path, tmp_path: Path, name: str) -> None:
     cache = Path(shutil.copytree(twins / "one", tmp_path / "cache"))
+    shutil.rmtree(cache / "index")  # with a whole one no record is read
     body = unsealed(cache / name)
     for field in ("photos_sha256", "notes", "group_sha256"):
         body.pop(field, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +77,7 @@ def test_runs_and_target_sets_note_the_gpu_and_its_libraries(
         patch.setattr(pipelines.training.running, "device_notes", lambda _: NOTES)
         extract(tiny_config(shards, tmp_path / "cache", tiny_base))
         train(tiny_training(made_cache, run, steps=3))
-    target = json.loads((tmp_path / "cache" / "targets" / "tiny" / "target.json").read_text())
+    target = open_cache(tmp_path / "cache")["tiny"].manifest
     assert target["notes"].items() >= NOTES.items()
     assert target["identity"] == open_cache(made_cache)["tiny"].manifest["identity"]
     assert load_settings(run)["notes"].items() >= (NOTES | {"torch": str(torch.__version__)}).items()

@@ -1,6 +1,6 @@
 """The format on disk: caches that were made once are read by every later program, and by others' readers.
 
-What is read here with tensorstore is the same in both versions; `test_format_reader.py` reads version 2 from its
+What is read here with tensorstore is the same in both versions; `test_format_reader.py` reads version 3 from its
 document alone.
 """
 
@@ -26,8 +26,13 @@ from tests.conftest import files_below, tiny_training
 from tests.make_golden_cache import ROWS, expected
 
 DATA = Path(__file__).parent / "data"
-VERSIONS = [1, 2]
+VERSIONS = [1, 3]
 UNITS = ["000000.000-v00", "000000.000-v01"]
+
+
+def in_folder(version: int, unit: str) -> str:
+    """Return where in a folder the files of a unit are: version 1 has no folder of a source shard."""
+    return unit if version == 1 else f"{unit[:6]}/{unit}"
 
 
 def golden(version: int) -> Path:
@@ -58,16 +63,16 @@ def test_every_file_is_what_its_record_says_and_training_reads_it(version: int, 
     assert summary.finished
 
 
-def test_a_pack_of_version_2_is_the_same_cache(tmp_path: Path) -> None:
-    back, original = tmp_path / "back", files_below(golden(2) / "cache")
-    unpack(str(golden(2) / "pack"), str(back))
-    assert open_cache(golden(2) / "pack").num_views == 1
+def test_a_pack_of_version_3_is_the_same_cache(tmp_path: Path) -> None:
+    back, original = tmp_path / "back", files_below(golden(3) / "cache")
+    unpack(str(golden(3) / "pack"), str(back))
+    assert open_cache(golden(3) / "pack").num_views == 1
     there = {name: data for name, data in files_below(back).items() if name != ".lock"}
     # another release of Zarr or zstd gives the same values in other bytes
     same = {name for name in there if name.endswith((".tar", "cache.json", "target.json")) or "records/source" in name}
     assert {name: there[name] for name in same} == {name: original[name] for name in same}
     assert set(there) >= {name for name in original if name.startswith(("records/source", "records/content"))}
-    before, after = stored(2), expected(back)
+    before, after = stored(3), expected(back)
     for name, values in after.items():
         np.testing.assert_allclose(values, before[name], rtol=0, atol=1e-5, err_msg=name)
 
@@ -77,7 +82,7 @@ def test_a_pack_of_version_2_is_the_same_cache(tmp_path: Path) -> None:
 @pytest.mark.parametrize("unit", UNITS)
 def test_tensorstore_and_numpy_alone_rebuild_the_targets(version: int, name: str, unit: str) -> None:
     root, then = golden(version) / "cache", stored(version)
-    record = body(root / f"records/targets/{name}/{unit}.json")
+    record = body(root / f"records/targets/{name}/{in_folder(version, unit)}.json")
     arrays = {array: with_tensorstore(root / record["payload"]["name"], array) for array in record["blocks"]}
     spec = body(root / f"targets/{name}/target.json")["identity"]["spec"]
     assert (spec["grid"], spec["columns"], record["count"]) == (4, None, 40)
@@ -94,7 +99,7 @@ def test_tensorstore_and_numpy_alone_rebuild_the_targets(version: int, name: str
 def test_a_block_is_one_range_of_the_zip(version: int) -> None:
     """Read as the documentation says for those without a Zarr reader."""
     root = golden(version) / "cache"
-    record = body(root / f"records/targets/coded/{UNITS[1]}.json")
+    record = body(root / f"records/targets/coded/{in_folder(version, UNITS[1])}.json")
     data = (root / record["payload"]["name"]).read_bytes()
     whole = with_tensorstore(root / record["payload"]["name"], "features")
     for number, (position, size, crc) in enumerate(record["blocks"]["features"]):

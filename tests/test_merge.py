@@ -215,7 +215,7 @@ def test_of_two_different_units_the_first_stays_and_its_targets_only(made: Path,
     other_crops(harmed, unit)
     (harmed / name).unlink()
     summary = merge(str(out), [str(harmed)])
-    assert summary.different == [f"views/{unit} of {harmed}"]
+    assert summary.different == [f"views/{unit.folder}/{unit} of {harmed}"]
     assert files_below(out) == files_below(made / "whole")
     # the other way round: OUT has other crops and no targets over them; the part's do not fit them
     payload_of(open_cache(harmed), unit)

@@ -58,7 +58,7 @@ def narrow(cache: Path, groups: frozenset[tuple[int, int]], tmp_path: Path) -> P
 def test_nothing_finished_is_said(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
     extract(tiny_config(shards, tmp_path / "c", None, views_only=True))
     extract(tiny_config(None, tmp_path / "c", tiny_base, quality="exact", name="tiny"))
-    for record in (tmp_path / "c" / "records/targets/tiny").glob("*-v01.json"):
+    for record in (tmp_path / "c" / "records/targets/tiny").glob("*/*-v01.json"):
         record.unlink()
     with pytest.raises(CacheError, match="no group of photos is finished"):
         train(tiny_training(tmp_path / "c", tmp_path / "run", partial=True))

@@ -28,17 +28,24 @@ from tec_cache.store.staged import StagedStore
 from tests.conftest import files_below, tiny_config, tiny_training
 
 UNIT = Unit(0, 0, 0)
+FOLDER = UNIT.folder
 HASH = "0123456789abcdef"
 
-THEIRS = ["notes.txt", "cache.json.bak", "cache.json~", "views.tar", "records/README", "records/notes.json",
+THEIRS = ["index/views.idx.bak", "index/notes.idx", "index/tiny.idx", "index/targets/tiny.idx.1", "notes.txt",
+          "cache.json.bak", "cache.json~", "views.tar", "records/README", "records/notes.json",
           "records/content.json.old", "records/views/notes.txt", "records/views/notes.json", "records/views/.keep",
           f"records/views/{UNIT}.json.bak", f"records/views/0{UNIT}.json", f"records/views/old/{UNIT}.json",
+          f"records/views/{UNIT}.json", f"records/views/000001/{UNIT}.json", f"records/views/{FOLDER}/{UNIT}.json.bak",
+          f"records/views/{FOLDER}/0{UNIT}.json", f"records/views/{FOLDER}/old/{UNIT}.json",
           f"records/{UNIT}.json", "records/source/notes.json", "records/source/0.json", "records/asked/notes.json",
           "records/asked/0.json", "records/targets/notes.json", "records/targets/tiny/notes.txt",
           f"records/targets/tiny/{UNIT} (copy).json", f"records/targets/tiny/old/{UNIT}.json",
           f"records/mine/{UNIT}.json", f"records/packed/{UNIT}.txt", "views/README.md", f"views/{UNIT}.tar",
           f"views/{UNIT}.{HASH}.zip", f"views/{UNIT}.{HASH}.tar.part", f"views/{UNIT}.{HASH.upper()}.tar",
-          f"views/old/{UNIT}.{HASH}.tar", "targets/README", "targets/tiny/target.json.bak", "targets/tiny/target.jsonl",
+          f"views/old/{UNIT}.{HASH}.tar", f"views/{UNIT}.{HASH}.tar", f"views/000001/{UNIT}.{HASH}.tar",
+          f"views/{FOLDER}/{UNIT}.{HASH}.zip", f"views/{FOLDER}/{UNIT}.tar", f"views/{FOLDER}/old/{UNIT}.{HASH}.tar",
+          f"targets/tiny/{UNIT}.{HASH}.zip", f"targets/tiny/{FOLDER}/{UNIT}.zip", f"samples/{UNIT}.{HASH}.tar",
+          "targets/README", "targets/tiny/target.json.bak", "targets/tiny/target.jsonl",
           "targets/tiny/codec.notes.txt", "targets/tiny/codec.json~", "targets/tiny/codec.safetensors",
           f"targets/tiny/codec.{HASH[:-1]}.safetensors", f"targets/tiny/codec.{HASH}.bin", f"targets/tiny/{UNIT}.zip",
           f"targets/tiny/{UNIT}.{HASH}.tar", f"targets/tiny/old/{UNIT}.{HASH}.zip", "targets/tiny/old/target.json",
@@ -109,7 +116,7 @@ def test_every_removing_command_leaves_every_foreign_byte(
 ) -> None:
     cache = shutil.copytree(pair / "cache", tmp_path / "cache")
     mine = scatter(cache, seed=len(name))
-    leftover = cache / f"views/{UNIT}.{HASH}.tar"
+    leftover = cache / f"views/{FOLDER}/{UNIT}.{HASH}.tar"
     leftover.write_bytes(b"of a killed job")
     draft = cache / ".drafts" / ("0" * 32)
     draft.write_bytes(b"half a payload")
@@ -131,21 +138,25 @@ def test_every_removing_command_leaves_every_foreign_byte(
         assert verdict.clean, verdict.findings
         told = {finding.where for finding in verdict.findings}
         hidden = {f"{UNIT}.{HASH}.tar"}
-        expected = {n for n in THEIRS if n.split("/")[0] in ("records", "views", "targets") and "/." not in n}
+        folders = ("records", "views", "targets", "index")
+        expected = {n for n in THEIRS if n.split("/")[0] in folders and "/." not in n}
         assert expected - told <= hidden | {"targets/mine/codec.json"}, "each is named"
 
 
 def test_packing_leaves_every_foreign_byte(pair: Path, tmp_path: Path) -> None:
     packed = shutil.copytree(pair / "pack", tmp_path / "pack")
     names = ["notes.tar", f"{UNIT}.tar", f"{UNIT}.{HASH}.zip", f"old/{UNIT}.{HASH}.tar", "pack.json.bak",
-             f"views/{UNIT}.{HASH}.tar", f"records/packed/{UNIT}.txt"]  # fmt: skip
+             f"{UNIT}.{HASH}.tar", f"samples/{UNIT}.{HASH}.tar", f"samples/{FOLDER}/{UNIT}.{HASH}.zip",
+             f"samples/000001/{UNIT}.{HASH}.tar", f"views/{FOLDER}/{UNIT}.{HASH}.tar", "index/notes.idx",
+             f"records/packed/{UNIT}.txt", f"records/packed/{UNIT}.json"]  # fmt: skip
     for name in names:
-        (packed / name).parent.mkdir(exist_ok=True)
+        (packed / name).parent.mkdir(parents=True, exist_ok=True)
         (packed / name).write_text(name)
-    (packed / f"{UNIT}.{HASH}.tar").write_bytes(b"of a killed job")
+    leftover = packed / f"samples/{FOLDER}/{UNIT}.{HASH}.tar"
+    leftover.write_bytes(b"of a killed job")
     pack(str(pair / "cache"), str(packed))
     assert [(packed / name).read_text() for name in names] == names
-    assert not (packed / f"{UNIT}.{HASH}.tar").exists()
+    assert not leftover.exists()
 
 
 def test_rm_says_what_it_left(pair: Path, tmp_path: Path) -> None:
@@ -211,9 +222,9 @@ def test_a_folder_with_another_programs_cache_json_is_refused(
 ) -> None:
     """Whatever lies there may bear our names: without a manifest of ours nothing is known to be ours."""
     folder = tmp_path / "theirs"
-    (folder / "views").mkdir(parents=True)
+    (folder / "views" / FOLDER).mkdir(parents=True)
     (folder / "cache.json").write_bytes(content)
-    (folder / "views" / f"{UNIT}.{HASH}.tar").write_bytes(b"theirs")
+    (folder / "views" / FOLDER / f"{UNIT}.{HASH}.tar").write_bytes(b"theirs")
     before = files_below(folder)
     for command in (
         lambda: extract(tiny_config(five, folder, tiny_base)),
@@ -250,15 +261,33 @@ def test_a_new_cache_wants_a_folder_of_its_own(
     assert list(files_below(folder)) == [name]
 
 
-@pytest.mark.parametrize("name", ["", "lost+found/x", ".hidden", f"views/{UNIT}.{HASH}.tar", "records/asked/00.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "lost+found/x", ".hidden", f"views/{FOLDER}/{UNIT}.{HASH}.tar", "records/asked/00.json", "index/views.idx"],
+)
 def test_an_empty_folder_and_what_is_left_of_a_cache_are_taken(pair: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
     if name:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"")
+        theirs = pair / "cache" / name
+        (folder / name).write_bytes(theirs.read_bytes() if name.startswith("records/") else b"")
     merge(str(folder), [str(pair / "cache")])
     assert open_cache(folder).view_units == open_cache(pair / "cache").view_units
+    assert open_cache(folder).index is not None
+
+
+def test_a_damaged_record_in_the_folder_is_named(pair: Path, tmp_path: Path) -> None:
+    """It is neither a reason to refuse the folder nor passed over in silence: nothing that is there is replaced."""
+    record = tmp_path / "disk" / "records" / "asked" / "00.json"
+    record.parent.mkdir(parents=True)
+    record.write_bytes(b"")
+    with pytest.raises(CacheError, match="damaged record") as caught:
+        merge(str(tmp_path / "disk"), [str(pair / "cache")])
+    assert caught.value.where == str(record)
+    assert verify(str(tmp_path / "disk"), repair=True).count("damage") == 0
+    merge(str(tmp_path / "disk"), [str(pair / "cache")])
+    assert verify(str(tmp_path / "disk"), full=True).findings == []
 
 
 def test_planning_leaves_nothing_and_takes_nothing(pair: Path, five: Path, tiny_base: Path, tmp_path: Path) -> None:

@@ -31,6 +31,17 @@ def two_sets(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_base: 
     return cache
 
 
+@pytest.fixture(scope="module")
+def one_view(
+    two_sets: Path, tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_base: Path
+) -> dict[str, bytes]:
+    """Files of the same cache, extracted with one view."""
+    cache = tmp_path_factory.mktemp("rm-one") / "cache"
+    extract(tiny_config(shards, cache, tiny_base, limit=40, views=1))
+    extract(tiny_config(None, cache, tiny_base, name="other", k="2"))
+    return files_below(cache)
+
+
 @pytest.fixture
 def cache(two_sets: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(two_sets, tmp_path / "cache"))
@@ -45,6 +56,11 @@ def belongs(name: str, part: str) -> bool:
     return part in name or name == f"records/asked/{part.removeprefix('-v')}.json"
 
 
+def without_set(files: dict[str, bytes], name: str) -> dict[str, bytes]:
+    """Leave out what belongs to a target set."""
+    return {n: d for n, d in files.items() if f"targets/{name}/" not in n and n != f"index/targets/{name}.idx"}
+
+
 def test_a_target_set_goes_and_nothing_else(cache: Path, two_sets: Path, tiny_base: Path) -> None:
     (cache / "targets" / "tiny" / "notes.txt").write_text("mine")
     planned = remove(str(cache), target="tiny", dry_run=True)
@@ -52,26 +68,30 @@ def test_a_target_set_goes_and_nothing_else(cache: Path, two_sets: Path, tiny_ba
     summary = remove(str(cache), target="tiny")
     assert planned == summary
     before = files_below(two_sets)
-    gone = {name: data for name, data in before.items() if "targets/tiny/" in name}
-    assert summary.bytes == sum(len(data) for data in gone.values())
+    assert summary.bytes == sum(map(len, before.values())) - sum(map(len, without_set(before, "tiny").values()))
     assert (summary.units, summary.left_views, summary.left_units, summary.left_targets) == (6, 2, 6, {"other": 6})
     assert (cache / "targets" / "tiny" / "notes.txt").read_text() == "mine"
-    assert without(files_below(cache), "notes.txt") == without(before, "targets/tiny/")
+    assert without(files_below(cache), "notes.txt") == without_set(before, "tiny")
     extract(tiny_config(None, cache, tiny_base))
     assert without(files_below(cache), "notes.txt") == before, "extracted again it is the same"
 
 
-def test_later_views_go_with_the_targets_over_them(cache: Path, two_sets: Path, shards: Path, tiny_base: Path) -> None:
+def test_later_views_go_with_the_targets_over_them(
+    cache: Path, two_sets: Path, one_view: dict[str, bytes], shards: Path, tiny_base: Path
+) -> None:
     planned = remove(str(cache), views=1, dry_run=True)
     assert files_below(cache) == files_below(two_sets)
     summary = remove(str(cache), views=1)
     assert planned == summary
     before = files_below(two_sets)
-    assert files_below(cache) == without(before, "-v01")
+    assert files_below(cache) == one_view
+    assert without(one_view, "index/") == without(without(before, "-v01"), "index/")
     assert summary.bytes == sum(len(data) for name, data in before.items() if belongs(name, "-v01"))
     assert (summary.units, summary.left_views, summary.left_units) == (9, 1, 3)
     assert summary.left_targets == {"tiny": 3, "other": 3}
+    times = {path: path.stat().st_mtime_ns for path in cache.rglob("*.*")}
     assert remove(str(cache), views=1).bytes == 0, "twice is once"
+    assert {path: path.stat().st_mtime_ns for path in times} == times
     extract(tiny_config(shards, cache, tiny_base, limit=40))
     extract(tiny_config(None, cache, tiny_base, name="other", k="2"))
     assert files_below(cache) == before
@@ -80,7 +100,13 @@ def test_later_views_go_with_the_targets_over_them(cache: Path, two_sets: Path, 
 @pytest.mark.parametrize("step", [1, 4, 7, 8, 9, 13, 19, 20])
 @pytest.mark.parametrize("what", ["target", "views"])
 def test_killed_in_the_middle_a_smaller_valid_cache_is_left(
-    cache: Path, two_sets: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch, what: str, step: int
+    cache: Path,
+    two_sets: Path,
+    one_view: dict[str, bytes],
+    tiny_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    step: int,
 ) -> None:
     choice = {"target": "tiny"} if what == "target" else {"views": 1}
     with monkeypatch.context() as patch:
@@ -101,7 +127,7 @@ def test_killed_in_the_middle_a_smaller_valid_cache_is_left(
             left[name].read_unit(left[name].record(unit))
     if step % 2:
         remove(str(cache), **choice)  # type: ignore[arg-type]
-        assert files_below(cache) == without(files_below(two_sets), "targets/tiny/" if what == "target" else "-v01")
+        assert files_below(cache) == (without_set(files_below(two_sets), "tiny") if what == "target" else one_view)
     elif what == "target":
         extract(tiny_config(None, cache, tiny_base))
         assert files_below(cache) == files_below(two_sets), "extract goes on from there as well"
@@ -128,13 +154,13 @@ def test_what_is_not_meant_is_refused(cache: Path, two_sets: Path, tmp_path: Pat
     assert files_below(cache) == files_below(two_sets)
 
 
-def test_a_cache_behind_a_url(two_sets: Path) -> None:
+def test_a_cache_behind_a_url(two_sets: Path, one_view: dict[str, bytes]) -> None:
     store = open_store("memory://rm-0/cache")
     for name, data in files_below(two_sets).items():
         store.create(name, data)
     assert remove(store.url, target="other").left_targets == {"tiny": 6}
     remove(store.url, views=1)
-    expected = without(without(files_below(two_sets), "/other/"), "-v01")
+    expected = without_set(one_view, "other")
     assert {n: store.read(n) for n in store.names("")} == {n: d for n, d in expected.items() if n != ".lock"}
 
 

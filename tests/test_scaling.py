@@ -155,7 +155,7 @@ def test_the_parts_of_the_extraction_job_make_the_cache(
     own = [word for word in beyond(script, tiny_config(shards, cache, tiny_base)) if word != str(shards)]
     slurm.stand_in("tec-cache", f'exec {SCRIPTS / "tec-cache"} "$@" {shlex.join(own)}')
     code = slurm.run(
-        stop_when=lambda: bool(list(cache.glob("records/views/*"))), SLURM_ARRAY_TASK_ID="0", SLURM_JOB_ID="7"
+        stop_when=lambda: bool(list(cache.glob("records/views/*/*"))), SLURM_ARRAY_TASK_ID="0", SLURM_JOB_ID="7"
     )
     assert code == 130
     assert slurm.requeues.read_text() == "requeue 7\n"

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-import pipelines.extraction.base_batches
 import pipelines.extraction.make_targets
 import pipelines.extraction.make_views
+import tec_cache.data.image_work
 from pipelines.extract import extract
 from pipelines.extraction.storage import Needed
 from pipelines.extraction.tally import WRITERS, Tally, bottleneck_text
@@ -62,7 +62,7 @@ def test_the_base_works_before_all_photos_are_cut(
     works = threading.Event()
     before(monkeypatch, FrozenBase, "forward", lambda _: works.set())
     # more photos than can be begun and waiting before the first unit is with the base
-    before(monkeypatch, pipelines.extraction.make_views, "cut_photo", lambda n: expect(works) if n > 80 else None)
+    before(monkeypatch, tec_cache.data.image_work, "cut_photo", lambda n: expect(works) if n > 80 else None)
     assert extract(config).missing == 0
 
 
@@ -72,7 +72,7 @@ def test_photos_are_cut_while_the_base_works(
     config = tiny_config(shards, tmp_path / "c", tiny_base)
     extract(config, fit_only=True)
     second_group = threading.Event()
-    before(monkeypatch, pipelines.extraction.make_views, "cut_photo", lambda n: second_group.set() if n > 16 else None)
+    before(monkeypatch, tec_cache.data.image_work, "cut_photo", lambda n: second_group.set() if n > 16 else None)
     before(monkeypatch, FrozenBase, "forward", lambda n: expect(second_group) if n == 1 else None)
     assert extract(config).missing == 0
 
@@ -85,7 +85,7 @@ def test_the_next_unit_is_decoded_while_the_base_works_on_the_last_batch_of_one(
     extract(tiny_config(None, cache, tiny_base), fit_only=True)
     next_unit = threading.Event()
     # batches of 8 crops: the ninth is of the next unit
-    before(monkeypatch, pipelines.extraction.base_batches, "_decode", lambda n: next_unit.set() if n == 9 else None)
+    before(monkeypatch, tec_cache.data.image_work, "decode_resized", lambda n: next_unit.set() if n == 9 else None)
     before(monkeypatch, FrozenBase, "forward", lambda n: expect(next_unit) if n == 1 else None)
     assert extract(tiny_config(None, cache, tiny_base)).missing == 0
 
@@ -144,9 +144,9 @@ class Failed(Exception):
 
 
 STAGES = {
-    "cutting": (pipelines.extraction.make_views, "cut_photo", 30),
+    "cutting": (tec_cache.data.image_work, "cut_photo", 30),
     "writing crops": (pipelines.extraction.make_views, "commit_views", 4),
-    "decoding": (pipelines.extraction.base_batches, "_decode", 30),
+    "decoding": (tec_cache.data.image_work, "decode_resized", 30),
     "base": (FrozenBase, "forward", 4),
     "coding": (Float16Codec, "encode", 4),
     "writing targets": (pipelines.extraction.make_targets, "commit_targets", 3),

@@ -323,9 +323,7 @@ def test_a_rank_that_fails_in_a_step_ends_the_job_with_its_own_message(
     cause = job.err.split("Root Cause")[1]
     assert f"rank      : {rank} " in cause
     assert MESSAGE in cause
-    before = job.err.split("Root Cause")[0]
-    assert f"error: ValueError: {MESSAGE}" in before
-    assert before.count("another process of this job has ended") == 1
+    assert f"error: ValueError: {MESSAGE}" in job.err.split("Root Cause")[0]
     again = torchrun(tmp_path / "again", 2, *train_words(made_cache, run, steps=6))
     assert again.process.returncode == 0, again.err
     assert len(losses(run)) == 6, "the run's folder is free, and what was finished is kept"
@@ -399,7 +397,7 @@ def test_extraction_goes_on_after_a_kill_to_the_same_bytes(
     cache = tmp_path / "cache"
     words = ("--no-python", "tec-cache", "extract", *options(tiny_config(shards, cache, tiny_base)), "--quiet")
     with Job(tmp_path / "log", 2, *words, launch=(*LAUNCH, "--max-restarts", "1")) as job:
-        job.wait_until(lambda: list(cache.glob("records/views/*")), "the first unit is committed")
+        job.wait_until(lambda: list(cache.glob("records/views/*/*")), "the first unit is committed")
         os.kill(job.ranks(restart=0)[1], signal.SIGKILL)
         job.wait_until(lambda: len(job.ranks(restart=1)) == 2, "both ranks are started again")
         assert job.end() == 0, job.err
@@ -465,7 +463,7 @@ def test_a_signalled_extraction_says_once_how_to_go_on(shards: Path, tiny_base: 
     cache = tmp_path / "cache"
     words = ("--no-python", "tec-cache", "extract", *options(tiny_config(shards, cache, tiny_base)), "--quiet")
     with Job(tmp_path / "log", 2, *words, launch=(*LAUNCH, "--max-restarts", "1")) as job:
-        job.wait_until(lambda: list(cache.glob("records/views/*")), "the first unit is committed")
+        job.wait_until(lambda: list(cache.glob("records/views/*/*")), "the first unit is committed")
         for pid in [job.process.pid, *job.ranks().values()]:
             os.kill(pid, signal.SIGTERM)
         assert job.end() == 1

@@ -28,6 +28,7 @@ from tec_cache.cache import layout
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.cache.record import TargetRecord, ViewsRecord, hash_keys
+from tec_cache.cache.sealed import seal
 from tec_cache.cache.writer import TargetArrays, commit_targets
 from tec_cache.errors import CacheError, ConfigError, TecCacheError
 from tec_cache.store import open_store
@@ -125,7 +126,7 @@ def bytes_of_training(path: Path) -> dict[str, list[tuple[int, int]]]:
         assert record.payload is not None
         read[views.payload.name] = [(o, o + s) for o, s in zip(views.offsets, views.sizes, strict=True)]
         read[record.payload.name] = [(p, p + s) for blocks in record.blocks.values() for p, s, _ in blocks]
-    return read
+    return read | {name: [] for name in whole(path) if name.endswith(".idx")}  # the records can be read instead
 
 
 def read_everything(path: Path) -> None:
@@ -211,7 +212,9 @@ def empty_unit(path: Path, unit: Unit) -> list[str]:
     """Write a sound record of a unit whose photos are all broken."""
     lists: dict[str, list] = {n: [] for n in ("keys", "labels", "offsets", "sizes", "crc32", "skipped")}
     body = lists | {"identity": open_cache(path).fingerprint, "keys_sha256": hash_keys([]), "payload": None}
-    reseal(path / layout.views_record(unit), body)
+    record = path / layout.views_record(unit)
+    record.parent.mkdir(exist_ok=True)
+    record.write_bytes(seal("views", body))
     return [layout.views_record(unit)]
 
 
@@ -336,12 +339,13 @@ def zip_of_name(verdict: Verdict) -> str:
 
 
 def test_notes_are_no_error_and_strangers_are_left_alone(cache: Path) -> None:
-    (cache / "views" / f"{UNIT}.{'0' * 16}.tar").write_bytes(b"of a killed job")
+    leftover = f"views/{UNIT.folder}/{UNIT}.{'0' * 16}.tar"
+    (cache / leftover).write_bytes(b"of a killed job")
     (cache / "targets" / "tiny" / "README").write_text("mine")
     verdict = verify(str(cache))
     assert verdict.clean
     assert sorted(finding.kind for finding in verdict.findings) == ["leftover", "unknown"]
-    assert verify(str(cache), repair=True).removed == [f"views/{UNIT}.{'0' * 16}.tar"]
+    assert verify(str(cache), repair=True).removed == [leftover]
     assert (cache / "targets" / "tiny" / "README").exists()
 
 

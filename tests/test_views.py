@@ -204,6 +204,21 @@ def test_cut_takes_the_box_and_resizes_it() -> None:
     np.testing.assert_array_equal(whole, np.asarray(image)[4:52, 3:51])
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_cut_gives_the_pixels_of_arrays_that_are_cropped_resized_and_mirrored_one_by_one(flip: bool) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        width, height = (int(n) for n in generator.integers(1, 400, 2))
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        left, top = int(generator.integers(width)), int(generator.integers(height))
+        w, h = int(generator.integers(1, width - left + 1)), int(generator.integers(1, height - top + 1))
+        size = int(generator.choice([1, 7, 32, 224, min(w, h)]))
+        crop = np.ascontiguousarray(pixels[top : top + h, left : left + w])
+        expected = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
+        cut = ViewPlan(size=size).cut(Image.fromarray(pixels), View(left, top, w, h, flip))
+        assert np.array_equal(cut, expected[:, ::-1] if flip else expected)
+
+
 @pytest.mark.parametrize("plan", [PLAN, ViewPlan(size=7), ViewPlan(size=64)])
 def test_flip_mirrors_left_and_right(plan: ViewPlan) -> None:
     image = photo(2, 90, 70)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
@@ -29,6 +28,7 @@ from tec_cache.cache.target_set import TargetSet
 from tec_cache.codec.agreement import attention_agreement, cosine_of_views
 from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.quality import Quality
+from tec_cache.data.image_pool import ImagePool
 from tec_cache.device import Compute, default_threads, resolve_compute
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.paths import exact_name
@@ -103,7 +103,7 @@ def check_base(
     units: Sequence[Unit],
     how: How,
     *,
-    pool: ThreadPoolExecutor,
+    pool: ImagePool,
     quiet: bool = True,
 ) -> BaseCheck:
     """Compare what the base says of a sample of the stored crops with the stored targets.
@@ -143,15 +143,15 @@ def _job(target: TargetSet, how: How) -> TargetJob:
         base = load_base(how.base, how.weights, **shape)
     else:
         base = _load(exact_name(str(target.manifest["notes"]["base"])), how.weights, **shape)
-    base.to(compute.device)
+    compute = Compute(compute.device, precision)
     return TargetJob(
         name=target.name,
-        base=base,
+        base=base.prepare(compute),
         spec=base.spec(spec.normalization),
         quality=Quality.from_json(identity["codec"]),
         fit_views=0,
         batch_size=int(identity["batch_size"]),
-        compute=Compute(compute.device, precision),
+        compute=compute,
         fingerprint=target.fingerprint,
     )
 
@@ -199,7 +199,7 @@ def _damaged(target: TargetSet, unit: Unit, tar: Any, record: TargetRecord, erro
 
 
 def compare(
-    target: TargetSet, job: TargetJob, sample: Iterator[_Row], pool: ThreadPoolExecutor, progress: Progress
+    target: TargetSet, job: TargetJob, sample: Iterator[_Row], pool: ImagePool, progress: Progress
 ) -> tuple[list[_Row], dict[str, npt.NDArray[np.float64]]]:
     """Run the base on sampled views; return them, without their bytes, and how far the stored targets are off.
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from pipelines.extraction.prepare import TargetJob
+from tec_cache.background import Channel
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import ViewsRecord
+from tec_cache.data.image_pool import ImagePool
 from tec_cache.errors import NonFiniteError
 from tec_cache.memory import explained_memory
 from tec_cache.targets import normalize_targets
@@ -27,6 +28,52 @@ T = TypeVar("T")
 VIEWS_AHEAD = 512
 """Stored crops that are decoded ahead of the base, but one batch at least: 77 MB of pixels at 224 pixels."""
 
+CROPS_TOGETHER = 16
+"""Crops that are decoded as one task: 4 ms of a core."""
+
+
+class Places:
+    """Memory for the pixels of some batches, used again and again: a batch takes a place, and gives it back.
+
+    For a base on a GPU it is pinned, for the length of the block. check: raises where nobody waits any longer.
+    """
+
+    def __init__(self, job: TargetJob, pool: ImagePool, count: int, check: Callable[[], None] = lambda: None) -> None:
+        self.pool, self.size = pool, job.batch_size
+        self._memory = pool.pixels(count * self.size, job.base.input_size)
+        self._pixels = torch.from_numpy(self._memory.array)
+        self._device = job.compute.device
+        self._pinned = self._device.type == "cuda" and _pin(self._pixels)
+        self._free: Channel[int] = Channel(count, check)
+        for place in range(count):
+            self._free.put(place)
+
+    def __enter__(self) -> Places:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pinned:
+            with suppress(RuntimeError):  # it has failed before, and somebody was told
+                torch.cuda.synchronize(self._device)  # it may be copying still
+            torch.cuda.cudart().cudaHostUnregister(self._pixels.data_ptr())
+
+    def take(self, crops: Sequence[bytes]) -> tuple[torch.Tensor, list[Future[None]], Callable[[], None]]:
+        """Wait for a free place and begin to decode crops to it; return it, what to await, and how to return it."""
+        place = next(self._free)
+        first = place * self.size
+        decoding = [
+            self.pool.decode(crops[at : at + CROPS_TOGETHER], self._memory, first + at)
+            for at in range(0, len(crops), CROPS_TOGETHER)
+        ]
+        return self._pixels[first : first + len(crops)], decoding, lambda: self._free.put(place)
+
+
+def _pin(pixels: torch.Tensor) -> bool:
+    """Lock memory, so that a GPU copies from it by itself; say whether that could be done."""
+    return int(torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.numel(), 0)) == 0
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -36,8 +83,10 @@ class Batch:
     where: str
     """What they are part of, for messages."""
     pixels: torch.Tensor
-    """(B, S, S, 3) uint8, whole when all of `decoding` is done; in pinned memory for a base on a GPU."""
+    """(B, S, S, 3) uint8, whole when all of `decoding` is done, and until `done` is called."""
     decoding: list[Future[None]]
+    done: Callable[[], None]
+    """To be called when the base needs the pixels no longer: another batch is decoded in their place."""
 
     def decoded(self) -> torch.Tensor:
         """Wait until all is decoded; return the pixels. Raises what decoding raises."""
@@ -80,7 +129,7 @@ def batches_ahead(job: TargetJob) -> int:
     return max(1, VIEWS_AHEAD // job.batch_size)
 
 
-def unit_batches(cache: Cache, job: TargetJob, units: Iterable[Unit], pool: ThreadPoolExecutor) -> Iterator[UnitBatch]:
+def unit_batches(cache: Cache, job: TargetJob, units: Iterable[Unit], places: Places) -> Iterator[UnitBatch]:
     """Read the crops of units and begin to decode them, batch by batch.
 
     The base sees the decoded stored crops, the very pixels the student will see. Crops are read in pieces of several
@@ -97,32 +146,27 @@ def unit_batches(cache: Cache, job: TargetJob, units: Iterable[Unit], pool: Thre
                 part = crops[start - begin : start - begin + job.batch_size]
                 rows = range(start, start + len(part))
                 keys = views.keys[rows.start : rows.stop]
-                yield UnitBatch(unit, views, rows, start_batch(job, part, keys, f"unit {unit}", pool))
+                yield UnitBatch(unit, views, rows, start_batch(part, keys, f"unit {unit}", places))
 
 
-def targets_of_crops(
-    job: TargetJob, crops: Sequence[bytes], keys: Sequence[str], pool: ThreadPoolExecutor
-) -> Iterator[Targets]:
+def targets_of_crops(job: TargetJob, crops: Sequence[bytes], keys: Sequence[str], pool: ImagePool) -> Iterator[Targets]:
     """Yield the targets of some stored crops, batch by batch, all of them finite."""
+    with Places(job, pool, 2) as places:
 
-    def begin(start: int) -> Batch:
-        part = slice(start, start + job.batch_size)
-        return start_batch(job, crops[part], keys[part], "a sample of the views", pool)
+        def begin(start: int) -> Batch:
+            part = slice(start, start + job.batch_size)
+            return start_batch(crops[part], keys[part], "a sample of the views", places)
 
-    for batch in one_ahead(begin, range(0, len(crops), job.batch_size)):
-        targets = targets_of(job, batch.decoded())
-        batch.require_finite(targets)
-        yield targets
+        for batch in one_ahead(begin, range(0, len(crops), job.batch_size)):
+            targets = targets_of(job, batch.decoded())
+            batch.require_finite(targets)
+            batch.done()
+            yield targets
 
 
-def start_batch(
-    job: TargetJob, crops: Sequence[bytes], keys: Sequence[str], where: str, pool: ThreadPoolExecutor
-) -> Batch:
-    """Begin to decode crops, each straight to its place in the batch."""
-    size = job.base.input_size
-    pixels = torch.empty((len(crops), size, size, 3), dtype=torch.uint8, pin_memory=job.compute.device.type == "cuda")
-    places = pixels.numpy()
-    return Batch(keys, where, pixels, [pool.submit(_decode, crop, places[i]) for i, crop in enumerate(crops)])
+def start_batch(crops: Sequence[bytes], keys: Sequence[str], where: str, places: Places) -> Batch:
+    """Begin to decode crops, as soon as there is a place for them."""
+    return Batch(keys, where, *places.take(crops))
 
 
 def targets_of(job: TargetJob, pixels: torch.Tensor) -> Targets:
@@ -155,8 +199,3 @@ def one_ahead(start: Callable[[int], T], items: Iterable[int]) -> Iterator[T]:
 def _per_channel(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
     """Return (3, 1, 1) float32; made once, because copying it waits for the device."""
     return torch.tensor(values, device=device)[:, None, None]
-
-
-def _decode(crop: bytes, out: npt.NDArray[np.uint8]) -> None:
-    """Decode a stored crop to (S, S, 3)."""
-    out[...] = resize(decode_crop(crop), out.shape[0])

@@ -6,7 +6,6 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +22,7 @@ from tec_cache.cache.writer import put_payload
 from tec_cache.codec import Codec
 from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.fp16 import Float16Codec
+from tec_cache.data.image_pool import ImagePool
 from tec_cache.distributed import Ranks
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.progress import Progress
@@ -63,7 +63,7 @@ def ensure_codec(
     cache: Cache,
     job: TargetJob,
     views: ViewJob,
-    pool: ThreadPoolExecutor,
+    pool: ImagePool,
     *,
     on_error: str,
     ranks: Ranks | None = None,
@@ -158,7 +158,7 @@ def _divided(samples: list[Sample], wanted: int, checked: int) -> tuple[list[Sam
     return fit, check
 
 
-def _targets(job: TargetJob, samples: list[Sample], pool: ThreadPoolExecutor, progress: Progress) -> Iterator[Targets]:
+def _targets(job: TargetJob, samples: list[Sample], pool: ImagePool, progress: Progress) -> Iterator[Targets]:
     for targets in targets_of_crops(job, [s.jpeg for s in samples], [s.key for s in samples], pool):
         yield targets
         progress.advance(len(targets.features))

@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 import torch
 
-from pipelines.extraction.base_batches import UnitBatch, batches_ahead, targets_of, unit_batches
+from pipelines.extraction.base_batches import Places, UnitBatch, batches_ahead, targets_of, unit_batches
 from pipelines.extraction.fit import Coded
 from pipelines.extraction.prepare import TargetJob
 from pipelines.extraction.tally import BASE, CODING, WRITERS, WRITING, Tally
 from tec_cache.background import Channel, Stages
-from tec_cache.busy import TimedPool
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.writer import TargetArrays, commit_targets
+from tec_cache.data.image_pool import ImagePool
 from tec_cache.device import Stopwatch, own_stream
 from tec_cache.types import Targets
 
@@ -44,7 +44,7 @@ class Filled(NamedTuple):
 class TargetMaker:
     """The targets of units of views.
 
-    Memory: of pixels (uint8), VIEWS_AHEAD views and two batches; of targets (float32, on the device), BATCHES_BEHIND
+    Memory: of pixels (uint8), VIEWS_AHEAD views and five batches; of targets (float32, on the device), BATCHES_BEHIND
     batches and two; of codes, the arrays of WRITERS + 1 units, one being filled and the others being written. A unit of
     1,024 views of a ViT-B takes 193 MB of codes at most qualities, 385 MB at quality exact with k = 15.
     """
@@ -52,7 +52,7 @@ class TargetMaker:
     cache: Cache
     job: TargetJob
     coded: Coded
-    pool: TimedPool
+    pool: ImagePool
     tally: Tally
 
     def make(self, units: Iterable[Unit], stages: Stages) -> None:
@@ -65,10 +65,13 @@ class TargetMaker:
         stages.start(self.code, computed, filled, room, torch.get_num_threads())
         for _ in range(WRITERS):
             stages.start(self.write, filled, room)
-        batches = unit_batches(self.cache, self.job, self._without_targets(units), self.pool)
-        for part in stages.ahead(batches, batches_ahead(self.job)):
-            computed.put(self.compute(part))
-        computed.end()
+        ahead = batches_ahead(self.job)
+        # waiting or being begun, being computed, waiting behind the base, being coded
+        with Places(self.job, self.pool, ahead + 1 + 1 + BATCHES_BEHIND + 1, stages.check) as places:
+            batches = unit_batches(self.cache, self.job, self._without_targets(units), places)
+            for part in stages.ahead(batches, ahead):
+                computed.put(self.compute(part))
+            computed.end()
 
     def _without_targets(self, units: Iterable[Unit]) -> Iterator[Unit]:
         done = set(self.cache.committed(self.job.name))
@@ -98,6 +101,8 @@ class TargetMaker:
         with own_stream(device):
             for part, targets, watch in batches:
                 self.tally.busy.add(BASE, watch.seconds())
+                if part.batch is not None:
+                    part.batch.done()
                 if part.rows.start == 0:
                     next(room)
                     arrays = TargetArrays(len(part.views.keys), codec.arrays(spec))

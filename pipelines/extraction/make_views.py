@@ -5,33 +5,37 @@ Three stages at the same time: the next group is read while one is cut and the o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from pipelines.extraction.prepare import ViewJob
 from pipelines.extraction.tally import CROPS, READING, Tally
-from tec_cache.background import Stages, in_order
-from tec_cache.busy import TimedPool
+from tec_cache.background import Stages, begun_in_order
 from tec_cache.cache import layout
 from tec_cache.cache.identity import differences
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import SourceRecord, hash_photos
 from tec_cache.cache.writer import Crop, commit_asked, commit_views
+from tec_cache.data.image_pool import ImagePool
+from tec_cache.data.image_work import Cutting, Seen
 from tec_cache.data.passed_over import PassedOver
 from tec_cache.data.photos import Photo, Shard
 from tec_cache.data.tars import TarShard
-from tec_cache.data.views import CutPhoto, cut_photo
+from tec_cache.data.views import CutPhoto
 from tec_cache.distributed import Ranks
 from tec_cache.errors import LayoutError, SourceError
 
 RESTORE = "restore the shard as it was, or make a new cache of what it is now"
 
-PHOTOS_BEGUN = 4
-"""Photos in the pool at a time for each of its threads: enough to keep it busy, and few enough that the stored crops
-which it decodes for the base do not queue behind a whole group."""
+PHOTOS_TOGETHER = 4
+"""Photos that are cut as one task: what a task costs beside its work is then hardly seen."""
+
+TASKS_BEGUN = 2
+"""For each worker: enough to keep it busy, and few enough that the stored crops which the pool decodes for the base do
+not queue behind a whole group."""
 
 MOST_GROUP_BYTES = 8 << 30
 """Of the photos of a group, which are in memory together: 1,024 photos of 8 MB. ImageNet's take 113 MB."""
@@ -50,6 +54,18 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Photos of a group that are cut as one task."""
+
+    group: Group
+    numbers: list[int]
+    """The views that are missing; none in a group of another rank."""
+    photos: list[Photo]
+    last: bool
+    """Whether they are the group's last ones."""
+
+
+@dataclass(frozen=True)
 class Cut:
     """A group's crops."""
 
@@ -62,6 +78,14 @@ class Cut:
     """(key, reason) of each broken photo."""
     notes: list[tuple[str, str]] = field(default_factory=list)
     """(key, text): what of whole photos was not understood, and not needed."""
+
+    def add(self, photo: Photo, numbers: list[int], views: CutPhoto) -> None:
+        """Add the views of a photo, or why there are none."""
+        if views.problem:
+            self.skipped.append((photo.key, views.problem))
+        self.notes.extend((photo.key, text) for text in (photo.note, views.note) if text)
+        for view, jpeg in zip(numbers, views.jpegs, strict=False):  # a broken photo has none
+            self.crops[view].append(Crop(photo.key, jpeg, photo.label))
 
 
 @dataclass(frozen=True)
@@ -89,7 +113,7 @@ class ViewMaker:
     views: ViewJob
     on_error: str
     ranks: Ranks
-    pool: TimedPool
+    pool: ImagePool
     tally: Tally
 
     def units(self, stages: Stages) -> Iterator[Unit]:
@@ -145,7 +169,29 @@ class ViewMaker:
         yield EndOfShard(number, photos, damage, left, passed_over.told())
 
     def cut(self, groups: Iterable[Group | EndOfShard], stages: Stages) -> Iterator[Cut | EndOfShard]:
-        """Hash each photo, decode it once and cut all its missing views; photos of other ranks are only hashed."""
+        """Hash each photo, decode it once and cut all its missing views; photos of other ranks are only hashed.
+
+        The pool goes on to the next group while it works on the last photos of one.
+        """
+        hashes: list[tuple[str, int | None, bytes]] = []
+        cut: Cut | None = None
+        begun = begun_in_order(self._begin, self._parts(groups), TASKS_BEGUN * self.pool.workers)
+        for part, every in begun:
+            stages.check()
+            if isinstance(part, EndOfShard):
+                yield part
+                continue
+            group, numbers = part.group, part.numbers
+            cut = cut or Cut(replace(group, photos=[]), crops={number: [] for number in numbers})
+            for photo, seen in zip(part.photos, every, strict=True):
+                hashes.append((photo.key, photo.label, seen.sha256))
+                if numbers:
+                    cut.add(photo, numbers, seen.cut)
+            if part.last:
+                yield replace(cut, photos_sha256=hash_photos(hashes) if hashes else "")
+                hashes, cut = [], None
+
+    def _parts(self, groups: Iterable[Group | EndOfShard]) -> Iterator[Part | EndOfShard]:
         for group in groups:
             if isinstance(group, EndOfShard):
                 yield group
@@ -153,28 +199,18 @@ class ViewMaker:
             photos, numbers = group.photos, []
             if photos and self._mine(group.shard, group.number):
                 numbers = self._missing(group.shard, group.number)
-            hashes: list[tuple[str, int | None, bytes]] = []
-            cut = Cut(Group(group.shard, group.number, [], group.size), crops={number: [] for number in numbers})
-            for photo, sha256, (jpegs, problem, note) in self._cut_photos(group, numbers):
-                stages.check()
-                hashes.append((photo.key, photo.label, sha256))
-                if not numbers:
-                    continue
-                if problem:
-                    cut.skipped.append((photo.key, problem))
-                cut.notes.extend((photo.key, text) for text in (photo.note, note) if text)
-                for view, jpeg in zip(numbers, jpegs, strict=False):  # a broken photo has none
-                    cut.crops[view].append(Crop(photo.key, jpeg, photo.label))
-            yield replace(cut, photos_sha256=hash_photos(hashes) if hashes else "")
+            for begin in range(0, max(1, len(photos)), PHOTOS_TOGETHER):
+                end = begin + PHOTOS_TOGETHER
+                yield Part(group, numbers, photos[begin:end], last=end >= len(photos))
 
-    def _cut_photos(self, group: Group, numbers: list[int]) -> Iterator[tuple[Photo, bytes, CutPhoto]]:
-        name, plan, jpeg = self.views.shards[group.shard].name, self.views.plan, self.views.jpeg
-
-        def cut(photo: Photo) -> tuple[Photo, bytes, CutPhoto]:
-            views = cut_photo(photo, name, plan, numbers, jpeg) if numbers else CutPhoto([])
-            return photo, hashlib.sha256(photo.data).digest(), views
-
-        return in_order(self.pool, cut, group.photos, PHOTOS_BEGUN * self.pool.workers)
+    def _begin(self, part: Part | EndOfShard) -> Future[list[Seen]]:
+        if isinstance(part, EndOfShard) or not part.photos:
+            nothing: Future[list[Seen]] = Future()
+            nothing.set_result([])
+            return nothing
+        views = self.views
+        name = views.shards[part.group.shard].name
+        return self.pool.cut(Cutting(name, views.plan, tuple(part.numbers), views.jpeg), part.photos)
 
     def write(self, groups: Iterable[Cut | EndOfShard]) -> Iterator[Unit]:
         """Commit a unit for each view, and a record for each shard that is finished."""

@@ -270,7 +270,8 @@ def prepare_targets(
         raise ConfigError(f"the cache has no target set {name!r} to go on with", todo="give --base")
     before = stored["identity"] if stored else {}
     base_name = config.base or exact_name(stored["notes"]["base"])  # type: ignore[index]
-    compute = resolve_compute(config.device, config.precision or before.get("precision") or "auto", ranks.local_rank)
+    precision = config.precision or before.get("precision") or "auto"
+    compute = resolve_compute(config.device, precision, ranks.local_rank, shared=True)
     k: Any = parse_rows(config.k)
     if k is None:
         k = before["spec"]["k"] if before else "recipe"
@@ -325,7 +326,7 @@ def prepare_targets(
         )
         notes |= {"facts": [list(fact) for fact in base.facts], "given": base.given.to_json()}
         ensure_manifest(store, path, identity, notes, what=what, todo=todo)
-    base.to(compute.device)
+    base.prepare(compute)
     return TargetJob(
         name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), replaces and dry_run
     )

@@ -21,7 +21,7 @@ class There:
     whole_views: int
     """Leading views of which no unit is missing."""
     num_bytes: int
-    """Of payloads and records."""
+    """Of payloads, records and indices."""
 
     @property
     def photos(self) -> int:
@@ -61,7 +61,8 @@ def what_is_there(cache: Cache, num_views: int, target: str | None) -> There:
     while units and whole < num_views and not cache.missing_units(whole + 1):
         whole += 1
     done = [u for u in units_in(cache.store, layout.target_records(target)) if u in records] if target else []
-    names = [name for folder in ("records", layout.VIEWS, layout.TARGETS) for name in cache.store.names(folder)]
+    folders = ("records", layout.VIEWS, layout.TARGETS, layout.INDEX)
+    names = [name for folder in folders for name in cache.store.names(folder)]
     return There(
         views=records,
         targets=sum(len(records[unit].keys) for unit in done),

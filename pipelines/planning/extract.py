@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipelines.extraction.base_batches import Batch, batches_ahead, targets_of, targets_of_crops, unit_batches
+from pipelines.extraction.base_batches import Batch, Places, batches_ahead, targets_of, targets_of_crops, unit_batches
 from pipelines.extraction.extract_summary import row_bytes
 from pipelines.extraction.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, fitted_codec, recoded
+from pipelines.extraction.make_targets import BATCHES_BEHIND
 from pipelines.extraction.prepare import TargetJob
 from pipelines.planning.source import Cut
 from tec_cache.background import Stages
@@ -32,6 +33,8 @@ from tec_cache.cache.writer import Crop, TargetArrays, commit_asked, commit_cont
 from tec_cache.codec import Codec
 from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.fp16 import Float16Codec
+from tec_cache.data.image_pool import ImagePool
+from tec_cache.device import Stopwatch
 from tec_cache.progress import Progress
 from tec_cache.store import Store, open_store
 from tec_cache.store.local import DRAFTS
@@ -167,7 +170,7 @@ def measure_crops(cache: Cache, cut: Cut, unit_rows: int, *, quiet: bool) -> Wri
 
 
 def measure_targets(
-    cache: Cache, job: TargetJob, crops: list[Crop], codec: Codec | None, unit_rows: int, pool: ThreadPoolExecutor,
+    cache: Cache, job: TargetJob, crops: list[Crop], codec: Codec | None, unit_rows: int, pool: ImagePool,
     *, seconds: float, quiet: bool,
 ) -> TargetCosts:  # fmt: skip
     """Make, encode and commit the targets of a sample of views.
@@ -222,17 +225,26 @@ def measure_targets(
 
 
 def _through_base(
-    cache: Cache, job: TargetJob, unit: Unit, pool: ThreadPoolExecutor, progress: Progress
+    cache: Cache, job: TargetJob, unit: Unit, pool: ImagePool, progress: Progress
 ) -> tuple[list[Targets], float]:
     """Run the base over a unit as `extract` does, decoding the next crops meanwhile; return targets and seconds."""
     found: list[tuple[Batch, Targets]] = []
     begin = time.monotonic()
     with Stages() as stages:
-        for part in stages.ahead(unit_batches(cache, job, [unit], pool), batches_ahead(job)):
-            if part.batch is not None:
-                found.append((part.batch, targets_of(job, part.batch.decoded())))
-            progress.advance(len(part.rows))
-        wait_for_device()
+        ahead = batches_ahead(job)
+        with Places(job, pool, ahead + 1 + BATCHES_BEHIND + 1, stages.check) as places:
+            behind: deque[tuple[Batch, Stopwatch]] = deque()
+            for part in stages.ahead(unit_batches(cache, job, [unit], places), ahead):
+                if part.batch is not None:
+                    with Stopwatch(job.compute.device) as watch:
+                        found.append((part.batch, targets_of(job, part.batch.decoded())))
+                    behind.append((part.batch, watch))
+                if len(behind) > BATCHES_BEHIND:
+                    batch, watch = behind.popleft()
+                    watch.seconds()  # it may have been copying the pixels
+                    batch.done()
+                progress.advance(len(part.rows))
+            wait_for_device()
     seconds = time.monotonic() - begin
     for batch, targets in found:
         batch.require_finite(targets)
@@ -274,7 +286,7 @@ def wait_for_device() -> None:
         torch.cuda.synchronize()
 
 
-def _rows_in(seconds: float, job: TargetJob, crops: list[Crop], pool: ThreadPoolExecutor, fewest: int) -> int:
+def _rows_in(seconds: float, job: TargetJob, crops: list[Crop], pool: ImagePool, fewest: int) -> int:
     """Return for how many views there is time: whole blocks, at least `fewest` views where there are so many."""
 
     def seconds_of(count: int) -> float:

@@ -38,7 +38,7 @@ class OnlineTargets:
     stored: TargetSet | None = None
 
     def __post_init__(self) -> None:
-        self.base.to(self.compute.device)
+        self.base.prepare(self.compute)
         self.pixel_size: int | None = self.base.input_size
         self.mean = torch.tensor(self.base.mean, device=self.compute.device)
         self.std = torch.tensor(self.base.std, device=self.compute.device)

@@ -7,10 +7,13 @@ fit: records against the manifest, units against the source shards' records, tar
 from __future__ import annotations
 
 from tec_cache.audit.findings import AGAIN, ALONE, DROP, REMAKE, RESTORE, damaged_record
+from tec_cache.audit.index import check_index
 from tec_cache.audit.ledger import Ledger, Report
 from tec_cache.audit.targets import TargetSetAudit
 from tec_cache.audit.units import Facts, check_views
 from tec_cache.cache import layout, version1
+from tec_cache.cache.index.details import CROP
+from tec_cache.cache.index.reading import open_views_index
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.manifest import read_manifest
 from tec_cache.cache.reader import Cache
@@ -55,6 +58,8 @@ class _Audit:
         views = self._views()
         self._content(views)
         self._groups(views)
+        if self.ledger.whole:
+            check_index(self.ledger, layout.views_index(), lambda: open_views_index(self.cache), views, CROP)
         for name in self.names:
             records = self.target_units.get(name, [])
             units = [unit for unit in records if not self._beyond(unit, layout.target_record(name, unit))]
@@ -178,8 +183,11 @@ class _Audit:
         """Check all units of views; return what the sound records say."""
         units = [unit for unit in self.view_units if not self._beyond(unit, layout.views_record(unit))]
         self.view_units = units
+        shards = self.cache.shards
         checked = self.ledger.check(
-            lambda unit: check_views(self.store, unit, full=self.ledger.full), units, layout.views_record
+            lambda unit: check_views(self.store, unit, shards[unit.shard], full=self.ledger.full),
+            units,
+            layout.views_record,
         )
         facts = {c.unit: c.facts for c in checked if c.facts is not None}
         self.swapped = self.ledger.strangers(
@@ -243,6 +251,13 @@ class _Audit:
                 self.ledger.find("leftover", name, "no record names it", todo, file.unit or "")
             else:
                 self.ledger.find("unknown", name, "not a file of the cache", ALONE)
+        for name in self.store.names(layout.INDEX):
+            file = layout.file_of(name)
+            if file is None:
+                self.ledger.find("unknown", name, "a file among the indices that is none", ALONE)
+            elif file.target not in ("", *self.names):
+                todo = "nothing reads it; extract or verify --repair removes it"
+                self.ledger.find("leftover", name, "of a target set that is not there", todo)
 
 
 def photos_of(facts: Facts) -> tuple[str, str, str]:

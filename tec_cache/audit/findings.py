@@ -11,6 +11,7 @@ from tec_cache.errors import CacheError
 DROP = "the same tec-cache verify with --repair drops it, then the same tec-cache extract makes it again"
 
 AGAIN = "run the same tec-cache extract again, it goes on where it stopped"
+INDEX = "tec-cache index CACHE makes it again; until then the records are read"
 RESTORE = "restore it from a copy; nothing else is wrong with the records"
 REMAKE = "restore it from a copy; or remove it and run the very extract that made it: same settings, same file"
 REFIT = (
@@ -21,7 +22,7 @@ REFIT = (
 ALONE = "nothing reads it and nothing removes it; take it away if nobody needs it"
 
 MISSING = ("missing",)
-NOTES = ("leftover", "unknown")
+NOTES = ("leftover", "unknown", "index")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Finding:
 
     kind: manifest, codec, record, payload, foreign (a unit that the source does not have), unreadable (the disk or
     the network, not the content), base and targets (what the base says of a sample); missing (not made yet);
-    leftover and unknown, which are notes.
+    leftover, unknown and index (one that does not fit the records), which are notes.
     """
 
     kind: str

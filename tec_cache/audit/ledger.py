@@ -57,6 +57,11 @@ class Ledger:
         self.blamed: set[str] = set()
         """Records with a finding."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was found damaged or missing so far."""
+        return all(finding.level == "note" for finding in self.report.findings)
+
     def find(
         self, kind: str, where: str, what: str, todo: str, unit: Unit | str = "", drop: tuple[str, ...] = ()
     ) -> None:

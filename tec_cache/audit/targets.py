@@ -6,10 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tec_cache.audit.findings import AGAIN, DROP, REFIT, REMAKE, unreadable
+from tec_cache.audit.index import check_index
 from tec_cache.audit.ledger import Ledger
 from tec_cache.audit.payloads import check_payload
 from tec_cache.audit.units import Facts, check_targets
 from tec_cache.cache import layout
+from tec_cache.cache.index.details import PLACE
+from tec_cache.cache.index.reading import open_targets_index
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.manifest import read_manifest
 from tec_cache.cache.reader import Cache, target_manifest_problem
@@ -30,12 +33,13 @@ class TargetSetAudit:
     """Units that have a record."""
 
     def run(self, views: Mapping[Unit, Facts], wanted: Collection[Unit], foreign: Collection[Unit]) -> None:
-        """Check everything.
+        """Check everything, the index of the set where all that it is made of is whole.
 
         views: what the sound records of views say; wanted: units that should be there; foreign: units whose views
         are of other photos than this cache's.
         """
         ledger, store = self.ledger, self.ledger.store
+        whole_before = ledger.whole
         target = self._manifest()
         codec = self._codec(target)
         arrays = self._arrays(target) if target is not None and codec is not None else None
@@ -57,6 +61,8 @@ class TargetSetAudit:
                 ledger.find("missing", self._record(unit), what, AGAIN, unit)
         bad = {finding.unit for finding in ledger.report.findings}
         ledger.report.target_units[self.name] = len(facts)
+        if target is not None and whole_before and ledger.whole and self.cache.index is not None:
+            check_index(ledger, layout.target_index(self.name), lambda: open_targets_index(target), facts, PLACE)
         ledger.report.sound[self.name] = sorted(u for u in facts if u in views and str(u) not in bad)
 
     def _record(self, unit: Unit) -> str:

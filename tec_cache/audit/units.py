@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from tec_cache.audit.findings import DROP, Finding, damaged_record
 from tec_cache.audit.payloads import check_payload, tar_problem, zip_problem
 from tec_cache.cache import layout
 from tec_cache.cache.identity import canonical_json
+from tec_cache.cache.index.table import Made
+from tec_cache.cache.index.writing import made_of_targets, made_of_views
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.record import Payload, TargetRecord, ViewsRecord
 from tec_cache.codec import ArraySpec
@@ -29,6 +31,8 @@ class Facts(NamedTuple):
     views_sha256: str = ""
     photos_sha256: str = ""
     labels_sha256: str = ""
+    entry: bytes = b""
+    """What an index has to say of the unit; empty where none can."""
 
 
 class Checked(NamedTuple):
@@ -39,8 +43,11 @@ class Checked(NamedTuple):
     findings: list[Finding]
 
 
-def check_views(store: Store, unit: Unit, *, full: bool) -> Checked:
-    """Check the record of a unit's crops and its tar: by its size, or `full`, by its SHA-256 and its members."""
+def check_views(store: Store, unit: Unit, shard: str, *, full: bool) -> Checked:
+    """Check the record of a unit's crops and its tar: by its size, or `full`, by its SHA-256 and its members.
+
+    shard: name of the source shard.
+    """
     name = layout.views_record(unit)
     try:
         record = ViewsRecord.read(store, name)
@@ -54,6 +61,7 @@ def check_views(store: Store, unit: Unit, *, full: bool) -> Checked:
         record.payload,
         photos_sha256=record.photos_sha256,
         labels_sha256=hashlib.sha256(canonical_json(record.labels)).hexdigest(),
+        entry=_entry(lambda: made_of_views(record, unit, shard)),
     )
     inside = (lambda stream: tar_problem(stream, record, unit)) if full else None
     return Checked(unit, facts, check_payload(store, record.payload, name, unit, inside))
@@ -79,6 +87,14 @@ def check_targets(
         record.payload,
         record.codec_sha256,
         record.views_sha256,
+        entry=_entry(lambda: made_of_targets(record, unit, list(arrays))) if arrays is not None else b"",
     )
     inside = (lambda stream: zip_problem(stream, record, arrays)) if full else None
     return Checked(unit, facts, check_payload(store, record.payload, name, unit, inside))
+
+
+def _entry(made: Callable[[], Made]) -> bytes:
+    try:
+        return made().entry.tobytes()
+    except OverflowError:  # numbers that no index can hold, and no payload reaches
+        return b""

@@ -9,6 +9,7 @@ fused; only the few rows that are targets are computed a second time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from tec_cache.base.source import Given
+from tec_cache.device import Compute
 from tec_cache.errors import ConfigError
 from tec_cache.targets import attention_rows
 from tec_cache.types import Rows, Targets, TargetSpec
@@ -83,6 +85,7 @@ class FrozenBase(nn.Module):
         self.channels = int(parts.embed_dim)
         self.num_heads = int(parts.blocks[-1].attn.num_heads)
         self.num_calls = 0
+        self._compute: Compute | None = None
         num_tokens = self.grid * self.grid
         if isinstance(k, int) and not 0 <= k <= num_tokens:
             raise ConfigError(
@@ -102,6 +105,21 @@ class FrozenBase(nn.Module):
     def train(self, mode: bool = True) -> FrozenBase:
         """Stay in evaluation mode, whatever the module around it does."""
         return super().train(False)
+
+    def prepare(self, compute: Compute) -> FrozenBase:
+        """Move to where it will compute; in bfloat16 cast once what autocast would cast again in every forward.
+
+        Autocast keeps no casts of weights that need no gradient. Cast are the weights and biases of linear layers and
+        of the patch embedding; layer norms, scales and embeddings stay float32, as they do under autocast, and the
+        same bits come out. From then on it computes under that autocast, whatever its caller does.
+        """
+        self.to(compute.device)
+        self._compute = compute
+        if compute.precision == "bfloat16":
+            for module in self.model.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.to(torch.bfloat16)
+        return self
 
     def spec(self, normalization: Any) -> TargetSpec:
         """Return what its targets consist of once normalized."""
@@ -140,7 +158,8 @@ class FrozenBase(nn.Module):
         if self.k is not None:
             attention.forward = watched
         try:
-            self.model.forward_features(images)  # type: ignore[operator]
+            with self._compute.autocast() if self._compute else nullcontext():
+                self.model.forward_features(images)  # type: ignore[operator]
         finally:
             for hook in hooks:
                 hook.remove()

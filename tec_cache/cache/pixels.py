@@ -78,8 +78,24 @@ def decode_crop(data: bytes, out: npt.NDArray[np.uint8] | None = None) -> npt.ND
     return pixels
 
 
+def decode_resized(data: bytes, out: npt.NDArray[np.uint8]) -> None:
+    """Decode a stored crop to `out`, (S, S, 3) uint8 RGB, resized where it has another size.
+
+    Raises ValueError for damaged data and for a crop of more than MOST_SIDE pixels per side.
+    """
+    if tuple(simplejpeg.decode_jpeg_header(data)[:2]) == out.shape[:2]:
+        decode_crop(data, out)
+    else:
+        out[...] = resize(decode_crop(data), out.shape[0])
+
+
 def resize(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """Resize (h, w, 3) uint8 to (size, size, 3) uint8 with Pillow's antialiased bicubic."""
     if pixels.shape[:2] == (size, size):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(resized(Image.fromarray(pixels), size))
+
+
+def resized(image: Image.Image, size: int) -> Image.Image:
+    """Resize an image to (size, size) with Pillow's antialiased bicubic."""
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)

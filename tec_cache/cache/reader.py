@@ -169,11 +169,11 @@ class Cache:
 
         # what is no record is never read; an audit names it
         files = {name: layout.file_of(name) for name in self.store.names(layout.ASKED_RECORDS)}
-        names = [name for name, file in files.items() if file is not None]
-        if self.index and len(names) == self.index.heading.num_views:  # the index was made of these very ones
-            return list(range(len(names)))
+        views = {name: file.number for name, file in files.items() if file and file.number is not None}
+        if self.index and sorted(views.values()) == list(range(self.index.heading.num_views)):
+            return list(range(len(views)))  # the index was made when each of these was read
         with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:
-            return sorted(pool.map(read, names))
+            return sorted(pool.map(read, views))
 
     @functools.cached_property
     def target_names(self) -> list[str]:

@@ -106,7 +106,8 @@ def remove_target_set(store: Store, name: str, *, dry_run: bool = False) -> Remo
 def remove_views(
     store: Store, keep: int, units: Iterable[Unit], target_names: list[str], *, dry_run: bool = False
 ) -> int:
-    """Remove units of views and all targets over them; return the bytes.
+    """Remove units of views and all targets over them; return the bytes, but for those of the index, which goes first
+    and can be made again of the units that stay.
 
     keep: views that are asked for from then on, which is said before anything else goes.
     """
@@ -114,8 +115,7 @@ def remove_views(
     wanted = set(units)
     names = store.names(layout.ASKED_RECORDS)
     asked = {name: file.number for name in names if (file := layout.file_of(name)) is not None}
-    records = [name for name in store.names(layout.INDEX) if layout.file_of(name) is not None]
-    records += [name for name, view in asked.items() if view is not None and view >= keep]
+    records = [name for name, view in asked.items() if view is not None and view >= keep]
     records += [layout.target_record(name, unit) for name in target_names for unit in units]
     records += [layout.views_record(unit) for unit in units]
     payloads = [
@@ -124,7 +124,14 @@ def remove_views(
         for name in store.names(folder)
         if layout.unit_of(name) in wanted
     ]
+    if not dry_run and any(store.size(name) is not None for name in (*records, *payloads)):
+        remove_index(store)
     return _remove(store, [*records, *payloads], dry_run=dry_run).num_bytes
+
+
+def remove_index(store: Store) -> None:
+    """Remove what an index says of all units, before any of them goes."""
+    _remove(store, store.names(layout.INDEX))
 
 
 def clear_leftovers(store: Store) -> list[str]:

@@ -6,7 +6,6 @@ removes its own payload unless the record names that very file, and goes on.
 
 from __future__ import annotations
 
-import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import webdataset as wds
 
 from tec_cache.cache.blocks import write_zip
+from tec_cache.cache.crop_tar import write_tar
 from tec_cache.cache.layout import (
     ASKED_RECORDS,
     CONTENT_RECORD,
@@ -218,13 +217,12 @@ def commit(
 
 
 def _write_tar(path: Path, crops: Sequence[Crop], unit: Unit) -> list[int]:
-    """Write crops as plain WebDataset, without times, users or hosts; return the position of each JPEG."""
-    with path.open("wb") as stream:
-        with wds.TarWriter(stream, user="", group="", mtime=0, encoder=False) as tar:
-            for crop in crops:
-                fields = {"__key__": crop_name(crop.key, unit.view), "jpg": crop.jpeg}
-                if crop.label is not None:
-                    fields["cls"] = str(crop.label).encode()
-                tar.write(fields)
-    with tarfile.open(path) as written:
-        return [info.offset_data for info in written if info.name.endswith(".jpg")]
+    """Write crops and their labels as WebDataset has them; return the position of each JPEG."""
+    files = []
+    for crop in crops:
+        name = crop_name(crop.key, unit.view)
+        if crop.label is not None:
+            files.append((f"{name}.cls", b"%d" % crop.label))
+        files.append((f"{name}.jpg", crop.jpeg))
+    places = write_tar(path, files)
+    return [place for (name, _), place in zip(files, places, strict=True) if name.endswith(".jpg")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -21,6 +22,16 @@ LONGEST_RUN = 1024
 TWICE = "its key appears twice in the shard"
 
 
+@lru_cache(maxsize=LONGEST_RUN)
+def split_name(name: str) -> tuple[str, str]:
+    """Return WebDataset's key and field, the latter in lower case; both are empty of a name without a suffix.
+
+    A name is asked for ten times while its sample is put together.
+    """
+    key, suffix = base_plus_ext(name)
+    return key or "", (suffix or "").lower()
+
+
 class Member(NamedTuple):
     """A file of a tar."""
 
@@ -34,12 +45,12 @@ class Member(NamedTuple):
     @property
     def stem(self) -> str:
         """WebDataset's key: the name up to the first dot of its last part."""
-        return base_plus_ext(self.name)[0] or self.name
+        return split_name(self.name)[0] or self.name
 
     @property
     def field(self) -> str:
         """What follows the key's dot, in lower case."""
-        return (base_plus_ext(self.name)[1] or "").lower()
+        return split_name(self.name)[1]
 
     @property
     def part(self) -> str:

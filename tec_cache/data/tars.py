@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from webdataset.tariterators import base_plus_ext
-
 from tec_cache.data.apart import SHARD_SUFFIXES, refuse_apart
 from tec_cache.data.contents import Contents, file_contents
 from tec_cache.data.files import ShardFile
@@ -33,7 +31,7 @@ from tec_cache.data.passed_over import (
     passed_over_text,
 )
 from tec_cache.data.photos import MASK_SUFFIX, MOST_PHOTO_BYTES, Photo, Shard, plain_text
-from tec_cache.data.samples import Member, Sample, samples
+from tec_cache.data.samples import Member, Sample, samples, split_name
 from tec_cache.data.tar_stream import open_members, unreadable_shard
 from tec_cache.errors import ConfigError, SourceError, TecCacheError
 
@@ -210,7 +208,7 @@ class Held:
 
     def refused(self, name: str, size: int) -> str:
         """Say why a member is too large to be read; empty where it is not."""
-        stem = base_plus_ext(name)[0] or name
+        stem = split_name(name)[0] or name
         if stem != self._stem:
             self._stem, self._bytes = stem, 0
         if size > MOST_PHOTO_BYTES:
@@ -234,4 +232,4 @@ def _no_member(info: tarfile.TarInfo) -> str:
         return SYMBOLIC_LINKS if info.issym() else SPECIAL
     if _METADATA_NAME.match(info.name):
         return METADATA
-    return "" if base_plus_ext(info.name)[0] else NO_SUFFIX
+    return "" if split_name(info.name)[0] else NO_SUFFIX

@@ -18,6 +18,10 @@ _COPY = re.compile(r"[0-9]+\.[0-9]+-v[0-9]+\.([0-9a-f]{16})\.(tar|zip)")
 _PART = ".part"
 _MARK = ".tec-cache-stage"
 """Says that the copies in a folder are ours to remove: a cache's own payloads have such names too."""
+_CACHE, _CACHE_HEAD = "cache.json", b'{"tec-cache":'
+"""File in the root of every cache and pack, and how it begins."""
+_DEPTH = 3
+"""Folders from a payload's own one up to that root, at most."""
 
 TOUCH_SECONDS = 60.0
 """Between two notes of a copy's last use."""
@@ -50,8 +54,11 @@ class StageFolder:
     def open(self) -> int:
         """Make the folder, if it is not there; return the bytes of the copies in it.
 
-        Raises OSError, EEXIST for a folder with payloads that no stage has copied there.
+        Raises OSError, EEXIST for a folder of a cache, and for one with payloads that no stage has copied there.
         """
+        for above in [self.folder.absolute(), *self.folder.absolute().parents][: _DEPTH + 1]:
+            if _begins(above / _CACHE, _CACHE_HEAD):
+                raise OSError(errno.EEXIST, f"{above} is a cache, and no stage folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         copies = self._copies()
         if copies and not (self.folder / _MARK).exists():
@@ -157,3 +164,11 @@ def _reserved(part: Path, size: int) -> IO[bytes]:
         stream.close()
         raise
     return stream
+
+
+def _begins(path: Path, head: bytes) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(head)) == head
+    except OSError:
+        return False

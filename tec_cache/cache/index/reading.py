@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tec_cache.cache.reader import Cache
     from tec_cache.cache.target_set import TargetSet
 
-H = TypeVar("H", bound=Heading)
+H = TypeVar("H", bound=Heading, covariant=True)
 
 
 class StaleIndex(ValueError):
