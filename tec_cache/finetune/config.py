@@ -31,9 +31,7 @@ class FinetuneConfig(TuningSettings):
     label_field: str | None = setting(None, "Labels of tars: in KEY.FIELD, or in a field of KEY.json.  [default: cls]")
     tune: str = setting("full", "full, head, input-adapter or adapters.")
     rule: str | None = setting(None, "mae or tec: whose rules.  [default: mae; tec where adapters are tuned]")
-    adapters_from: str = setting(
-        "pretrained", "pretrained; random: the control; or, of several target sets, whose."
-    )
+    adapters_from: str = setting("pretrained", "pretrained; random: the control; or, of several target sets, whose.")
     recipe: str | None = setting(None, "Recipe by name.  [default: by what the model was made of]")
     # None until they are resolved
     layer_decay: float | None = setting(None, "Of the learning rate from a layer to the one below.")
