@@ -38,13 +38,13 @@ def _jpeg(number: int, width: int, height: int) -> bytes:
 
 @cache
 def _picture(number: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-    """Noise in octaves, each half as strong as the coarser one: the spectrum of photos falls like that."""
+    """Noise in octaves, each weaker than the coarser one, so that a JPEG takes as many bytes as of a photo."""
     rng = np.random.default_rng(1_000_000 + number)
     total = np.zeros((height, width, 3))
     for step, cells in enumerate(OCTAVES):
         coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
         fine = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), float) - 127.5
-        total += fine * 1.1 * 0.5**step
+        total += fine * 0.8 * 0.72**step
     return np.clip(total + 127.5, 0, 255).astype(np.uint8)
 
 

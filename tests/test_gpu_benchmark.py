@@ -111,9 +111,7 @@ def test_a_part_that_is_cut_off_gets_a_whole_command_and_then_has_failed(
     assert "does not end within" in stored(tmp_path)["parts"]["b"]["failed"]
 
 
-def test_results_of_two_machines_are_not_mixed(
-    ran: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_results_of_two_machines_are_not_mixed(ran: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     command(monkeypatch, tmp_path, a=(0.1, fine))
     found = stored(tmp_path)
     found["machine"]["device"] = "NVIDIA X1"

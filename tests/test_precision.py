@@ -94,3 +94,14 @@ def assert_alike(exact: Step, half: Step) -> None:
     assert max(found.losses.values()) < LOSS, found
     assert found.cosine > COSINE, found
     assert found.lowest[1] > LEAST, found
+
+
+def test_a_gradient_that_points_elsewhere_is_noticed() -> None:
+    exact = Step({"loss": 2.0}, {"a": torch.ones(1000).double(), "b": torch.tensor([0.5, 0.5]).double()})
+    turned = Step({"loss": 2.1}, exact.gradients | {"b": torch.tensor([0.5, -0.5]).double()})
+    found = agreement(exact, turned)
+    assert found.losses == {"loss": pytest.approx(0.05)}
+    assert found.cosine > COSINE, "the whole hides one parameter"
+    assert found.lowest == ("b", 0.0)
+    with pytest.raises(ValueError, match="'b'"):
+        agreement(exact, Step({"loss": 2.0}, {"a": torch.ones(1000).double()}))
