@@ -12,6 +12,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from benchmarks.gpu.data import Data
 from benchmarks.gpu.parts import Part
 from benchmarks.gpu.results import Results
@@ -66,6 +68,8 @@ def in_a_process(part: Part, data: Data, seconds: float) -> dict[str, Any] | Non
 
 
 def _run(pipe: Connection, part: Part, data: Data) -> None:
+    if not data.size.compiles:
+        torch.compiler.set_stance("force_eager")
     try:
         pipe.send({"rows": part.work(data)})
     except Exception as error:

@@ -30,6 +30,8 @@ class Size:
     student: Mapping[str, Any]
     """Further fields of TrainConfig."""
     micro_batches: tuple[int, ...]
+    compiles: bool
+    """Whether --compile compiles: else such a training is as any other, and no test waits for a compiler."""
     compiled: tuple[int, ...]
     """Micro-batches of the compiled trainings: each is compiled for itself, three times."""
     tried: tuple[int, ...]
@@ -64,6 +66,7 @@ GPU = Size(
     main="base",
     student={},
     micro_batches=(64, 128, 256, 512),
+    compiles=True,
     compiled=(256,),
     tried=(64, 128, 256, 512, 1024, 2048),
     default_batch=4096,
@@ -89,6 +92,7 @@ TINY = Size(
     main="base",
     student={"decoder_width": 32, "decoder_heads": 4, "decoder_depth": 1},
     micro_batches=(4, 8),
+    compiles=False,
     compiled=(8,),
     tried=(4, 8),
     default_batch=32,
