@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,12 @@ def aborted(data: Data) -> Rows:
 
 
 def endless(data: Data) -> Rows:
+    time.sleep(600)
+    return []
+
+
+def lasting(data: Data) -> Rows:
+    (data.folder / "pid").write_text(str(os.getpid()))
     time.sleep(600)
     return []
 
@@ -129,6 +136,29 @@ def test_a_part_harms_nothing_but_itself(tmp_path: Path) -> None:
     assert failed == {"failed": "MemoryError: no room for 2,048 views"}
     assert running.in_a_process(Part("c", 1, "", aborted), data, 300) == {"failed": "its process ended with code 7"}
     assert running.in_a_process(Part("d", 1, "", endless), data, 0.5) is None
+
+
+def test_a_part_ends_with_the_command_that_began_it(tmp_path: Path) -> None:
+    """Else it would go on, on the device that the next command measures."""
+    said = tmp_path / "pid"
+    code = (
+        "from pathlib import Path; from benchmarks.gpu import running; from benchmarks.gpu.data import Data;"
+        "from benchmarks.gpu.parts import Part; from benchmarks.gpu.sizes import TINY; from tests import "
+        "test_gpu_benchmark as t; running.in_a_process(Part('a', 1, '', t.lasting), Data(Path(sys.argv[1]), TINY), 600)"
+    )
+    command = subprocess.Popen([sys.executable, "-c", f"import sys; {code}", str(tmp_path)])
+    while not said.exists() or not said.read_text():
+        assert command.poll() is None
+        time.sleep(0.1)
+    command.kill()
+    command.wait()
+    part = Path("/proc", said.read_text())
+    for _ in range(600):
+        if not part.exists():
+            return
+        time.sleep(0.1)
+    os.kill(int(said.read_text()), signal.SIGKILL)
+    pytest.fail("it goes on")
 
 
 def test_what_a_kill_left_unfinished_is_made_again(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,6 +20,9 @@ from benchmarks.gpu.parts import Part
 from benchmarks.gpu.results import Results
 
 Say = Callable[[str], object]
+
+LAST_SECONDS = 20.0
+"""In which a part that has said what it found may put its things away."""
 
 
 def run_parts(parts: list[Part], data: Data, results: Results, deadline: float, say: Say) -> list[str]:
@@ -58,6 +62,7 @@ def in_a_process(part: Part, data: Data, seconds: float) -> dict[str, Any] | Non
         if not ours.poll(seconds):
             return None
         found: dict[str, Any] = ours.recv()
+        process.join(LAST_SECONDS)
         return found
     except EOFError:
         process.join()
@@ -68,6 +73,7 @@ def in_a_process(part: Part, data: Data, seconds: float) -> dict[str, Any] | Non
 
 
 def _run(pipe: Connection, part: Part, data: Data) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if not data.size.compiles:
         torch.compiler.set_stance("force_eager")
     try:
@@ -75,3 +81,11 @@ def _run(pipe: Connection, part: Part, data: Data) -> None:
     except Exception as error:
         traceback.print_exc()
         pipe.send({"failed": f"{type(error).__name__}: {error}"})
+
+
+def _end_with_parent() -> None:
+    """End this process where the command that began it has been killed: nobody would hear what it finds."""
+    command = parent_process()
+    assert command is not None
+    command.join()
+    os._exit(1)
