@@ -15,6 +15,7 @@ import pytest
 from pipelines.extract import extract
 from pipelines.extraction import make_views
 from pipelines.verify import verify
+from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import open_cache
 from tec_cache.data.tar_stream import Members
@@ -90,9 +91,9 @@ def test_without_locks_nothing_of_another_job_is_removed(
     monkeypatch.setattr(fcntl, "lockf", none)
     path = tmp_path / "c"
     extract(tiny_config(shards, path, None, views_only=True, part="1/2"))
-    strangers = [path / ".drafts" / "half", path / "views" / "000001.000-v00.0123456789abcdef.tar"]
+    strangers = [path / ".drafts" / "half", path / layout.views_payload(Unit(1, 0, 0), "0123456789abcdef" * 4)]
     for file in strangers:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"of a job that runs elsewhere")
     extract(tiny_config(shards, path, tiny_base))
     assert all(file.exists() for file in strangers)
