@@ -18,7 +18,6 @@ up, and that sum is the limit; coding, which comes on top, is part of what keeps
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -35,6 +34,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.bases import write_base
 from benchmarks.machine import describe
 from pipelines.extract import extract
 from pipelines.extraction.base_batches import Places, start_batch, targets_of
@@ -114,12 +114,7 @@ def write_weights(path: Path, model: str) -> str:
 
 def write_tiny(folder: Path) -> str:
     """Save a very small base in the layout of an export; return the folder."""
-    folder.mkdir()
-    name = "vit_tiny_patch16_224"
-    save_file(timm.create_model(name, num_classes=0, **TINY).state_dict(), folder / "model.safetensors")
-    config = {"architecture": name, "model_args": TINY, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
+    return write_base(folder, "vit_tiny_patch16_224", TINY)
 
 
 def prepare(name: str, args: argparse.Namespace, base: dict[str, Any], folder: Path) -> Case:
@@ -143,8 +138,8 @@ def prepare(name: str, args: argparse.Namespace, base: dict[str, Any], folder: P
     return Case(name, config, Path(config.cache), views, job, codec, photos, min(args.base_views, len(photos)))
 
 
-def measure(case: Case, args: argparse.Namespace) -> None:
-    """Time all kinds in turn and print their medians."""
+def measure(case: Case, args: argparse.Namespace) -> dict[str, float]:
+    """Time all kinds in turn; print and return their medians, in seconds per view."""
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     slowest = ""
     with ImagePool(available_cores(), images_in_threads=0) as pool:
@@ -156,7 +151,9 @@ def measure(case: Case, args: argparse.Namespace) -> None:
                 seconds[kind].append(run())
             spent, slowest = real(case)
             seconds["extract"].append(spent)
-    show(case, {kind: statistics.median(values) for kind, values in seconds.items()}, args.rounds, slowest)
+    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    show(case, medians, args.rounds, slowest)
+    return medians
 
 
 def parts(case: Case, pool: ImagePool) -> dict[str, Callable[[], float]]:

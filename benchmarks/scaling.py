@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What a cache and its trainings take, large and small: bytes, bytes per second and hours, each with its arithmetic.
 
-    python -m benchmarks.scaling --load-rate L --image-seconds S --base-rate B --step-rate T --cores 2
+    python -m benchmarks.scaling --load-rate L --image-seconds S --target-seconds C --base-rate B --step-rate T
 
-Nothing is measured here. The four rates come from the other benchmarks, on the machine that `--cores` describes; what
+Nothing is measured here. The five rates come from the other benchmarks, on the machine that `--cores` describes; what
 depends on one that was not given is called not measured. No GPU was measured: its rates are computed from the time
 that the paper's authors published.
 """
@@ -19,7 +19,7 @@ IMAGENET, BILLION = 1_281_167, 1_000_000_000
 
 CROP_BYTES = 17_900
 """Of a stored crop: README, the step from fp16."""
-TARGET_BYTES = {"ViT-S/14": 13_691, "ViT-B/16": 22_672}
+TARGET_BYTES = {"ViT-S/14": 14_015, "ViT-B/16": 22_869}
 """Of one view's targets at the default quality: README. ViT-B's are of random weights."""
 
 PUBLISHED_HOURS, PUBLISHED_GPUS, PUBLISHED_EPOCHS = 25, 8, 300
@@ -38,6 +38,8 @@ class Rates:
     """Views per second that one core loads for training."""
     image_seconds: float | None
     """Of one core, to decode, crop and encode one view in stage one."""
+    target_seconds: float | None
+    """Of one core, to compress and write the targets of one view in stage one. Coding is the device's work."""
     base: float | None
     """Views per second of one device."""
     step: float | None
@@ -86,15 +88,15 @@ def published_views() -> float:
     return IMAGENET * PUBLISHED_EPOCHS / (PUBLISHED_HOURS * HOUR * PUBLISHED_GPUS)
 
 
-def published_rates(load: float | None, image_seconds: float | None) -> Rates:
+def published_rates(load: float | None, image_seconds: float | None, target_seconds: float | None) -> Rates:
     """Divide the published time among base and student by their multiply-accumulates; the cores' rates are measured."""
     gmacs = published_views() * (BASE_GMAC + 3 * STUDENT_GMAC)
-    return Rates(load, image_seconds, gmacs / BASE_GMAC, gmacs / (3 * STUDENT_GMAC))
+    return Rates(load, image_seconds, target_seconds, gmacs / BASE_GMAC, gmacs / (3 * STUDENT_GMAC))
 
 
 def published_text() -> str:
     """Say how the GPU's rates were computed."""
-    rates, views, student = published_rates(None, None), number(published_views()), 3 * STUDENT_GMAC
+    rates, views, student = published_rates(None, None, None), number(published_views()), 3 * STUDENT_GMAC
     both = BASE_GMAC + student
     return (
         f"An A100, computed from the published {PUBLISHED_HOURS} h: {IMAGENET:,} x {PUBLISHED_EPOCHS} views / "
@@ -125,15 +127,15 @@ def figures(case: Case) -> dict[str, Figure]:
         "disk": Figure(disk / 1e12, "TB", f"{views:,} x {per_view:,} B", COMPUTED),
     }
     images = _hours(views, _times(1 / rates.image_seconds if rates.image_seconds else None, cores))
+    targets = _hours(views, _times(1 / rates.target_seconds if rates.target_seconds else None, cores))
     base = _hours(views, _times(rates.base, devices))
-    rows["stage one: images"] = Figure(
-        images, "h", f"{views:,} x {_text(rates.image_seconds)} s / {cores} cores", COMPUTED
-    )
+    for name, hours, each in (("images", images, rates.image_seconds), ("compressing", targets, rates.target_seconds)):
+        rows[f"stage one: {name}"] = Figure(hours, "h", f"{views:,} x {_text(each)} s / {cores} cores", COMPUTED)
     rows["stage one: base"] = Figure(base, "h", f"{views:,} / ({_text(rates.base)} views/s x {devices})", _kind(case))
     both = None
-    if images is not None and base is not None:
-        both = images + base if case.on_cores else max(images, base)
-    how = "their sum: the same cores do both" if case.on_cores else "the longer one: they overlap"
+    if images is not None and targets is not None and base is not None:
+        both = images + targets + base if case.on_cores else max(images + targets, base)
+    how = "their sum: the same cores do all" if case.on_cores else "the base, or the cores' two if longer: they overlap"
     rows["stage one"] = Figure(both, "h", how, _kind(case))
     rows["stage one: written"] = Figure(disk / both / HOUR / 1e6 if both else None, "MB/s", "disk / hours", _kind(case))
     speed = _times(rates.step, devices)
@@ -192,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--load-rate", type=float, help="views/s that one core loads")
     parser.add_argument("--image-seconds", type=float, help="seconds of a core for one view's image work in stage one")
+    parser.add_argument("--target-seconds", type=float, help="seconds of a core to compress and write a view's targets")
     parser.add_argument("--base-rate", type=float, help="views/s of the base on the measured machine")
     parser.add_argument("--step-rate", type=float, help="views/s of the cached step on the measured machine")
     parser.add_argument("--model", choices=TARGET_BYTES, default="ViT-B/16", help="whose the measured rates are")
@@ -202,8 +205,8 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs=2, default=(4, 1), help="of ImageNet-1k, of a billion photos")
     parser.add_argument("--epochs", type=int, nargs=2, default=(300, 10))
     args = parser.parse_args()
-    here = Rates(args.load_rate, args.image_seconds, args.base_rate, args.step_rate)
-    there = published_rates(args.load_rate, args.image_seconds)
+    here = Rates(args.load_rate, args.image_seconds, args.target_seconds, args.base_rate, args.step_rate)
+    there = published_rates(args.load_rate, args.image_seconds, args.target_seconds)
     views, epochs, gpus, cores = args.views, args.epochs, args.node_gpus, args.node_cores
     node = f"{gpus} A100, {cores} cores"
     print(

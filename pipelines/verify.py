@@ -227,7 +227,7 @@ def _repair(store: Store, verdict: Verdict, quiet: bool) -> None:
     verdict.dropped = [
         finding for finding in verdict.findings if finding.drop and all(map(layout.file_of, finding.drop))
     ]
-    if verdict.dropped:
+    if any(finding.kind != "index" for finding in verdict.dropped):  # it says that these are there
         remove_index(store)
     for finding in verdict.dropped:
         for name in finding.drop:

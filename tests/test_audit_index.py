@@ -200,3 +200,14 @@ def test_what_lies_among_the_indices(cache: Path) -> None:
     assert verdict.removed == [layout.target_index("old")]
     assert [f.where for f in verdict.findings] == ["index/notes.txt"]
     assert (cache / "index" / "notes.txt").read_text() == "mine"
+
+
+def test_an_index_does_not_hide_that_more_views_were_asked_for(cache: Path) -> None:
+    """As many records of what was asked for as the index has views, and not those of its views."""
+    third = cache / layout.asked_record(2)
+    shutil.copy(cache / layout.asked_record(1), third)
+    reseal(third, unsealed(third) | {"view": 2})
+    (cache / layout.asked_record(1)).unlink()
+    opened = open_cache(cache)
+    assert opened.index is not None
+    assert (opened.asked_views, opened.num_views) == ([0, 2], 3)

@@ -281,7 +281,7 @@ def test_a_zip_says_what_it_is(reader: Reader, name: str) -> None:
             "views_sha256": views["payload"]["sha256"],
         }
         assert all(names[0] == "view" for names in dimensions.values())
-        assert dimensions["rows"] == ["view", "row"]
+        assert dimensions["rows"] == ["view", "rank"]
 
 
 ENTRY = np.dtype([("shard", "<u4"), ("group", "<u4"), ("view", "<u4"), ("rows", "<u4"), ("record_bytes", "<u4"),
@@ -301,7 +301,7 @@ def index(root: Path, name: str) -> tuple[np.ndarray, list[bytes], dict[str, Any
     entries = np.frombuffer(data[table:heading], ENTRY, count)
     about = json.loads(data[heading:])
     if about["type"] == "views":
-        sizes = entries["rows"] * 28
+        sizes = entries["rows"] * CROP.itemsize
     elif about["packed"]:
         sizes = entries["rows"] * 20
     else:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.extract import extract
+from pipelines.extraction.extract_summary import require_finished
 from pipelines.info import info
 from pipelines.merge import merge
 from pipelines.pack import pack
@@ -278,7 +279,9 @@ def test_a_pack_names_no_target_set_that_is_none(pair: Path, tmp_path: Path, nam
     assert tree(tmp_path, out) == before
 
 
-LINKS = ["views", "targets", "targets/tiny", "records", "records/views", "records/targets", "records/targets/tiny"]
+LINKS = ["views", "targets", "targets/tiny", "records", "records/views", "records/targets", "records/targets/tiny",
+         "views/000000", "targets/tiny/000000", "records/views/000000", "records/targets/tiny/000000", "index",
+         "index/targets"]  # fmt: skip
 
 
 @pytest.mark.parametrize("link", LINKS)
@@ -291,7 +294,7 @@ def test_nothing_is_written_or_removed_through_a_link_that_leads_out(
     cache = shutil.copytree(pair / "cache", tmp_path / "in" / "cache")
     shutil.rmtree(cache / link)
     (cache / link).symlink_to(theirs / link, target_is_directory=True)
-    (theirs / "views" / f"{UNIT}.{'0' * 16}.tar").write_bytes(b"a leftover of theirs")
+    (theirs / layout.views_payload(UNIT, "0" * 64)).write_bytes(b"a leftover of theirs")
     (theirs / layout.views_record(Unit(0, 0, 1))).write_bytes(b"a damaged record of theirs")
     before = tree(tmp_path, cache)
     for command in (
@@ -305,7 +308,9 @@ def test_nothing_is_written_or_removed_through_a_link_that_leads_out(
     ):
         assert code_of(command) in (0, 3)
         assert tree(tmp_path, cache) == before
-    assert code_of(lambda: extract(tiny_config(five, cache, tiny_base, seed=5), overwrite=True)) == 3
+    # a linked folder of one shard is not listed: as on the command line, what is not there afterwards is an error
+    again = tiny_config(five, cache, tiny_base, seed=5)
+    assert code_of(lambda: require_finished(extract(again, overwrite=True))) == 3
 
 
 @pytest.mark.parametrize("link", ["views", "targets", "records", ".drafts", ".lock"])

@@ -15,9 +15,10 @@ import pytest
 from pipelines.extract import extract
 from pipelines.extraction import make_views
 from pipelines.verify import verify
+from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import open_cache
-from tec_cache.data import tars
+from tec_cache.data.tar_stream import Members
 from tec_cache.data.tars import TarShard
 from tec_cache.errors import CacheError, ConfigError, StorageError
 from tec_cache.store import open_store
@@ -90,9 +91,9 @@ def test_without_locks_nothing_of_another_job_is_removed(
     monkeypatch.setattr(fcntl, "lockf", none)
     path = tmp_path / "c"
     extract(tiny_config(shards, path, None, views_only=True, part="1/2"))
-    strangers = [path / ".drafts" / "half", path / "views" / "000001.000-v00.0123456789abcdef.tar"]
+    strangers = [path / ".drafts" / "half", path / layout.views_payload(Unit(1, 0, 0), "0123456789abcdef" * 4)]
     for file in strangers:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"of a job that runs elsewhere")
     extract(tiny_config(shards, path, tiny_base))
     assert all(file.exists() for file in strangers)
@@ -106,17 +107,17 @@ def test_a_network_that_fails_is_never_recorded_as_damage(
         """As network libraries raise: not an OSError."""
 
     for error in (ConnectionResetError(errno.ECONNRESET, "reset"), Reset("reset")):
-        real = tars.tarfile.TarFile.extractfile
+        real = Members.read
 
         def failing(self: Any, info: Any, error: Exception = error, real: Any = real) -> Any:
             if info.name == "p00050.jpg":
                 raise error
             return real(self, info)
 
-        monkeypatch.setattr(tars.tarfile.TarFile, "extractfile", failing)
+        monkeypatch.setattr(Members, "read", failing)
         with pytest.raises(StorageError, match="cannot be read"):
             extract(tiny_config(shards, tmp_path / "c", None, views_only=True, on_error="skip"))
-        monkeypatch.setattr(tars.tarfile.TarFile, "extractfile", real)
+        monkeypatch.setattr(Members, "read", real)
     assert not (tmp_path / "c/records/source/000001.json").exists()
     assert extract(tiny_config(shards, tmp_path / "c", None, views_only=True, on_error="skip")).photos == 97
 

@@ -337,6 +337,7 @@ def test_missing_short_and_swapped_files_are_noticed(pack_copy: Path, packed: Pa
     record.write_bytes((pack_copy / layout.pack_record(cache.view_units[2])).read_bytes())
     with pytest.raises(CacheError, match="the record of another unit"):
         batches(pack_copy, "coded")
+    shutil.rmtree(pack_copy / "index")  # as many bytes as the index says: with it the record is not read
     record.write_bytes(text.replace(b'"count"', b'"cOunt"').replace(b'"keys"', b'"kEys"'))
     with pytest.raises(CacheError, match="damaged record"):
         batches(pack_copy, "coded")

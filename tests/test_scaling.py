@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,30 +36,36 @@ def test_the_table_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_figures_follow_from_their_inputs() -> None:
-    rates = scaling.Rates(load=1000.0, image_seconds=0.002, base=500.0, step=400.0)
+    rates = scaling.Rates(load=1000.0, image_seconds=0.002, target_seconds=0.0005, base=500.0, step=400.0)
     on_gpus = scaling.Case("", 1_000_000, 4, 10, "ViT-S/14", 2, 8, 64, rates, scaling.PUBLISHED)
     found = {name: figure.value for name, figure in scaling.figures(on_gpus).items()}
     assert found == pytest.approx(
         {
             "stored views": 4e6,
-            "bytes of a view": 31.591,
-            "disk": 4e6 * 31_591 / 1e12,
+            "bytes of a view": 31.915,
+            "disk": 4e6 * 31_915 / 1e12,
             "stage one: images": 4e6 * 0.002 / 128 / 3600,
+            "stage one: compressing": 4e6 * 0.0005 / 128 / 3600,
             "stage one: base": 4e6 / (500 * 16) / 3600,
             "stage one": 4e6 / (500 * 16) / 3600,
-            "stage one: written": 500 * 16 * 31_591 / 1e6,
+            "stage one: written": 500 * 16 * 31_915 / 1e6,
             "training: views": 6400,
-            "training: read, a node": 3200 * 31_591 / 1e6,
+            "training: read, a node": 3200 * 31_915 / 1e6,
             "training: cores for a device": 0.4,
             "training: an epoch": 1e6 / 6400 / 3600,
             "training: all epochs": 1e7 / 6400 / 3600,
         }
     )
     on_cores = scaling.Case("", 1_000_000, 4, 10, "ViT-S/14", 1, 1, 2, rates, scaling.MEASURED)
-    assert scaling.figures(on_cores)["stage one"].value == pytest.approx((4e6 * 0.002 / 2 + 4e6 / 500) / 3600)
-    unknown = scaling.Case("", 1, 1, 1, "ViT-S/14", 1, 1, 2, scaling.Rates(None, None, None, None), scaling.MEASURED)
+    assert scaling.figures(on_cores)["stage one"].value == pytest.approx((4e6 * 0.0025 / 2 + 4e6 / 500) / 3600)
+    slow = replace(rates, target_seconds=0.05)
+    bound = scaling.figures(replace(on_gpus, rates=slow))["stage one"].value
+    assert bound == pytest.approx(4e6 * 0.052 / 128 / 3600), "the cores are slower than the base"
+    unknown = scaling.Case(
+        "", 1, 1, 1, "ViT-S/14", 1, 1, 2, scaling.Rates(None, None, None, None, None), scaling.MEASURED
+    )
     assert str(scaling.figures(unknown)["training: an epoch"]) == "not measured"
-    a100 = scaling.published_rates(None, None)
+    a100 = scaling.published_rates(None, None, None)
     both = 1 / (1 / a100.base + 1 / a100.step)
     assert scaling.IMAGENET * 300 / (8 * both) / 3600 == pytest.approx(25), "the published hours come out again"
 

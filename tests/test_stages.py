@@ -22,6 +22,8 @@ from pipelines.extraction.tally import WRITERS, Tally, bottleneck_text
 from pipelines.verify import verify
 from tec_cache.base.model import FrozenBase
 from tec_cache.busy import TimedPool
+from tec_cache.cache import layout
+from tec_cache.cache.layout import Unit
 from tec_cache.cache.writer import TargetArrays
 from tec_cache.codec.fp16 import Float16Codec
 from tec_cache.data.tars import TarShard
@@ -211,7 +213,7 @@ def test_what_is_not_finite_is_never_committed_though_the_base_is_ahead(
         extract(config)
     assert "unit 0000" in error.value.where
     unit = error.value.where.removeprefix("unit ")
-    assert not (tmp_path / "c" / "records" / "targets" / "tiny" / f"{unit}.json").exists()
+    assert not (tmp_path / "c" / layout.target_record("tiny", Unit.parse(unit))).exists()
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------

@@ -126,7 +126,8 @@ def bytes_of_training(path: Path) -> dict[str, list[tuple[int, int]]]:
         assert record.payload is not None
         read[views.payload.name] = [(o, o + s) for o, s in zip(views.offsets, views.sizes, strict=True)]
         read[record.payload.name] = [(p, p + s) for blocks in record.blocks.values() for p, s, _ in blocks]
-    return read | {name: [] for name in whole(path) if name.endswith(".idx")}  # the records can be read instead
+    # where the index is damaged all records are read, and it says itself how many views were asked for
+    return read | {name: [] for name in read.keys() | whole(path) if name.startswith(("index/", "records/asked/"))}
 
 
 def read_everything(path: Path) -> None:
@@ -482,15 +483,18 @@ def test_a_changed_weight_is_named_and_measured(
 
 
 def shuffle_rows(cache: Cache, unit: Unit, only: str = "") -> None:
-    """Write a unit's targets anew with its rows (of one array) moved on by one, all checksums right."""
+    """Write a unit's targets anew with its rows (of one array) moved on by one, all checksums right.
+
+    The index goes: it knows the bytes that were there before.
+    """
     target, views = cache["tiny"], cache.views_record(unit)
     record = target.record(unit, views)
     assert record.payload is not None
     arrays = TargetArrays(record.count, target.codec.arrays(target.spec))
     stored = target.read_unit(record)
     arrays.add({name: np.roll(values, only in ("", name), axis=0) for name, values in stored.items()})
-    cache.store.remove(layout.target_record("tiny", unit))
-    cache.store.remove(record.payload.name)
+    for name in (*cache.store.names("index"), layout.target_record("tiny", unit), record.payload.name):
+        cache.store.remove(name)
     commit_targets(cache.store, "tiny", unit, arrays, views, target.fingerprint, record.codec_sha256)
 
 

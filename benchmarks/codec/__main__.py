@@ -79,7 +79,7 @@ def main() -> None:
     shards = open_source(args.data).shards
     images = [views_of(shard, base) for shard in shards]
     spec = base.spec("patch")
-    fit, held = (_targets(base, torch.cat(part)) for part in (images[:-1], images[-1:]))
+    fit, held = (targets_of(base, torch.cat(part)) for part in (images[:-1], images[-1:]))
     print(f"\n{args.base}: fitted on {len(fit.features)} views of {len(shards) - 1} shards, ", end="")
     print(f"measured on {len(held.features)} of {shards[-1].name}")
 
@@ -112,7 +112,8 @@ def views_of(shard: Shard, base: FrozenBase) -> torch.Tensor:
     return (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255 - mean) / std
 
 
-def _targets(base: FrozenBase, images: torch.Tensor) -> Targets:
+def targets_of(base: FrozenBase, images: torch.Tensor) -> Targets:
+    """Return the normalized targets of views (N, 3, S, S)."""
     parts = [normalize_targets(base(part), "patch") for part in images.split(BATCH)]
     features, attention, rows = (torch.cat([getattr(p, n) for p in parts]) for n in ("features", "attention", "rows"))
     return Targets(features, attention, rows)
@@ -173,9 +174,9 @@ def _vit_base(images: torch.Tensor, threads: int) -> list[str]:
         base = load_base(f"timm:{name}", path, grid=14, k=15)
     views = torch.nn.functional.interpolate(images[:: max(1, len(images) // 160)], size=base.input_size)
     held, rest = views[-32:], views[:-32]
-    codec = fit_transform(_targets(base, rest), base.spec("patch"), mse=0.04, kl=0.03)
+    codec = fit_transform(targets_of(base, rest), base.spec("patch"), mse=0.04, kl=0.03)
     torch.set_num_threads(threads)
-    return measure_times(f"{name}, random weights", base, codec, _targets(base, held), held)
+    return measure_times(f"{name}, random weights", base, codec, targets_of(base, held), held)
 
 
 def _cells(line: Line) -> list[str]:

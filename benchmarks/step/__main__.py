@@ -15,48 +15,24 @@ already on the device. The arithmetic's bound of online / cached for equal model
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
-import tarfile
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.machine import describe
+from benchmarks.photos import write_photos
+from benchmarks.step.kinds import Kind, Setting, measure, three_kinds
 from benchmarks.step.parts import parts_of_a_step, plain_base_seconds
 from pipelines.extract import extract
-from pipelines.train import prepare_student
-from tec_cache.cache.reader import open_cache
-from tec_cache.config import ExtractConfig, TrainConfig
+from tec_cache.config import ExtractConfig
 from tec_cache.device import resolve_compute
-from tec_cache.distributed import Ranks
-from tec_cache.loader import Batch
-from tec_cache.run.feed import on_device
-from tec_cache.run.loop import Loop
-from tec_cache.tasks.pretrain import MaskedBatch, Pretrain
-from tec_cache.types import Targets
-
-WARM_UP = 4
-"""Steps of a stretch that are not timed: more than the loader has ready when the stretch begins."""
 
 RELEASED = {"vit_small_patch16_224": (0.43, 1.55), "vit_base_patch16_224": (1.66, 4.14)}
 """Seconds of the released program's base and student, batch 8, float32, on two cores of some machine."""
-
-
-class Kind(NamedTuple):
-    """One kind of training, and what does a step of it."""
-
-    task: Pretrain
-    loop: Loop[MaskedBatch]
-    step: Callable[[], None]
 
 
 def main() -> None:
@@ -105,80 +81,17 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Kind]:
     extract(
         ExtractConfig(input=source, cache=cache, views=1, name="t", quality=args.quality, device=args.device, **base)
     )
-    online = {"online": base["base"], "base_weights": base["base_weights"]}
-    return {
-        "limit": kind(args, cache, folder, {}, ready=True),
-        "cached": kind(args, cache, folder, {}),
-        "online": kind(args, cache, folder, online),
-    }
-
-
-def kind(args: argparse.Namespace, cache: str, folder: Path, more: dict[str, Any], *, ready: bool = False) -> Kind:
-    """Return a training and a function that does one step of it and waits for the device."""
-    config = TrainConfig(
-        cache=cache,
-        out=str(folder / "run"),
-        student=args.model,
-        batch_size=args.batch_size,
-        masks_per_view=args.masks_per_view,
-        epochs=10_000,
-        device=args.device,
-        workers=args.workers,
+    more = {name: getattr(args, name) for name in ("masks_per_view", "workers", "checkpointing")}
+    setting = Setting(
+        cache,
+        folder / "run",
+        args.model,
+        args.batch_size,
+        args.device,
         compile=args.compile,
-        checkpointing=args.checkpointing,
-        **more,
+        more=more,
     )
-    compute = resolve_compute(config.device, config.precision)
-    opened = open_cache(cache)
-    sources, student = prepare_student(config, opened, compute)
-    task = Pretrain(config, opened, sources, student, compute, Ranks())
-    loop = Loop(task, config, compute, Ranks())
-    batches = on_device(task.batches(0, loop.total_steps), compute.device)
-    if ready:
-        make_ready(task, loop, next(batches))
-        batches.close()
-
-    def step() -> None:
-        loop.train_step(batches, check=False)
-        if compute.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return Kind(task, loop, step)
-
-
-def make_ready(task: Pretrain, loop: Loop[MaskedBatch], batch: MaskedBatch) -> None:
-    """Let a training use one batch for ever, its images and targets made already."""
-    images = batch.views.images(task.size, task.mean, task.std)
-    (source,) = task.sources.values()
-    targets = source.targets(batch.views, images)
-
-    class Ready(Batch):
-        def images(self, *_: Any) -> torch.Tensor:
-            return images
-
-    def ready_targets(*_: Any) -> Targets:
-        return targets
-
-    there = MaskedBatch(Ready(**vars(batch.views)), batch.noise)
-    loop.next_batch = lambda _: there  # type: ignore[method-assign]
-    source.targets = ready_targets  # type: ignore[method-assign]
-
-
-def measure(kinds: dict[str, Kind], steps: int, rounds: int) -> list[dict[str, float]]:
-    """Return the median seconds of a step of each kind in each round."""
-    found = []
-    for _ in range(rounds):
-        medians = {}
-        for name, (_, _, step) in kinds.items():
-            # a stretch of one kind at a time: the loader of another one must not refill its queue meanwhile
-            seconds = []
-            for _ in range(WARM_UP + steps):
-                begin = time.perf_counter()
-                step()
-                seconds.append(time.perf_counter() - begin)
-            medians[name] = statistics.median(seconds[WARM_UP:])
-        found.append(medians)
-    return found
+    return three_kinds(setting, {"online": (base["base"],), "base_weights": base["base_weights"]})
 
 
 def spread(values: list[float], how: str) -> str:
@@ -195,20 +108,6 @@ def print_released(model: str, online: Kind, rounds: list[dict[str, float]]) -> 
     print(f"the base with plain attention takes {here:.2f} s here, {base} s where the released program was measured;")
     print(f"its online step of {base + student:.2f} s there is {whole:.2f} s here (computed),")
     print(f"{whole / cached:.2f} times a cached step")
-
-
-def write_photos(path: Path, count: int) -> None:
-    """Write smooth random pictures of the size of ImageNet photos; only their decoding time matters."""
-    rng = np.random.default_rng(0)
-    with tarfile.open(path, "w") as tar:
-        for i in range(count):
-            image = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-            stream = io.BytesIO()
-            image.resize((500, 375), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=95)
-            info = tarfile.TarInfo(f"p{i:05d}.jpg")
-            info.size = stream.tell()
-            stream.seek(0)
-            tar.addfile(info, stream)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ VIEWS_AHEAD = 512
 """Stored crops that are decoded ahead of the base, but one batch at least: 77 MB of pixels at 224 pixels."""
 
 CROPS_TOGETHER = 16
-"""Crops that are decoded as one task: 4 ms of a core."""
+"""Crops that are decoded as one task: what a task costs beside its work is then hardly seen."""
 
 
 class Places:

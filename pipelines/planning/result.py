@@ -13,7 +13,7 @@ HOUR = 3600.0
 MARGIN = 1.05
 """A plan's bytes may be wrong by 5 %: what fits more tightly does not fit."""
 CORES = ("reading photos", "decoding and cropping", "writing crops", "writing targets")
-"""Stages that take the cores, whatever device the base is on."""
+"""Stages that take the cores, whatever device the base is on. Targets are compressed as they are written."""
 FLOP = 2
 """Of one multiply-accumulate."""
 

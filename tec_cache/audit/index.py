@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tec_cache.audit.findings import INDEX
 from tec_cache.audit.ledger import Ledger
@@ -18,11 +18,13 @@ from tec_cache.errors import listed
 if TYPE_CHECKING:
     import numpy as np
 
+H = TypeVar("H", bound=Heading)
+
 
 def check_index(
     ledger: Ledger,
     name: str,
-    open_index: Callable[[], UnitIndex[Heading]],
+    open_index: Callable[[], UnitIndex[H]],
     facts: Mapping[Unit, Facts],
     dtype: np.dtype[np.void],
 ) -> None:
@@ -44,7 +46,7 @@ def check_index(
         ledger.find("index", name, f"does not fit the records: {problem}", INDEX, drop=(name,))
 
 
-def _problem(index: UnitIndex[Heading], facts: Mapping[Unit, Facts], dtype: np.dtype[np.void] | None) -> str:
+def _problem(index: UnitIndex[H], facts: Mapping[Unit, Facts], dtype: np.dtype[np.void] | None) -> str:
     """Say what is wrong with an index that fits by its heading; empty where nothing is. dtype: to read the details."""
     units = [index.unit(number) for number in range(len(index))]
     recorded = [facts[unit].entry if unit in facts else b"" for unit in units]

@@ -61,7 +61,8 @@ class TargetSetAudit:
                 ledger.find("missing", self._record(unit), what, AGAIN, unit)
         bad = {finding.unit for finding in ledger.report.findings}
         ledger.report.target_units[self.name] = len(facts)
-        if target is not None and whole_before and ledger.whole and self.cache.index is not None:
+        indexed = whole_before and ledger.whole and self.cache.index is not None
+        if indexed and target is not None and arrays is not None:
             check_index(ledger, layout.target_index(self.name), lambda: open_targets_index(target), facts, PLACE)
         ledger.report.sound[self.name] = sorted(u for u in facts if u in views and str(u) not in bad)
 

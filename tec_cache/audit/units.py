@@ -87,7 +87,7 @@ def check_targets(
         record.payload,
         record.codec_sha256,
         record.views_sha256,
-        entry=_entry(lambda: made_of_targets(record, unit, list(arrays))) if arrays is not None else b"",
+        entry=_entry(lambda: made_of_targets(record, unit, sorted(arrays))) if arrays is not None else b"",
     )
     inside = (lambda stream: zip_problem(stream, record, arrays)) if full else None
     return Checked(unit, facts, check_payload(store, record.payload, name, unit, inside))

@@ -169,7 +169,7 @@ class Cache:
 
         # what is no record is never read; an audit names it
         files = {name: layout.file_of(name) for name in self.store.names(layout.ASKED_RECORDS)}
-        views = {name: file.number for name, file in files.items() if file and file.number is not None}
+        views = {name: file.number for name, file in files.items() if file is not None and file.number is not None}
         if self.index and sorted(views.values()) == list(range(self.index.heading.num_views)):
             return list(range(len(views)))  # the index was made when each of these was read
         with ThreadPoolExecutor(RECORD_THREADS, thread_name_prefix="records") as pool:

@@ -1,8 +1,9 @@
 """The threads that do stage one's image work, and the processes that do it for them once a job proves to be long.
 
-Threads share one interpreter lock: of a view's 1.5 ms of image work they hold it for a fifth, as long as a fast GPU
-takes for the view. A process beside each thread holds its own. It costs 0.2 s of a core to start, so a small job never
-starts one; both do the very same work (`image_work`), and no byte depends on who did it.
+Threads share one interpreter lock, and their image work holds it for longer than all else in stage one: with a process
+beside each thread the main one holds it for less than a third of the time (docs/performance.md). A process costs half a
+second of a core to start, so a small job starts none; both do the very same work (`image_work`), and no byte depends on
+who did it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tec_cache.data.image_work import Cutting, Seen, cut_photos, decode_crops
 from tec_cache.data.photos import Photo
 
 IMAGES_IN_THREADS = 2048
-"""Images that are encoded or decoded before processes are started: two or three seconds of a core."""
+"""Images that are encoded or decoded before processes are started: a few seconds of a core."""
 
 
 class Pixels:

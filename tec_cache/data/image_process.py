@@ -5,7 +5,7 @@ pair's own, decoded pixels through one that all processes of a pool share. Only 
 thread holds the interpreter while it copies or waits, nothing lies in /dev/shm, and nothing is left when both are gone.
 
 The process leaves when its socket ends, however the other end came to that; signals that end a job are for the other
-process alone. It imports neither torch nor timm: 0.2 s of a core to start.
+process alone. It imports neither torch nor timm, so that it starts in less than half a second of a core.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ XZ_MEMORY = 256 << 20
 class Members:
     """The headers of a tar in order, each checked; a member's bytes are read before the next header is asked for."""
 
-    def __init__(self, tar: tarfile.TarFile, counted: _Counted | None) -> None:
-        self.tar, self._counted = tar, counted
-        self.compressed = counted is not None and counted.compressed
+    def __init__(self, tar: tarfile.TarFile, source: _Counted | _Local) -> None:
+        self.tar, self._source = tar, source
+        self.compressed = source.compressed
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
         while (info := self._next()) is not None:
@@ -41,17 +41,19 @@ class Members:
             yield info
 
     def _next(self) -> tarfile.TarInfo | None:
-        if self._counted is None:
-            return self.tar.next()
-        # the rest of the member before, and one header
-        self._counted.most = self.tar.offset + MOST_HEADER_BYTES  # type: ignore[attr-defined]
+        # in a stream: the rest of the member before, and one header
+        self._source.most = self.tar.offset + MOST_HEADER_BYTES  # type: ignore[attr-defined]
         info = self.tar.next()
-        self._counted.most = None
+        self._source.most = None
         return info
 
     def read(self, info: tarfile.TarInfo) -> bytes:
         """Read a member's bytes; the caller has looked at its size. Raises tarfile.ReadError where it is cut."""
-        data = self.tar.extractfile(info).read(info.size)  # type: ignore[union-attr]
+        if isinstance(self._source, _Local) and not info.issparse():
+            self._source.seek(info.offset_data)
+            data = self._source.read(info.size)
+        else:
+            data = self.tar.extractfile(info).read(info.size)  # type: ignore[union-attr]
         if len(data) != info.size:
             raise tarfile.ReadError(f"cut in the middle of {info.name}")
         return data
@@ -64,19 +66,21 @@ class Members:
 
 
 @contextmanager
-def open_members(file: ShardFile, *, jump: bool = False) -> Iterator[Members]:
+def open_members(file: ShardFile) -> Iterator[Members]:
     """Open a tar, plain or compressed by gzip, bzip2 or xz.
 
-    jump: go from header to header without reading the files, where that is cheap: in a plain local tar. Raises
-    StorageError where the bytes cannot be had, and for damage what tarfile raises.
+    In a plain local one a file that is not read is jumped over, and one that is comes in one piece; all others are read
+    from beginning to end, as they come. Raises StorageError where the bytes cannot be had, and for damage what tarfile
+    raises.
     """
     with file.open() as stream:
         raw = _Raw(stream, file)
         unpack = _packed(raw.head(6))
-        if unpack is None and jump and isinstance(file, LocalFile):
+        if unpack is None and isinstance(file, LocalFile):
             stream.seek(0)
-            with tarfile.open(fileobj=stream, mode="r:", tarinfo=StrictHeader) as tar:
-                yield Members(tar, None)
+            local = _Local(stream)
+            with tarfile.open(fileobj=local, mode="r:", tarinfo=StrictHeader) as tar:  # type: ignore[call-overload]
+                yield Members(tar, local)
             return
         counted = _Counted(raw.read if unpack is None else unpack(raw), raw, compressed=unpack is not None)
         with tarfile.open(fileobj=counted, mode="r|", tarinfo=StrictHeader) as tar:  # type: ignore[call-overload]
@@ -110,6 +114,24 @@ class _Raw(io.RawIOBase):
     def readable(self) -> bool:
         """Say that it can be read."""
         return True
+
+
+class _Local:
+    """What tarfile reads of a plain local tar: a file that refuses to give more than a header may take."""
+
+    compressed = False
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self.tell, self.seek = stream, stream.tell, stream.seek
+        self.most: int | None = None
+        """Position beyond which nothing belongs to the header that is being read; None: no header is."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read bytes. Raises tarfile.ReadError for a header that does not end."""
+        data = self._stream.read(size)
+        if self.most is not None and self.tell() > self.most:
+            raise tarfile.ReadError(f"a header of more than {MOST_HEADER_BYTES:,} bytes")
+        return data
 
 
 class _Counted:

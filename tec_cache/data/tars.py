@@ -158,7 +158,7 @@ def members(
     """
     todo = "make the shard again, or --on-error skip to use what comes before the damage"
     try:
-        with open_members(file, jump=wanted is not None) as tar:
+        with open_members(file) as tar:
             if plain and tar.compressed:
                 raise packed_shard(file.where)
             links, held = Links(file, compressed=tar.compressed), Held()

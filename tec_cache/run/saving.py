@@ -54,7 +54,7 @@ class Saver:
         """Copy the state of a finished step and begin to write it; the state may change as soon as this returns.
 
         On a GPU nothing here waits for the device: the copies are queued behind the step, and in front of whatever
-        changes the state next, which they hold up for as long as the bytes travel (1.4 GB: 60 ms over PCIe 4).
+        changes the state next, which they hold up for as long as the bytes travel.
         Waits for a checkpoint that is still being written, and raises its error.
         """
         self.wait()
