@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import pipelines.extraction.make_targets
 import pipelines.extraction.make_views
 import tec_cache.data.image_work
 from pipelines.extract import extract
+from pipelines.extraction.base_batches import targets_of
 from pipelines.extraction.storage import Needed
 from pipelines.extraction.tally import WRITERS, Tally, bottleneck_text
 from pipelines.verify import verify
@@ -27,8 +29,10 @@ from tec_cache.cache.layout import Unit
 from tec_cache.cache.writer import TargetArrays
 from tec_cache.codec.fp16 import Float16Codec
 from tec_cache.data.tars import TarShard
+from tec_cache.device import Compute
 from tec_cache.errors import NonFiniteError
 from tec_cache.progress import Progress
+from tec_cache.types import Targets
 from tests.conftest import files_below, tiny_config
 
 SOON = 60.0
@@ -276,3 +280,24 @@ def test_one_line_for_crops_and_targets(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "5.0 KB, 20 crops cut, " in lines[1]
     assert "is the bottleneck" in lines[1] or lines[1].endswith("left")
     assert "20/80 views" in lines[-1]
+
+
+class Doubled:
+    """A base whose features are its pixels, two tokens of each image."""
+
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    def __call__(self, images: torch.Tensor) -> Targets:
+        return Targets(images.flatten(1).view(len(images), 2, -1))
+
+
+def test_pixels_may_be_decoded_over_as_soon_as_the_base_was_given_them() -> None:
+    """Places of batches are used again: what is queued for a device must not read them later."""
+    compute, spec = Compute(torch.device("cpu"), "float32"), SimpleNamespace(normalization="none")
+    job: Any = SimpleNamespace(compute=compute, base=Doubled(), spec=spec)
+    pixels = torch.arange(2 * 4 * 4 * 3, dtype=torch.uint8).view(2, 4, 4, 3)
+    made = targets_of(job, pixels)
+    before = made.features.clone()
+    assert before.max() > 0
+    pixels.zero_()
+    assert torch.equal(made.features, before)

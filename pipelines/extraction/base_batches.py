@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -35,29 +33,16 @@ CROPS_TOGETHER = 16
 class Places:
     """Memory for the pixels of some batches, used again and again: a batch takes a place, and gives it back.
 
-    For a base on a GPU it is pinned, for the length of the block. check: raises where nobody waits any longer.
+    check: raises where nobody waits for a place any longer.
     """
 
     def __init__(self, job: TargetJob, pool: ImagePool, count: int, check: Callable[[], None] = lambda: None) -> None:
         self.pool, self.size = pool, job.batch_size
         self._memory = pool.pixels(count * self.size, job.base.input_size)
         self._pixels = torch.from_numpy(self._memory.array)
-        self._device = job.compute.device
-        self._pinned = self._device.type == "cuda" and _pin(self._pixels)
         self._free: Channel[int] = Channel(count, check)
         for place in range(count):
             self._free.put(place)
-
-    def __enter__(self) -> Places:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pinned:
-            with suppress(RuntimeError):  # it has failed before, and somebody was told
-                torch.cuda.synchronize(self._device)  # it may be copying still
-            torch.cuda.cudart().cudaHostUnregister(self._pixels.data_ptr())
 
     def take(self, crops: Sequence[bytes]) -> tuple[torch.Tensor, list[Future[None]], Callable[[], None]]:
         """Wait for a free place and begin to decode crops to it; return it, what to await, and how to return it."""
@@ -68,11 +53,6 @@ class Places:
             for at in range(0, len(crops), CROPS_TOGETHER)
         ]
         return self._pixels[first : first + len(crops)], decoding, lambda: self._free.put(place)
-
-
-def _pin(pixels: torch.Tensor) -> bool:
-    """Lock memory, so that a GPU copies from it by itself; say whether that could be done."""
-    return int(torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.numel(), 0)) == 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +66,7 @@ class Batch:
     """(B, S, S, 3) uint8, whole when all of `decoding` is done, and until `done` is called."""
     decoding: list[Future[None]]
     done: Callable[[], None]
-    """To be called when the base needs the pixels no longer: another batch is decoded in their place."""
+    """To be called once the base was given the pixels: another batch is decoded in their place."""
 
     def decoded(self) -> torch.Tensor:
         """Wait until all is decoded; return the pixels. Raises what decoding raises."""
@@ -151,17 +131,17 @@ def unit_batches(cache: Cache, job: TargetJob, units: Iterable[Unit], places: Pl
 
 def targets_of_crops(job: TargetJob, crops: Sequence[bytes], keys: Sequence[str], pool: ImagePool) -> Iterator[Targets]:
     """Yield the targets of some stored crops, batch by batch, all of them finite."""
-    with Places(job, pool, 2) as places:
+    places = Places(job, pool, 2)
 
-        def begin(start: int) -> Batch:
-            part = slice(start, start + job.batch_size)
-            return start_batch(crops[part], keys[part], "a sample of the views", places)
+    def begin(start: int) -> Batch:
+        part = slice(start, start + job.batch_size)
+        return start_batch(crops[part], keys[part], "a sample of the views", places)
 
-        for batch in one_ahead(begin, range(0, len(crops), job.batch_size)):
-            targets = targets_of(job, batch.decoded())
-            batch.require_finite(targets)
-            batch.done()
-            yield targets
+    for batch in one_ahead(begin, range(0, len(crops), job.batch_size)):
+        targets = targets_of(job, batch.decoded())
+        batch.done()
+        batch.require_finite(targets)
+        yield targets
 
 
 def start_batch(crops: Sequence[bytes], keys: Sequence[str], where: str, places: Places) -> Batch:
@@ -172,13 +152,16 @@ def start_batch(crops: Sequence[bytes], keys: Sequence[str], where: str, places:
 def targets_of(job: TargetJob, pixels: torch.Tensor) -> Targets:
     """Run the base on pixels (B, S, S, 3) uint8 and normalize its features; nobody looks whether they are finite.
 
-    On a GPU nothing here waits for the device: the work is queued behind that of the batch before. Raises TecCacheError
-    where memory does not suffice.
+    On a GPU nothing here waits for the device: the work is queued behind that of the batch before. The pixels are not
+    needed any more when this returns: a GPU copies from pinned memory of torch's. Raises TecCacheError where memory
+    does not suffice.
     """
     device, count = job.compute.device, len(pixels)
     todo = f"give --batch-size {count // 2}" if count > 1 else "use a GPU with more memory, or --device cpu"
     with explained_memory(lambda: f"the base on {count} views at once", str(device), lambda: todo):
         mean, std = _per_channel(job.base.mean, device), _per_channel(job.base.std, device)
+        if device.type == "cuda":
+            pixels = pixels.pin_memory()
         images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
         with job.compute.autocast():
             raw = job.base(images)

@@ -44,7 +44,7 @@ class Filled(NamedTuple):
 class TargetMaker:
     """The targets of units of views.
 
-    Memory: of pixels (uint8), VIEWS_AHEAD views and five batches; of targets (float32, on the device), BATCHES_BEHIND
+    Memory: of pixels (uint8), VIEWS_AHEAD views and two batches; of targets (float32, on the device), BATCHES_BEHIND
     batches and two; of codes, the arrays of WRITERS + 1 units, one being filled and the others being written. A unit of
     1,024 views of a ViT-B takes 193 MB of codes at most qualities, 385 MB at quality exact with k = 15.
     """
@@ -66,12 +66,11 @@ class TargetMaker:
         for _ in range(WRITERS):
             stages.start(self.write, filled, room)
         ahead = batches_ahead(self.job)
-        # waiting or being begun, being computed, waiting behind the base, being coded
-        with Places(self.job, self.pool, ahead + 1 + 1 + BATCHES_BEHIND + 1, stages.check) as places:
-            batches = unit_batches(self.cache, self.job, self._without_targets(units), places)
-            for part in stages.ahead(batches, ahead):
-                computed.put(self.compute(part))
-            computed.end()
+        places = Places(self.job, self.pool, ahead + 2, stages.check)  # waiting, being begun, being computed
+        batches = unit_batches(self.cache, self.job, self._without_targets(units), places)
+        for part in stages.ahead(batches, ahead):
+            computed.put(self.compute(part))
+        computed.end()
 
     def _without_targets(self, units: Iterable[Unit]) -> Iterator[Unit]:
         done = set(self.cache.committed(self.job.name))
@@ -88,6 +87,8 @@ class TargetMaker:
         pixels = None if part.batch is None else part.batch.decoded()
         with Stopwatch(self.job.compute.device) as watch:
             targets = None if pixels is None else targets_of(self.job, pixels)
+        if part.batch is not None:
+            part.batch.done()
         return Computed(part, targets, watch)
 
     def code(self, batches: Iterable[Computed], filled: Channel[Filled], room: Iterator[None], threads: int) -> None:
@@ -101,8 +102,6 @@ class TargetMaker:
         with own_stream(device):
             for part, targets, watch in batches:
                 self.tally.busy.add(BASE, watch.seconds())
-                if part.batch is not None:
-                    part.batch.done()
                 if part.rows.start == 0:
                     next(room)
                     arrays = TargetArrays(len(part.views.keys), codec.arrays(spec))

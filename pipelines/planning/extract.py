@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ import torch
 from pipelines.extraction.base_batches import Batch, Places, batches_ahead, targets_of, targets_of_crops, unit_batches
 from pipelines.extraction.extract_summary import row_bytes
 from pipelines.extraction.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, fitted_codec, recoded
-from pipelines.extraction.make_targets import BATCHES_BEHIND
 from pipelines.extraction.prepare import TargetJob
 from pipelines.planning.source import Cut
 from tec_cache.background import Stages
@@ -34,7 +32,6 @@ from tec_cache.codec import Codec
 from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.fp16 import Float16Codec
 from tec_cache.data.image_pool import ImagePool
-from tec_cache.device import Stopwatch
 from tec_cache.progress import Progress
 from tec_cache.store import Store, open_store
 from tec_cache.store.local import DRAFTS
@@ -232,19 +229,13 @@ def _through_base(
     begin = time.monotonic()
     with Stages() as stages:
         ahead = batches_ahead(job)
-        with Places(job, pool, ahead + 1 + BATCHES_BEHIND + 1, stages.check) as places:
-            behind: deque[tuple[Batch, Stopwatch]] = deque()
-            for part in stages.ahead(unit_batches(cache, job, [unit], places), ahead):
-                if part.batch is not None:
-                    with Stopwatch(job.compute.device) as watch:
-                        found.append((part.batch, targets_of(job, part.batch.decoded())))
-                    behind.append((part.batch, watch))
-                if len(behind) > BATCHES_BEHIND:
-                    batch, watch = behind.popleft()
-                    watch.seconds()  # it may have been copying the pixels
-                    batch.done()
-                progress.advance(len(part.rows))
-            wait_for_device()
+        places = Places(job, pool, ahead + 2, stages.check)
+        for part in stages.ahead(unit_batches(cache, job, [unit], places), ahead):
+            if part.batch is not None:
+                found.append((part.batch, targets_of(job, part.batch.decoded())))
+                part.batch.done()
+            progress.advance(len(part.rows))
+        wait_for_device()
     seconds = time.monotonic() - begin
     for batch, targets in found:
         batch.require_finite(targets)
