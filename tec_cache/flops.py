@@ -41,8 +41,8 @@ def student_macs(student: Any, visible: int) -> int:
     for goal, heads in zip(student.goals.values(), student.heads, strict=True):
         patches = goal.spec.num_tokens
         for head in heads.values():
-            macs += _linear_macs(head.embed) * (1 + visible) + head.macs(goal.spec, visible)
-            for block in decoder.blocks:
+            macs += head.macs(goal.spec, visible)
+            for block in decoder.blocks if head.branch else ():
                 macs += _linear_macs(block) * (1 + patches) + 2 * (1 + patches) ** 2 * _attention_width(block)
     return int(macs)
 

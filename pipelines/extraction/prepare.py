@@ -281,6 +281,7 @@ def prepare_targets(
         grid=cache.grid,
         last_layers=config.last_layers or before.get("last_layers") or 2,
         k=None if k == "none" else k,
+        class_target=config.class_target or bool(before and before["spec"].get("class_token")),
         given=given_by(config).over(Given.from_json(stored["notes"].get("given") if stored else None)),
     )
     spec = base.spec(config.normalization or (before["spec"]["normalization"] if before else "patch"))

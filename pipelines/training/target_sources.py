@@ -95,6 +95,7 @@ def _online(name: str, weight: float, config: TrainConfig, cache: Cache, compute
         grid=cache.grid,
         last_layers=2 if config.last_layers is None else config.last_layers,
         k="recipe" if k is None else None if k == "none" else k,
+        class_target=config.class_target and config.class_weight > 0,
         given=given_by(config),
     )
     how: Any = config.normalization or "patch"
@@ -139,6 +140,8 @@ def _cached(name: str, weight: float, config: TrainConfig, cache: Cache) -> Cach
                 todo="leave out --k, give --k 0, or extract a set of the top rows",
             )
         spec = replace(spec, k=k)
+    if config.class_weight == 0:
+        spec = replace(spec, class_token=False)
     tau = recipe_of(_base_name(stored)).tau if config.tau is None else config.tau
     return CachedTargets(stored, spec, tau, weight)
 

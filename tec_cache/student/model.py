@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from tec_cache.recipes import decoder_shape
 from tec_cache.student.adapters import EncoderAdapters, Mlp
 from tec_cache.student.blocks import draws, run_block
 from tec_cache.student.decoder import Decoder
-from tec_cache.student.heads import HEADS
+from tec_cache.student.heads import HEADS, Branch, Head
 from tec_cache.student.masking import Mask, num_visible_patches, random_mask
 from tec_cache.student.position import sincos_position
 from tec_cache.targets import narrow_rows
@@ -113,16 +113,12 @@ class Student(nn.Module):
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
         nn.init.normal_(self.encoder.cls_token, std=0.02)
-        for heads in self.heads:
-            for head in heads.values():  # type: ignore[operator]
-                nn.init.normal_(head.mask_token, std=0.02)
+        for module in self.heads.modules():
+            if isinstance(module, Branch):
+                nn.init.normal_(module.mask_token, std=0.02)
         with torch.no_grad():
             self.encoder.pos_embed.copy_(sincos_position(self.encoder.embed_dim, self.grid))
         self.encoder.pos_embed.requires_grad_(False)
-
-    def kinds(self) -> list[tuple[str, list[str]]]:
-        """Return the kinds of targets that each set has heads for, in the order of the losses."""
-        return [(name, list(heads)) for name, heads in zip(self.goals, self.heads, strict=True)]  # type: ignore[call-overload]
 
     def class_token(self) -> torch.Tensor:
         """Return the class token that enters the encoder, (1, 1, C): T' = MLP(T) with an input adapter, else T."""
@@ -168,26 +164,37 @@ class Student(nn.Module):
     def forward(
         self, images: torch.Tensor, targets: Targets | Mapping[str, Targets], *, noise: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Return the losses, scalars float32: {"feature": ..., "attention": ...}, of several sets "NAME/feature", ...
+        """Return the losses, scalars float32: {"feature", "attention", "class"}, of several sets {"NAME/feature", ...}.
 
         images: (B, 3, S, S) normalized. targets: of each set, normalized features (B, L, C) and attention rows, from
         the cache, from the base online, or pixels. noise: (M B, L), decides the masks, M of each view: row m B + i is
-        mask m of view i. Without an attention target there is no "attention".
+        mask m of view i. There is no "attention" and no "class" without such targets.
         """
+        mask = random_mask(noise, self.mask_ratio)
+        return self.judged(self.forward_layers(images, mask), targets, mask)
+
+    def judged(
+        self, layers: list[torch.Tensor], targets: Targets | Mapping[str, Targets], mask: Mask
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses of `forward` from the outputs of all blocks: adapters, decoder and heads."""
         given = {"": targets} if isinstance(targets, Targets) else targets
         wanted = {name: narrow_rows(given[name], goal.spec.k) for name, goal in self.goals.items()}
-        mask = random_mask(noise, self.mask_ratio)
-        encoded = self.fused(self.forward_layers(images, mask))
-        branches = [
-            (name, kind, head, z)
-            for (name, heads), z in zip(zip(self.goals, self.heads, strict=True), encoded, strict=True)
-            for kind, head in heads.items()  # type: ignore[operator]
+        encoded = dict(zip(self.goals, self.fused(layers), strict=True))
+        tokens = [
+            h.tokens(encoded[name], mask, self.decoder.position) for name, h in self.each() if isinstance(h, Branch)
         ]
-        decoded = self.decoder([head.tokens(z, mask, self.decoder.position) for _, _, head, z in branches])
+        decoded = iter(self.decoder(tokens))
         losses = {}
-        for (name, kind, head, _), x in zip(branches, decoded, strict=True):
-            losses[term(name, kind)] = head.loss(x, wanted[name], mask, self.goals[name].tau)
+        for name, head in self.each():
+            x = next(decoded) if head.branch else encoded[name]
+            losses[term(name, head.kind)] = head.loss(x, wanted[name], mask, self.goals[name].tau)
         return losses
+
+    def each(self) -> Iterator[tuple[str, Head]]:
+        """Yield each head with its set's name, in the order of the losses."""
+        for name, heads in zip(self.goals, self.heads, strict=True):
+            for head in heads.values():  # type: ignore[operator]
+                yield name, head
 
 
 def term(name: str, kind: str) -> str:

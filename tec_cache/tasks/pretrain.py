@@ -111,9 +111,9 @@ class Pretrain:
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.mean = torch.tensor(IMAGENET_MEAN, device=compute.device)
         self.std = torch.tensor(IMAGENET_STD, device=compute.device)
-        by_kind = {"feature": config.feature_weight, "attention": config.attention_weight}
         self.weights = {
-            term(name, kind): sources[name].weight * by_kind[kind] for name, kinds in student.kinds() for kind in kinds
+            term(name, head.kind): sources[name].weight * float(getattr(config, f"{head.kind}_weight"))
+            for name, head in student.each()
         }
         """Of each loss in their sum."""
         self.terms: tuple[str, ...] = ("loss", *self.weights)

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tec_cache.student.heads.head import Head
+from tec_cache.student.heads.head import Branch
 from tec_cache.student.masking import Mask
 from tec_cache.targets import target_distribution
 from tec_cache.types import Targets, TargetSpec
 
 
-class AttentionHead(Head):
+class AttentionHead(Branch):
     """Makes queries of the rows that are targets only, and keys of all patches."""
 
     kind = "attention"
@@ -54,9 +54,13 @@ class AttentionHead(Head):
         return attention_loss(self.predict(x, rows), targets.attention, tau)
 
     def macs(self, spec: TargetSpec, visible: int) -> int:
-        """Queries of the asked rows, keys of all patches, and their product."""
+        """One Linear for each visible token; queries of the asked rows, keys of all patches, and their product."""
         half = self.head.weight.numel() // 2
-        return half * (spec.num_rows + spec.num_tokens) + spec.num_rows * spec.num_tokens * spec.channels
+        return (
+            self.embed.weight.numel() * (1 + visible)
+            + half * (spec.num_rows + spec.num_tokens)
+            + spec.num_rows * spec.num_tokens * spec.channels
+        )
 
 
 def attention_loss(predicted: torch.Tensor, target: torch.Tensor, tau: float) -> torch.Tensor:

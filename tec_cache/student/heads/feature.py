@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tec_cache.student.heads.head import Head
+from tec_cache.student.heads.head import Branch
 from tec_cache.student.masking import Mask
 from tec_cache.types import Targets, TargetSpec
 
 
-class FeatureHead(Head):
+class FeatureHead(Branch):
     """Looks at masked patches only, because the loss needs no others."""
 
     kind = "feature"
@@ -37,8 +37,8 @@ class FeatureHead(Head):
         return feature_loss(self.predict(x, mask), targets.features, mask)
 
     def macs(self, spec: TargetSpec, visible: int) -> int:
-        """One Linear for each masked patch."""
-        return self.head.weight.numel() * (spec.num_tokens - visible)
+        """One Linear for each visible token, another for each masked patch."""
+        return self.embed.weight.numel() * (1 + visible) + self.head.weight.numel() * (spec.num_tokens - visible)
 
 
 def feature_loss(predicted: torch.Tensor, target: torch.Tensor, mask: Mask) -> torch.Tensor:
