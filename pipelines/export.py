@@ -126,6 +126,7 @@ def student_of_run(settings: dict[str, Any]) -> Student:
         adapters=config["adapters"],
         mask_ratio=config["mask_ratio"],
         adapters_shared=config["adapters_shared"],
+        balanced=config["balance"] == "norm",
         decoder_depth=config["decoder_depth"],
         decoder_width=config["decoder_width"],
         decoder_heads=config["decoder_heads"],

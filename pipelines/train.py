@@ -42,6 +42,10 @@ class TrainSummary(LoopSummary):
     """Damaged blocks that this process met and other rows stood in for (--on-error skip)."""
     target_errors: dict[str, float]
     """Of each target set, the relative mean squared error of its stored, normalized features as it was measured."""
+    gradients: dict[str, float]
+    """Of each of several sets, the norm of its weighted gradient at the encoder's output, as it was last measured."""
+    dwarfed: str
+    """Which set's gradient is many times which other's; empty where none is."""
     scores: dict[str, float]
     """Of the last periodic judgement: probe_knn and probe_linear, 0 to 1, and its step; empty where there was none."""
     remarks: list[str]
@@ -114,10 +118,16 @@ def summary_of(ran: Ran[Pretrain], scores: dict[str, float]) -> TrainSummary:
     task = ran.task
     return TrainSummary(
         **vars(ran.done),
-        base_calls={s.base.name: s.base.num_calls for s in task.sources.values() if isinstance(s, OnlineTargets)},
+        base_calls={
+            name or source.base.name: source.base.num_calls
+            for name, source in task.sources.items()
+            if isinstance(source, OnlineTargets)
+        },
         left_out=task.loader.left_out,
         damaged=sorted(task.loader.damaged),
         target_errors=task.target_errors(),
+        gradients=dict(task.gradients.last) if task.gradients is not None else {},
+        dwarfed=task.gradients.note() if task.gradients is not None else "",
         scores=scores,
         remarks=task.judge.remarks() if isinstance(task.judge, StudentJudge) else [],
         foreign=ran.foreign,
@@ -175,6 +185,7 @@ def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tupl
             {name: Goal(spec=source.spec, tau=source.tau) for name, source in sources.items()},
             adapters=config.adapters,  # type: ignore[arg-type]
             adapters_shared=config.adapters_shared,
+            balanced=config.balance == "norm",
             mask_ratio=config.mask_ratio,
             decoder_depth=config.decoder_depth,
             decoder_width=config.decoder_width,

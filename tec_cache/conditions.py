@@ -36,6 +36,9 @@ _OWN_WEIGHTS = Condition(
     lambda c: bool(c.online) or c.init == "base", "the base is loaded for --online and --init base only"
 )
 _ONLINE = Condition(lambda c: bool(c.online), "the base runs with --online only; a target set has its own")
+_SEVERAL = Condition(
+    lambda c: len(c.target) > 1 or c.target == ("all",) or len(c.online) > 1, "there is one target set"
+)
 _FUSED = Condition(lambda c: c.adapters in ("both", "encoder"), "there are no encoder adapters")
 _BLOCKS = Condition(lambda c: c.decoder_depth > 0, "a decoder of depth 0 has no blocks")
 _STAGE = Condition(lambda c: c.stage is not None, "copies are made where --stage names a folder")
@@ -144,7 +147,7 @@ USED: dict[str, dict[str, Conditions]] = {
         "student": ALWAYS,
         "student_args": ALWAYS,
         "adapters": ALWAYS,
-        "adapters_shared": (_FUSED,),
+        "adapters_shared": (_FUSED, _SEVERAL),
         "init": ALWAYS,
         "decoder_depth": ALWAYS,
         "decoder_width": ALWAYS,
@@ -159,6 +162,7 @@ USED: dict[str, dict[str, Conditions]] = {
         "feature_weight": ALWAYS,
         "attention_weight": (_ATTENTION,),
         "class_weight": (_BASE,),
+        "balance": (_SEVERAL,),
         "partial": ALWAYS,
         "views": ALWAYS,
         "epochs": ALWAYS,

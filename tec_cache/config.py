@@ -135,6 +135,9 @@ class TrainConfig(JudgementSettings, LoopSettings):
     feature_weight: float = setting(1.0, "Weight of the feature loss.")
     attention_weight: float = setting(1.0, "Weight of the attention loss.")
     class_weight: float = setting(1.0, "Weight of the class-token loss, where there is such a target; 0 leaves it out.")
+    balance: str = setting(
+        "none", "Weights of several sets: none (as given), or norm (equal gradients at the encoder)."
+    )
     partial: bool = setting(False, "Train on the units that are finished now, while extraction goes on.")
     views: int | None = setting(None, "Views to use; epoch e reads view e mod views.  [default: all]")
     masks_per_view: int = setting(1, "Masks of one loaded view in a step; a step then reads batch / masks views.")
@@ -155,6 +158,7 @@ class TrainConfig(JudgementSettings, LoopSettings):
         self.check_judgement()
         check_choice("adapters", self.adapters, ("both", "input", "encoder", "none"))
         check_choice("init", self.init, ("random", "base"))
+        check_choice("balance", self.balance, ("none", "norm"))
         check_choice("on_error", self.on_error, ("stop", "skip"))
         check_choice("normalization", self.normalization, ("patch", "feature", "none"))
         check_positive(self, "views", "decoder_width", "decoder_heads", "last_layers")

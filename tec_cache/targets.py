@@ -146,9 +146,14 @@ def pixel_targets(pixels: torch.Tensor, grid: int) -> Targets:
     return Targets(normalize_features(patches, "feature"))
 
 
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """Return half-precision and bfloat16 values as float32, float32 and float64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def target_distribution(logits: torch.Tensor, tau: float) -> torch.Tensor:
     """Turn target logits (..., L) into probabilities over the L patch keys: softmax(logits / tau).
 
     tau divides the target's logits only, never the student's.
     """
-    return F.softmax(logits.float() / tau, dim=-1)
+    return F.softmax(widened(logits) / tau, dim=-1)

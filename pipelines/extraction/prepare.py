@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from pipelines.loading.base_given import given_by
 from tec_cache import __version__
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
-from tec_cache.base.source import Given, find_source
+from tec_cache.base.source import Given, default_name, find_source
 from tec_cache.cache import layout, version1
 from tec_cache.cache.identity import differences, fingerprint, require_same
 from tec_cache.cache.layout import check_name
@@ -331,13 +330,6 @@ def prepare_targets(
     return TargetJob(
         name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), replaces and dry_run
     )
-
-
-def default_name(base: str) -> str:
-    """Name a target set after its base: a known name, timm's name, or the last part of a path."""
-    if base.startswith("timm:"):
-        return base.removeprefix("timm:")
-    return Path(base).stem if Path(base).is_file() else Path(base).name or base
 
 
 def _versions() -> dict[str, Any]:

@@ -226,6 +226,11 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
                 f"             the feature loss{of} is up to about {error:.2g} lower than with --online:",
                 "             what coding left out of the targets need not be predicted (docs/fidelity.md)",
             ]
+    if summary.gradients:
+        norms = ", ".join(f"{name} {norm:.3g}" for name, norm in summary.gradients.items())
+        lines.append(f"gradients    {norms}: their norms at the encoder's output, weighted, as last measured")
+        if summary.dwarfed:
+            lines.append(f"             {summary.dwarfed}: see --balance norm, or give weights NAME:WEIGHT")
     if summary.scores:
         knn, linear, step = (summary.scores[name] for name in ("probe_knn", "probe_linear", "step"))
         lines.append(f"judged       kNN {knn:.2%}, linear {linear:.2%} at step {int(step):,}")

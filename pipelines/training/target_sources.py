@@ -11,7 +11,7 @@ from pipelines.loading.base_given import given_by
 from tec_cache.base.facts import require_alike
 from tec_cache.base.load import load_base, outline, read_state
 from tec_cache.base.model import FrozenBase
-from tec_cache.base.source import find_source
+from tec_cache.base.source import default_name, find_source
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.target_set import TargetSet
 from tec_cache.config import TrainConfig, parse_rows, wanted_sets
@@ -60,8 +60,12 @@ def choose_targets(config: TrainConfig, cache: Cache, compute: Compute, student_
         spec = TargetSpec(grid=cache.grid, channels=patch * patch * 3, num_heads=0, k=None, normalization="feature")
         return {"": PixelTargets(spec)}
     if config.online:
+        bases = wanted_sets(config.online)
+        short = [default_name(base) for base in bases]
+        names = short if len(set(short)) == len(short) else list(bases)
         found: dict[str, TargetSource] = {
-            name: _online(name, weight, config, cache, compute) for name, weight in wanted_sets(config.online).items()
+            name: _online(base, weight, config, cache, compute)
+            for name, (base, weight) in zip(names, bases.items(), strict=True)
         }
     else:
         found = {name: _cached(name, weight, config, cache) for name, weight in target_sets(config, cache).items()}

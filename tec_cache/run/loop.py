@@ -353,7 +353,8 @@ class Loop(Generic[B]):
             lr = max(group["lr"] / group.get("lr_scale", 1.0) for group in self.optimizer.param_groups)
             epoch = (self.step - 1) // self.task.steps_per_epoch
             speed = {"images_per_second": images / seconds, "waited": self.waited / seconds}
-            metrics.log(self.step, self.last | {"lr": lr, "epoch": epoch, **speed, **scores})
+            figures = self.task.figures()
+            metrics.log(self.step, self.last | {"lr": lr, "epoch": epoch, **speed, **figures, **scores})
 
     def note(self, seconds: float) -> str:
         """Write the last losses for the progress line, and the loader where it is too slow."""

@@ -42,6 +42,7 @@ class Student(nn.Module):
     The encoder is timm's own module, so its weights leave as a timm checkpoint. All sets share the encoder, the mask
     and the input adapter, since another class token would need another pass through the encoder, and the decoder's
     blocks. Each has encoder adapters of its own (unless `adapters_shared`) and a head for each kind of target.
+    balanced: keep room for the norms that `tasks.gradients` weighs the sets by.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Student(nn.Module):
         *,
         adapters: Adapters = "both",
         adapters_shared: bool = False,
+        balanced: bool = False,
         mask_ratio: float = 0.75,
         tau: float = 1.0,
         decoder_depth: int = 2,
@@ -95,6 +97,10 @@ class Student(nn.Module):
         self.decoder = Decoder(
             grid=self.grid, width=width, depth=decoder_depth, heads=heads, checkpointing=checkpointing
         )
+        norms = torch.zeros(len(goals)) if balanced and len(goals) > 1 else None
+        self.gradient_norms: torch.Tensor | None
+        self.register_buffer("gradient_norms", norms)
+        """(S,) running means of the sets' gradient norms, where their weights follow them."""
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

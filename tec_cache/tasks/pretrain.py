@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -16,8 +17,9 @@ from tec_cache.distributed import Ranks
 from tec_cache.loader import Batch, Loader
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.micro_batches import count_micro_batches
-from tec_cache.student.masking import mask_noise
+from tec_cache.student.masking import mask_noise, random_mask
 from tec_cache.student.model import Student, term
+from tec_cache.tasks.gradients import SetGradients, gradient_norms, is_measured
 from tec_cache.tasks.targets import Sources
 
 
@@ -30,13 +32,15 @@ class MaskedBatch:
 
     views: Batch
     noise: torch.Tensor
+    measured: bool = False
+    """Whether the gradients of the sets are measured on it."""
 
     def __len__(self) -> int:
         return len(self.views)
 
     def to(self, device: torch.device) -> MaskedBatch:
         """Return the same batch on a device; from pinned memory the copies run beside what the host does next."""
-        return MaskedBatch(self.views.to(device), self.noise.to(device, non_blocking=True))
+        return MaskedBatch(self.views.to(device), self.noise.to(device, non_blocking=True), self.measured)
 
     def rows(self, count: int) -> MaskedBatch:
         """Return the first rows. ValueError for a batch of several masks, whose noise is of all views in turn."""
@@ -111,12 +115,14 @@ class Pretrain:
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.mean = torch.tensor(IMAGENET_MEAN, device=compute.device)
         self.std = torch.tensor(IMAGENET_STD, device=compute.device)
-        self.weights = {
-            term(name, head.kind): sources[name].weight * float(getattr(config, f"{head.kind}_weight"))
-            for name, head in student.each()
-        }
-        """Of each loss in their sum."""
-        self.terms: tuple[str, ...] = ("loss", *self.weights)
+        self.weights: dict[str, dict[str, float]] = {name: {} for name in sources}
+        """Set -> name of a loss -> its weight among that set's."""
+        for name, head in student.each():
+            self.weights[name][term(name, head.kind)] = float(getattr(config, f"{head.kind}_weight"))
+        self.terms: tuple[str, ...] = ("loss", *(loss for of_set in self.weights.values() for loss in of_set))
+        self.gradients: SetGradients | None = None
+        if len(sources) > 1:
+            self.gradients = SetGradients({n: s.weight for n, s in sources.items()}, ranks, student.gradient_norms)
 
     def masked(self, views: Batch) -> MaskedBatch:
         """Add the noise of each view's masks."""
@@ -126,15 +132,35 @@ class Pretrain:
 
     def batches(self, start_step: int, stop_step: int) -> Generator[MaskedBatch, None, None]:
         """Yield this rank's batches of steps start..stop, counted over all epochs."""
-        return self.loader.batches(start_step, stop_step, micro_batches=self.micro_batches)
+        with closing(self.loader.batches(start_step, stop_step, micro_batches=self.micro_batches)) as batches:
+            for number, batch in enumerate(batches):
+                step, part = divmod(number, self.micro_batches)
+                measured = (
+                    self.gradients is not None and part == 0 and is_measured(start_step + step, self.config.balance)
+                )
+                yield replace(batch, measured=True) if measured else batch
 
     def losses(self, model: nn.Module, batch: MaskedBatch) -> dict[str, torch.Tensor]:
         """Return the losses of one micro-batch, their weighted sum under "loss"."""
         images = batch.views.images(self.size, self.mean, self.std)
         targets = {name: source.targets(batch.views, images) for name, source in self.sources.items()}
+        if self.gradients is not None and batch.measured:
+            mask = random_mask(batch.noise, self.student.mask_ratio)
+            self.gradients.add(gradient_norms(self.student, images, targets, mask, self.weights))
         losses: dict[str, torch.Tensor] = model(images, targets, noise=batch.noise)
-        first, *others = (self.weights[name] * loss for name, loss in losses.items())
+        factors = (
+            self.gradients.factors() if self.gradients is not None else {n: s.weight for n, s in self.sources.items()}
+        )
+        first, *others = (
+            factors[name] * weight * losses[loss]
+            for name, of_set in self.weights.items()
+            for loss, weight in of_set.items()
+        )
         return {"loss": sum(others, first), **losses}
+
+    def figures(self) -> dict[str, float]:
+        """Return the norms of the sets' gradients where they were measured since the last line."""
+        return {} if self.gradients is None else self.gradients.figures()
 
     def optimizer(self, lr: float) -> torch.optim.Optimizer:
         """AdamW in one kernel; no decay on biases, norms and other 1-D parameters. Frozen ones are left out."""
@@ -146,8 +172,9 @@ class Pretrain:
         return {} if self.judge is None else self.judge(self.student)
 
     def note(self) -> str:
-        """Say how many damaged blocks were met."""
-        return f"{len(self.loader.damaged)} damaged blocks" if self.loader.damaged else ""
+        """Say how many damaged blocks were met, and which set's gradient dwarfs another's."""
+        damaged = f"{len(self.loader.damaged)} damaged blocks" if self.loader.damaged else ""
+        return ", ".join(filter(None, (damaged, "" if self.gradients is None else self.gradients.note())))
 
     def target_errors(self) -> dict[str, float]:
         """Return by how much coding may lower each set's feature loss: what it left out need not be predicted.

@@ -8,7 +8,7 @@ from torch import nn
 
 from tec_cache.student.heads.head import Branch
 from tec_cache.student.masking import Mask
-from tec_cache.targets import target_distribution
+from tec_cache.targets import target_distribution, widened
 from tec_cache.types import Targets, TargetSpec
 
 
@@ -44,7 +44,7 @@ class AttentionHead(Branch):
         key = nn.functional.linear(x[:, 1:], key_weight, key_bias)
         query, key = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (query, key))
         with torch.autocast(x.device.type, enabled=False):  # products in bfloat16 would round the logits
-            return query.float() @ key.float().transpose(-2, -1) * self.scale
+            return widened(query) @ widened(key).transpose(-2, -1) * self.scale
 
     def loss(self, x: torch.Tensor, targets: Targets, mask: Mask, tau: float) -> torch.Tensor:
         """Cross entropy, mean over rows and heads."""
@@ -69,5 +69,5 @@ def attention_loss(predicted: torch.Tensor, target: torch.Tensor, tau: float) ->
     predicted: logits (M B, H, k+1, L), row m B + i of view i; target: logits (B, H, k+1, L). Mean over batch, heads
     and all k+1 rows, visible or masked.
     """
-    log_probability = F.log_softmax(predicted.float(), dim=-1).unflatten(0, (-1, len(target)))
+    log_probability = F.log_softmax(widened(predicted), dim=-1).unflatten(0, (-1, len(target)))
     return -(target_distribution(target, tau) * log_probability).sum(dim=-1).mean()

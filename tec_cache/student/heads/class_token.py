@@ -8,6 +8,7 @@ from torch import nn
 
 from tec_cache.student.heads.head import EPS, Head
 from tec_cache.student.masking import Mask
+from tec_cache.targets import widened
 from tec_cache.types import Targets, TargetSpec
 
 
@@ -47,4 +48,4 @@ class ClassHead(Head):
 
 def class_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean squared error. predicted: (M B, C), row m B + i of view i; target: (B, C), normalized over its channels."""
-    return F.mse_loss(predicted.float(), target.float().repeat(len(predicted) // len(target), 1))
+    return F.mse_loss(widened(predicted), widened(target).repeat(len(predicted) // len(target), 1))

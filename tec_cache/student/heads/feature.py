@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from tec_cache.student.heads.head import Branch
 from tec_cache.student.masking import Mask
+from tec_cache.targets import widened
 from tec_cache.types import Targets, TargetSpec
 
 
@@ -48,4 +49,4 @@ def feature_loss(predicted: torch.Tensor, target: torch.Tensor, mask: Mask) -> t
     target: (B, L, C), normalized.
     """
     view = torch.arange(len(predicted), device=target.device)[:, None] % len(target)
-    return F.mse_loss(predicted.float(), target[view, mask.masked].float())
+    return F.mse_loss(widened(predicted), widened(target[view, mask.masked]))
