@@ -606,19 +606,25 @@ def fields(recipe: FinetuneRecipe, names: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in names}
 
 
-def made_of(target: str | None = None, online: str | None = None, **changes: Any) -> dict[str, Any]:
+def made_of(target: str | None = None, online: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
     config = dataclasses.asdict(TrainConfig(cache="c", out="o", online=online, **changes))
     kind = "online" if online else "cached" if target else "pixels"
     return {
-        "export": {"settings": {"config": config, "targets": {"kind": kind} | ({"name": target} if target else {})}}
+        "export": {"settings": {"config": config, "targets": [{"kind": kind} | ({"name": target} if target else {})]}}
     }
+
+
+def several(*names: str) -> dict[str, Any]:
+    made = made_of(names[0])
+    made["export"]["settings"]["targets"] = [{"kind": "cached", "name": name} for name in names]
+    return made
 
 
 @pytest.mark.parametrize(
     ("made", "recipe", "why"),
     [
         (made_of("mae", epochs=300), "mae-b-300", "targets named mae, 300 epochs"),
-        (made_of(online="mae", epochs=800), "mae-b-800", "800 epochs"),
+        (made_of(online=("mae",), epochs=800), "mae-b-800", "800 epochs"),
         (made_of("ibot", epochs=100), "ibot-b-300", "the nearest row"),
         (made_of("ibot", epochs=600), "ibot-b-800", "the nearest row"),
         (made_of("mae_large", epochs=300, student="vit_large_patch16_224"), "mae-l-300", "vit_large"),
@@ -640,6 +646,7 @@ def test_a_recipe_is_chosen_by_what_an_export_was_made_of(made: dict[str, Any], 
         ({}, "no export"),
         ({"export": {"settings": {"config": {}, "targets": {}}}}, "does not say what it was trained on"),
         ({"export": {"settings": [1]}}, "does not say what it was trained on"),
+        (several("mae", "ibot"), "no row for 2 target sets"),
         (made_of("mae_large", epochs=300), "no row for vit_base_patch16_224 on targets named mae_large"),
         (made_of("dino", epochs=300), "no row for"),
         (made_of(pixels=True), "targets named pixels"),
