@@ -85,7 +85,8 @@ def student_layers(student: Student) -> tuple[Tensor, Tensor]:
     layers: list[Tensor] = []
     hook = student.encoder.norm.register_forward_hook(lambda *a: layers.append(a[2]))
     with torch.no_grad():
-        fused = student.forward_encoder(IMAGES, random_mask(torch.arange(16.0).expand(4, -1), 0.0))
+        given = student.forward_layers(IMAGES, random_mask(torch.arange(16.0).expand(4, -1), 0.0))
+        (fused,) = student.fused(given)
     hook.remove()
     return layers[0], fused
 
@@ -404,7 +405,7 @@ def test_adapters_of_another_export_are_refused(export: Path, student: Student, 
         ({"tune": "all"}, "unknown tune"),
         ({"rule": "ibot"}, "unknown rule"),
         ({"adapters_from": "random"}, "random adapters were asked for"),
-        ({"tune": "adapters", "adapters_from": "base"}, "unknown adapters_from"),
+        ({"tune": "adapters", "adapters_from": "base"}, "no encoder adapters of base"),
         ({"tune": "head", "drop_path": 0.1}, "drop path"),
         ({"num_classes": 1}, "a classifier of 1 classes"),
     ],

@@ -165,7 +165,7 @@ def adapters_of(source: LoadedEncoder, adapters_from: str) -> Mapping[str, Tenso
     if adapters_from not in states:
         what = f"there are no encoder adapters of {adapters_from}" if adapters_from != "pretrained" else (
             f"{len(states)} target sets have encoder adapters of their own")  # fmt: skip
-        todo = f"give --adapters-from, one of: {', '.join([name or 'pretrained' for name in states] or ['random'])}"
+        todo = f"give --adapters-from, one of: {', '.join([*(name or 'pretrained' for name in states), 'random'])}"
         raise ConfigError(what, todo=todo)
     return states[adapters_from]
 
