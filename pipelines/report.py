@@ -154,7 +154,8 @@ class Sections:
             judge = functools.partial(
                 tuned.confusion_part, subject, config.photos, config.limit, config.images, self.compute
             )
-            parts.append(guarded(judge, f"{subject.title}: confusions", self.problems))
+            title = f"{subject.title}: confusions"
+            parts += [heading(3, title), guarded(judge, title, self.problems)]
             saved = functools.partial(tuned.predictions_part, subject, config.images)
             parts.append(guarded(saved, f"{subject.title}: saved predictions", self.problems))
         return joined(parts)

@@ -16,10 +16,11 @@ from pipelines.reporting.subjects import Subject
 from tec_cache.cache.reader import open_cache
 from tec_cache.errors import TecCacheError
 from tec_cache.flops import BACKWARD, student_macs
+from tec_cache.progress import human_seconds
 from tec_cache.run.settings import load_settings
 from tec_cache.student.masking import num_visible_patches
 
-GIGA, PETA = 1e9, 1e15
+GIGA = 1e9
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Costs:
     """That went through the model by now."""
     base_calls: int
     """Images that went through a base by now."""
-    hours: float | None
+    seconds: float | None
     """As the logged speed says; judging and loading of models come on top. None before a speed is logged."""
 
     @property
@@ -61,13 +62,13 @@ def costs_section(runs: Sequence[tuple[Subject, Logged]]) -> Html:
         ["GMAC an image spared by the cache", *(_giga(c.spared_macs) for _, c in found)],
         ["images trained on", *(f"{c.images:,}" for _, c in found)],
         ["base calls in the training (images)", *(f"{c.base_calls:,}" for _, c in found)],
-        ["PFLOP by now", *(f"{c.flop / PETA:,.4g}" for _, c in found)],
-        ["hours by now", *(None if c.hours is None else f"{c.hours:,.3g}" for _, c in found)],
+        ["FLOP by now", *(_flop(c.flop) for _, c in found)],
+        ["time by now", *(None if c.seconds is None else human_seconds(c.seconds) for _, c in found)],
     ]
     said = (
         "MAC: multiply-accumulates of linear maps, convolutions and attention products, forward. What has a gradient "
         f"takes {1 + BACKWARD} times as many in a step. The base of a cached target set ran once for each stored view "
-        "when the cache was made, and not here. Hours are the images divided by the last logged speed: judging and "
+        "when the cache was made, and not here. The time is the images divided by the last logged speed: judging and "
         "starting come on top. Of a tuning, the head is not counted."
     )
     head = ["", *(text(subject.title) for subject, _ in found)]
@@ -79,20 +80,28 @@ def _giga(macs: int | None) -> str | None:
     return None if macs is None else f"{macs / GIGA:,.4g}"
 
 
+def _flop(count: float) -> str:
+    """Write FLOP as people read them."""
+    for power, unit in ((15, "PFLOP"), (12, "TFLOP"), (9, "GFLOP")):
+        if count >= 10**power:
+            return f"{count / 10**power:,.4g} {unit}"
+    return f"{count:,.0f}"
+
+
 def costs_of(subject: Subject, logged: Logged) -> Costs:
     """Count what a run costs. Raises TecCacheError where its model cannot be outlined."""
     settings = load_settings(subject.folder)
     config = settings["config"]
     steps = int(max([subject.about["step"] if subject.about else 0, *(line["step"] for line in logged.lines[-1:])]))
     images, speed = steps * int(config["batch_size"]), logged.last("images_per_second")
-    hours = images / speed / 3600 if speed else None
+    seconds = images / speed if speed else None
     if settings["task"] != "pretrain":
         model = settings["model"]
         grid = int(model["input_size"]) // _patch_of(model)
         macs, parameters = outlined_macs(model, grid, k=None), outlined_parameters(model, grid)
         whole = config["tune"] == "full"
         return Costs(parameters, parameters if whole else 0, macs if whole else 0, 0 if whole else macs, None, images,
-                     0 if whole else images, hours)  # fmt: skip
+                     0 if whole else images, seconds)  # fmt: skip
     with torch.device("meta"):
         student = student_of_run(settings)
     tokens = next(iter(student.goals.values())).spec.num_tokens
@@ -107,7 +116,7 @@ def costs_of(subject: Subject, logged: Logged) -> Costs:
         spared_macs=_spared(settings),
         images=images,
         base_calls=len(online) * images // int(config["masks_per_view"]),
-        hours=hours,
+        seconds=seconds,
     )
 
 

@@ -95,20 +95,21 @@ def decoded_section(target: TargetSet, crops: Sequence[Crop], base: FrozenBase |
     columns = [("decoded", components.colours(stored, shape))]
     if exact is not None:
         columns.insert(0, ("exact", components.colours(exact, shape)))
-    tiles = []
+    sets = []
     for number, crop in enumerate(there):
-        tiles.append(picture(jpeg(shrunk(crop.pixels, SIDE)), f"stored crop of {crop.name}", crop.name))
+        side = [picture(jpeg(shrunk(crop.pixels, SIDE)), f"stored crop of {crop.name}", crop.name)]
         for kind, pictures in columns:
-            error = "" if exact is None or kind == "exact" else f", error {_error(exact[number], stored[number]):.3g}"
-            alt = f"{kind} features of {crop.name} as colours, one square a patch{error}"
-            tiles.append(picture(png(pictures[number], _scale(shape)), alt, f"{kind}{error}", kind="cells"))
+            off = "" if exact is None or kind == "exact" else f", error {_error(exact[number], stored[number]):.3g}"
+            alt = f"{kind} features of {crop.name} as colours, one square a patch{off}"
+            side.append(picture(png(pictures[number], _scale(shape)), alt, f"{kind}{off}", kind="cells"))
+        sets.append(grid(side, "side"))
     explained = (
         "Red, green and blue are the three principal components of these features, the same for all pictures here; "
         "one square is one patch. "
         + ("Error: squared error of the decoded features over the energy of the exact ones. " if exact is not None
            else "") + said
     )  # fmt: skip
-    return joined([title, paragraph(explained, kind="note"), grid(tiles, "tiles")])
+    return joined([title, paragraph(explained, kind="note"), grid(sets, "sets")])
 
 
 def _scale(shape: tuple[int, int]) -> int:

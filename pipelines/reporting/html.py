@@ -49,7 +49,7 @@ def element(name: str, inner: object, **attributes: object) -> Html:
 
 def paragraph(*parts: object, kind: str | None = None) -> Html:
     """Return a paragraph of texts and pieces."""
-    return element("p", Html("".join(text(part) for part in parts)), class_=kind)
+    return element("p", Html("".join(text(part) for part in parts if part != "")), class_=kind)
 
 
 def heading(level: int, title: object, anchor: str | None = None) -> Html:
@@ -67,9 +67,9 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, caption: 
     if not body:
         return NOTHING
     top = Html("".join(element("th", cell, scope="col") if cell else Html("<td></td>") for cell in head))
-    parts = [element("caption", caption), element("thead", element("tr", top)),
-             element("tbody", Html("".join(element("tr", row) for row in body)))]  # fmt: skip
-    inner = element("table", Html("".join(parts)), class_="numbers" if numbers else None)
+    said = element("caption", caption) + (element("thead", element("tr", top)) if any(head) else "")
+    rest = element("tbody", Html("".join(element("tr", row) for row in body)))
+    inner = element("table", Html(said + rest), class_="numbers" if numbers else None)
     return Html(f'<div class="wide" tabindex="0" role="region" aria-label="{text(caption)}">{inner}</div>')
 
 
@@ -83,7 +83,8 @@ def picture(uri: str, alt: object, caption: object = None, *, kind: str | None =
 
 
 def grid(figures: Iterable[Html], kind: str) -> Html:
-    """Set figures side by side, as many as fit. kind: plots, tiles (small pictures) or strips."""
+    """Set figures side by side, as many as fit. kind: plots, tiles (small pictures), strips, or sets of a
+    few that stay side by side."""
     inner = joined(figures)
     return element("div", Html(f"\n{inner}\n"), class_=kind) if inner else NOTHING
 

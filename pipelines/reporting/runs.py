@@ -56,15 +56,14 @@ def swatch(number: int) -> Html:
 
 def runs_section(task: str, runs: Sequence[Run]) -> Html:
     """Say what the runs of one program are, show their curves, and how they were asked for different things."""
-    subjects = [subject for subject, _ in runs]
-    parts = [heading(2, SECTIONS[task], task), overview(runs)]
+    subjects, named = [subject for subject, _ in runs], _by_set(runs)
+    parts = [heading(2, SECTIONS[task], task), overview(named)]
     for subject, logged in runs:
         if not logged.lines:
             parts.append(paragraph(f"{subject.letter} has logged nothing yet, so it has no curve.", kind="note"))
         if logged.unreadable:
             said = f"{subject.letter}: {logged.unreadable:,} of the lines of metrics.jsonl cannot be read"
             parts.append(paragraph(f"{said}; of a run that is writing, the last one may be half there.", kind="note"))
-    named = _by_set(runs)
     parts += [
         curves(named, "Losses", f"{task}-losses", _union(logged.losses for _, logged in named), zero=False),
         curves(runs, "Learning rate, gradient and speed", f"{task}-speed", ["lr", "grad_norm", *SPEED], zero=True),
@@ -183,11 +182,19 @@ def asked(about: dict[str, Any]) -> dict[str, Any]:
     """Return all that a run was asked for, and what followed from it, by name; not where it was written to."""
     settings = flat({name: value for name, value in about["config"].items() if name != "out"})
     settings |= {"task": about["task"], "total_steps": about["total_steps"]}
-    for number, of in enumerate(about.get("targets", [])):
-        settings |= flat({name: value for name, value in of.items() if name != "goal"}, f"targets.{number}.")
+    settings |= {f"targets.{number}": _target(of) for number, of in enumerate(about.get("targets", []))}
     for name in ("num_views", "cache_fingerprint", "recipe", "rule", "num_classes"):
         settings |= {name: about[name]} if name in about else {}
     return settings | flat(about.get("model", {}), "model.") if isinstance(about.get("model"), dict) else settings
+
+
+def _target(of: dict[str, Any]) -> str:
+    """Write down what a run learns of one set of targets."""
+    named = {"of": of.get("name"), "weight": of["weight"], "tau": of["tau"], "targets": str(of.get("fingerprint"))[:12]}
+    parts = [f"{name} {value}" for name, value in (named | of["spec"]).items() if value not in (None, "None")]
+    base = of.get("base")
+    parts += [f"{name} {value}" for name, value in flat(base).items()] if isinstance(base, dict) else []
+    return f"{of['kind']}: {', '.join(parts)}"
 
 
 def differences(subjects: Sequence[Subject], anchor: str) -> Html:
@@ -213,6 +220,8 @@ def _value(settings: dict[str, Any], name: str) -> object:
         if _HASH.fullmatch(value):
             return element("code", value[:12])
         return place(value) if "/" in value else value
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
     return "not given" if value is None else str(value)
 
 

@@ -30,27 +30,28 @@ th + td, th + th, td + td { padding-left: .7rem; }
 td, th { overflow-wrap: break-word; max-width: 26rem; }
 td code, th code { overflow-wrap: break-word; }
 tbody th { position: sticky; left: 0; background: var(--paper); }
-thead th { border-bottom: 2px solid var(--line); }
+thead th, thead td { border-bottom: 2px solid var(--line); }
 tbody th { font-weight: 500; }
-.numbers td, .numbers thead th { text-align: right; }
+.numbers td, .numbers thead th:not(:first-child) { text-align: right; }
+.numbers td { white-space: nowrap; }
 figure { margin: 0; min-width: 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 3px; }
 figcaption { overflow-wrap: anywhere; line-height: 1.3; padding: .2rem 0 .4rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: .8rem 1.2rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)); gap: .35rem; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .5rem; }
+.sets { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: .6rem 1.2rem; }
+.side { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: .35rem; }
 .strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); gap: .6rem; }
-.tiles img, .pairs img { image-rendering: auto; }
 .cells img { image-rendering: pixelated; }
 .key { display: inline-block; width: 2.2em; height: .75em; margin-right: .4em; border-radius: 2px;
   vertical-align: baseline; }
-@media (max-width: 30rem) { body { padding: .7rem; } tbody th { max-width: 9rem; } .tiles { grid-template-columns: repeat(3, 1fr); }
-  .pairs { grid-template-columns: repeat(2, 1fr); } h1 { font-size: 1.35rem; } }
+@media (max-width: 30rem) { body { padding: .7rem; } tbody th { max-width: 9rem; }
+  .tiles { grid-template-columns: repeat(3, 1fr); } h1 { font-size: 1.35rem; } }
 @media print { :root { color-scheme: light; --ink: #000; --faint: #444; --paper: #fff; --card: #fff; --line: #bbb;
   --bad: #900; --badcard: #fff; --link: #000; }
   body { max-width: none; padding: 0; font-size: 9.5pt; } nav { display: none; }
   h2, h3, h4 { break-after: avoid; } figure, tr, .problem { break-inside: avoid; }
   .wide { overflow: visible; } .plots { grid-template-columns: repeat(2, 1fr); }
-  .tiles { grid-template-columns: repeat(8, 1fr); } .pairs { grid-template-columns: repeat(4, 1fr); }
+  .tiles { grid-template-columns: repeat(8, 1fr); } .sets { grid-template-columns: repeat(2, 1fr); }
   .key { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from pipelines.judging.pictures import MARK, palette
@@ -48,17 +49,14 @@ def scores_part(runs: Sequence[tuple[Subject, Logged]]) -> Html:
 
 def confusion_part(subject: Subject, photos: str | None, limit: int, pictures: int, compute: Compute) -> Html:
     """Judge a tuned model on photos, and show which classes it takes for which; say so where none are given."""
-    title = heading(3, f"{subject.title}: confusions")
     if photos is None:
-        said = (
-            "A run's folder keeps scores, not what was confused: give photos with labels, or with masks, by --photos."
-        )
-        return joined([title, paragraph(said, kind="note")])
+        said = "A run's folder keeps scores, not what was confused: give photos with labels, or masks, by --photos."
+        return paragraph(said, kind="note")
     if subject.task == "classify":
         judged = judge_classifier(subject.folder, photos, limit, compute)
     else:
         judged = judge_segmenter(subject.folder, photos, limit, pictures, compute)
-    return joined([title, _judged(subject, judged, photos)])
+    return _judged(subject, judged, photos)
 
 
 def _judged(subject: Subject, judged: Judged, photos: str) -> Html:
@@ -72,8 +70,6 @@ def _judged(subject: Subject, judged: Judged, photos: str) -> Html:
     unit = "photos" if subject.task == "classify" else "pixels"
     score = f"{100 * right / total:.2f} % of the {unit} are right"
     if subject.task == "segment":
-        import torch
-
         score += f"; mean intersection over union {100 * Scores.of(torch.from_numpy(counts)).mean_iou:.2f} %"
     alt = f"confusions of {subject.title}: {right:,} of {total:,} {unit} lie on the diagonal"
     plot = picture(confusion_plot(counts), alt, f"share of a class's {unit}; {score}")

@@ -17,6 +17,9 @@ Picture = npt.NDArray[np.uint8]
 
 OPACITY = 0.85
 """Of a head's colour where its attention is highest."""
+LEAST_PEAK = 4.0
+"""Times the mean attention at which a colour is at its strongest at the earliest: a head that looks nowhere in
+particular stays faint, instead of being all colour."""
 _DIMMED = 0.75
 """Brightness of the grey photo below the colours: saturated hues stand out from it, and it is still recognized."""
 _SHARPNESS = 2.0
@@ -48,7 +51,7 @@ def attention_overlay(photo: Picture, maps: Tensor | npt.NDArray[np.floating]) -
     """Lay all heads over a photo, each in its colour of `head_colours`: (S, S', 3) uint8.
 
     photo: (S, S', 3) uint8 RGB. maps: (H, rows, columns), as `attention_maps` gives them for one image. Each head is
-    scaled to its own maximum: where it looks most, its colour is strongest; the photo below is grey.
+    scaled to its own maximum, or to LEAST_PEAK times its mean if that is more; the photo below is grey.
     """
     heights = _scaled(maps, photo.shape[:2])
     return _painted(photo, heights, head_colours(len(heights)))
@@ -64,7 +67,8 @@ def _scaled(maps: Tensor | npt.NDArray[np.floating], size: tuple[int, ...]) -> n
     """Return the maps at a photo's size, (H, S, S'), each from 0 to 1."""
     values = torch.as_tensor(maps).detach().double().cpu()
     large = interpolate(values[None], size=(size[0], size[1]), mode="bilinear", align_corners=False)[0]
-    most = large.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+    most = torch.maximum(large.amax(dim=(1, 2), keepdim=True), LEAST_PEAK * values.mean(dim=(1, 2))[:, None, None])
+    most = most.clamp(min=1e-30)
     return (large.clamp(min=0) / most).numpy()
 
 
