@@ -388,14 +388,7 @@ def info(place: str, as_json: bool, quiet: bool, debug: bool) -> None:
 @option("--device", default="auto", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @common
 def report_page(
-    places: tuple[str, ...],
-    mean: Any,
-    std: Any,
-    base_args: tuple[str, ...],
-    as_json: bool,
-    quiet: bool,
-    debug: bool,
-    **values: Any,
+    places: tuple[str, ...], base_args: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **values: Any
 ) -> None:
     """Write one page to look at, of runs, caches and exports: curves, costs, attention, crops, confusions.
 
@@ -410,10 +403,9 @@ def report_page(
     """
     from pipelines.report import ReportConfig
     from pipelines.report import report as run_report
-    from tec_cache.base.source import Given
 
-    given = Given.of(mean, std, by_name(base_args, "--base-arg"))
-    summary = run_report(ReportConfig(places=places, given=given, **values), quiet=quiet or as_json)
+    config = ReportConfig(places=places, base_args=by_name(base_args, "--base-arg"), **values)
+    summary = run_report(config, quiet=quiet or as_json)
     show(as_json, summary.to_json(), report_texts.report_text(summary))
 
 

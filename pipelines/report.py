@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.loading.base_given import given_by
 from pipelines.reporting import exports, runs, tuned
 from pipelines.reporting.caches import cache_section, skipped_section
 from pipelines.reporting.costs import costs_section
@@ -19,7 +20,6 @@ from pipelines.reporting.models import Looked, given_base, model_of
 from pipelines.reporting.page import GENERATOR, whole_page
 from pipelines.reporting.shown import Shown, given_photos, shown_crops
 from pipelines.reporting.subjects import Subject, guarded, open_subjects
-from tec_cache.base.source import Given
 from tec_cache.cache.reader import open_cache
 from tec_cache.device import Compute, resolve_compute
 from tec_cache.draw.figures import require_matplotlib
@@ -41,8 +41,10 @@ class ReportConfig:
     base: str | None = None
     """Base model beside the new ones, and for exact targets."""
     base_weights: str | None = None
-    given: Given = field(default_factory=Given)
-    """What is said of the base that its files do not say."""
+    mean: tuple[float, float, float] | None = None
+    """Of the base's pixels; None: as its release has it. std, base_args: what else its files do not say."""
+    std: tuple[float, float, float] | None = None
+    base_args: dict[str, Any] = field(default_factory=dict)
     images: int = 4
     """Photos that are drawn in each part."""
     limit: int = 500
@@ -50,7 +52,7 @@ class ReportConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.base is None and (self.base_weights is not None or self.given != Given()):
+        if self.base is None and (self.base_weights or self.mean or self.std or self.base_args):
             raise ConfigError("something is said of a base, and none is named", todo="give --base, or leave it out")
         for name in ("images", "limit"):
             if getattr(self, name) < 1:
@@ -183,7 +185,7 @@ class Sections:
         grids = [int(s.about["grid"]) for s in self.caches if s.about]
         grids += [int(s.about["targets"][0]["spec"]["grid"]) for s, _ in self.runs if s.about and s.task == "pretrain"]
         try:
-            return given_base(config.base, config.base_weights, config.given, grids, self.compute)
+            return given_base(config.base, config.base_weights, given_by(config), grids, self.compute)
         except TecCacheError as error:
             self.problems.append(f"the base: {error.what}")
             return error
