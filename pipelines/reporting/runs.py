@@ -190,7 +190,12 @@ def asked(about: dict[str, Any]) -> dict[str, Any]:
 
 def _target(of: dict[str, Any]) -> str:
     """Write down what a run learns of one set of targets."""
-    named = {"of": of.get("name"), "weight": of["weight"], "tau": of["tau"], "targets": str(of.get("fingerprint"))[:12]}
+    named = {
+        "set": of.get("name"),
+        "weight": of["weight"],
+        "tau": of["tau"],
+        "targets": str(of.get("fingerprint"))[:12],
+    }
     parts = [f"{name} {value}" for name, value in (named | of["spec"]).items() if value not in (None, "None")]
     base = of.get("base")
     parts += [f"{name} {value}" for name, value in flat(base).items()] if isinstance(base, dict) else []

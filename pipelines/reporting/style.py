@@ -26,7 +26,7 @@ table { border-collapse: collapse; font-size: .9rem; min-width: min(100%, 20rem)
 caption { text-align: left; caption-side: top; padding-bottom: .3rem; }
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; }
-th + td, th + th, td + td { padding-left: .7rem; }
+th + td, th + th, td + td, td + th { padding-left: .7rem; }
 td, th { overflow-wrap: break-word; max-width: 26rem; }
 td code, th code { overflow-wrap: break-word; }
 tbody th { position: sticky; left: 0; background: var(--paper); }
@@ -46,11 +46,11 @@ figcaption { overflow-wrap: anywhere; line-height: 1.3; padding: .2rem 0 .4rem; 
 .key { display: inline-block; width: 2.2em; height: .75em; margin-right: .4em; border-radius: 2px;
   vertical-align: baseline; }
 @media (max-width: 30rem) { body { padding: .7rem; } tbody th { max-width: 9rem; }
-  .tiles { grid-template-columns: repeat(3, 1fr); } h1 { font-size: 1.35rem; } }
+  .tiles { grid-template-columns: repeat(4, 1fr); } h1 { font-size: 1.35rem; } }
 @media print { :root { color-scheme: light; --ink: #000; --faint: #444; --paper: #fff; --card: #fff; --line: #bbb;
   --bad: #900; --badcard: #fff; --link: #000; }
   body { max-width: none; padding: 0; font-size: 9.5pt; } nav { display: none; }
-  h2, h3, h4 { break-after: avoid; } figure, tr, .problem { break-inside: avoid; }
+  tbody th { position: static; } h2, h3, h4 { break-after: avoid; } figure, tr, .problem { break-inside: avoid; }
   .wide { overflow: visible; } .plots { grid-template-columns: repeat(2, 1fr); }
   .tiles { grid-template-columns: repeat(8, 1fr); } .sets { grid-template-columns: repeat(2, 1fr); }
   .key { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
