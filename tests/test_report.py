@@ -407,6 +407,7 @@ def test_photos_without_labels_are_a_problem_of_one_part(tmp_path: Path, tuned: 
     summary, page = reported(tmp_path / "r.html", tuned, photos=str(masks / "test"))
     assert len(summary.problems) == 1
     assert "no photo has a label" in page.sections["part-classify"]
+    assert len(summary.problems[0]) < 300, "not every photo is named"
     assert page.alts("attention of head 0"), "what needs no label is there"
 
 

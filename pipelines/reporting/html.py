@@ -17,6 +17,8 @@ class Html(str):
 
 
 NOTHING = Html("")
+MOST_SAID = 240
+"""Characters of a problem."""
 
 
 def text(value: object) -> Html:
@@ -89,6 +91,11 @@ def grid(figures: Iterable[Html], kind: str) -> Html:
     return element("div", Html(f"\n{inner}\n"), class_=kind) if inner else NOTHING
 
 
+def shortened(said: str) -> str:
+    """Return the beginning of a long message: some name every photo."""
+    return said if len(said) <= MOST_SAID else said[: MOST_SAID - 4].rstrip() + " ..."
+
+
 def problem(error: TecCacheError | str, where: object = None) -> Html:
     """Say what could not be shown, and why: an error's three parts."""
     if isinstance(error, str):
@@ -96,7 +103,7 @@ def problem(error: TecCacheError | str, where: object = None) -> Html:
     else:
         details = [element("span", detail) for detail in error.details]
         todo = f"{error.todo}: {error.command}" if error.command else error.todo
-        lines = [element("strong", error.what), *details, place(error.where) if error.where else NOTHING,
+        lines = [element("strong", shortened(error.what)), *details, place(error.where) if error.where else NOTHING,
                  text(todo) if todo else NOTHING]  # fmt: skip
     inner = Html("<br>".join(line for line in lines if line))
     return element("p", inner, class_="problem")

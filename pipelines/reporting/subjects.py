@@ -11,7 +11,7 @@ from typing import Any
 from pipelines.describing.info_export import describe_export
 from pipelines.describing.info_run import describe_run
 from pipelines.info import describe_cache
-from pipelines.reporting.html import Html, problem
+from pipelines.reporting.html import Html, problem, shortened
 from tec_cache.errors import ConfigError, TecCacheError, listed
 from tec_cache.kinds import Kind, contents, what_is
 from tec_cache.urls import scrubbed, without_secrets
@@ -100,7 +100,7 @@ def guarded(make: Callable[[], Html], what: str, problems: list[str]) -> Html:
     try:
         return make()
     except TecCacheError as error:
-        problems.append(f"{what}: {error.what}")
+        problems.append(f"{what}: {shortened(error.what)}")
         return problem(error)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ArithmeticError, ImportError) as error:
         first = scrubbed(str(error)).partition("\n")[0] or "no message"
