@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from pipelines.terminal import info_texts, texts, tuning_texts
+from pipelines.terminal import info_texts, report_texts, texts, tuning_texts
 from pipelines.terminal.options import (
     ExistingPlace,
     Grouped,
@@ -371,6 +371,42 @@ def info(place: str, as_json: bool, quiet: bool, debug: bool) -> None:
 
     found = run_info(place)
     show(as_json, found, info_texts.text_of(found))
+
+
+@cli.command("report")
+@click.argument("places", nargs=-1, required=True, type=Place())
+@option("--out", type=Place(), default="report.html", help="File of the page.  [default: report.html]")
+@option("--photos", type=Place(), help="Photos that models look at, as extract takes them.  [default: stored crops]")
+@option("--base", type=Place(), help="Base model, drawn beside the new ones: what extract's --base takes.")
+@option("--base-weights", type=Place(), help="Weight file of the base.")
+@option("--mean", type=float, nargs=3, help="Pixel mean of the base.  [default: its release's]")
+@option("--std", type=float, nargs=3, help="Pixel deviation of the base.  [default: its release's]")
+@option("--base-arg", "base_args", multiple=True, metavar="NAME=VALUE", help="Say what the base's weights cannot.")
+@option("--images", type=int, default=4, help="Photos that are drawn in each part.  [default: 4]")
+@option("--limit", type=int, default=500, help="Photos that a tuned model is judged on for its confusions."
+        "  [default: 500]")  # fmt: skip
+@option("--device", default="auto", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@common
+def report_page(
+    places: tuple[str, ...], base_args: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **values: Any
+) -> None:
+    """Write one page to look at, of runs, caches and exports: curves, costs, attention, crops, confusions.
+
+    PLACES are folders of train, finetune or segment, caches, packs and exports; several runs stand side by side. The
+    page needs nothing but itself. What is unfinished or damaged is said on it. Fine-tuned models are judged anew on
+    --photos with labels, segmenters on those with masks.
+
+    \b
+    Example:
+      tec-cache report runs/vit-b runs/vit-b-pixels CACHE --out report.html
+      tec-cache report runs/vit-b --base mae --photos 'imagenet/val-*.tar' --images 6
+    """
+    from pipelines.report import ReportConfig
+    from pipelines.report import report as run_report
+
+    config = ReportConfig(places=places, base_args=by_name(base_args, "--base-arg"), **values)
+    summary = run_report(config, quiet=quiet or as_json)
+    show(as_json, summary.to_json(), report_texts.report_text(summary))
 
 
 _OWN = "each set's own"  # --base without a name

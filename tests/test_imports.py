@@ -24,9 +24,12 @@ BOTH_ALLOWED = (
     "pipelines.judging.student_judge",
     "pipelines.finetune",
     "pipelines.segment",
+    "pipelines.reporting.models",
+    "pipelines.reporting.judged",
 )
 """The training program, whose online yardstick puts the base into the loop; fine-tuning, which
-judges any base; and what judges a student as if it were one."""
+judges any base; what judges a student as if it were one; and the report, which draws new models beside their base, and
+judges tuned ones on photos."""
 
 
 TASKS = ("pretrain", "classify", "segment")
