@@ -154,12 +154,20 @@ def test_gradient_norms_are_those_at_all_the_encoder_gives() -> None:
     assert all(p.grad is None for p in student.parameters())
     layers = [layer.detach().requires_grad_() for layer in student.forward_layers(images, mask)]
     for place, of_set in enumerate(weights.values()):
-        losses = student.judged(layers, targets, mask)
-        for layer in layers:
-            layer.grad = None
-        sum(w * losses[name] for name, w in of_set.items()).backward()  # type: ignore[union-attr]
-        right = sum(float(layer.grad.square().sum()) for layer in layers if layer.grad is not None) ** 0.5
-        assert float(norms[place]) == pytest.approx(right, rel=1e-6)
+        squares = []
+        for view in range(3):
+
+            def only(t: torch.Tensor | None, view: int = view) -> Any:
+                return None if t is None else t[view : view + 1]
+
+            own = [layer[view : view + 1].detach().requires_grad_() for layer in layers]
+            seen_by = {
+                n: Targets(*map(only, (t.features, t.attention, t.rows, t.class_token))) for n, t in targets.items()
+            }
+            losses = student.judged(own, seen_by, random_mask(noise[view : view + 1], student.mask_ratio))
+            sum(w * losses[name] for name, w in of_set.items()).backward()  # type: ignore[union-attr]
+            squares.append(sum(float(layer.grad.square().sum()) for layer in own if layer.grad is not None))
+        assert float(norms[place]) == pytest.approx((sum(squares) / 3) ** 0.5, rel=1e-6)
 
 
 def test_balanced_weights_equalize_the_running_norms_and_keep_their_sum() -> None:

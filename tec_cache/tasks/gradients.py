@@ -50,8 +50,10 @@ def gradient_norms(
     mask: Mask,
     weights: Mapping[str, Mapping[str, float]],
 ) -> torch.Tensor:
-    """Return the norm (S,) float32 of each set's gradient at what the encoder gives: the outputs of all its blocks.
+    """Return how hard each set pulls at what the encoder gives, the outputs of all its blocks: (S,) float32.
 
+    It is the norm of the gradient of one masked view's loss, root mean square over the views: the same for any number
+    of views and, over all ranks, of processes.
     weights: set -> name of a loss -> its weight among that set's. No gradient of any parameter is touched.
     """
     with torch.no_grad():
@@ -62,7 +64,8 @@ def gradient_norms(
     for of_set in weights.values():
         total = sum((weight * losses[name] for name, weight in of_set.items()), torch.zeros((), device=images.device))
         found = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
-        norms.append(torch.stack([g.float().square().sum() for g in found if g is not None]).sum().sqrt())
+        square = torch.stack([g.float().square().sum() for g in found if g is not None]).sum()
+        norms.append((square * len(mask.order)).sqrt())  # each loss is a mean over so many
     return torch.stack(norms)
 
 
