@@ -12,6 +12,7 @@ if signals.is_program(__name__):  # before anything that takes a moment to impor
 
 # isort: split
 import dataclasses
+import functools
 import json
 import os
 import traceback
@@ -229,25 +230,39 @@ def _run_loop(
 
 @cli.command()
 @loop_options(TrainConfig)
+@option("--extend", is_flag=True, help="Go on with a run of another number of epochs, under the schedule of --epochs.")
 def train(
-    file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
+    file: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    extend: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    **values: Any,
 ) -> None:
     """Stage two: train a new ViT from the crops and targets of a cache.
 
     Learns from a target set (--target), from the base in the loop (--online), or from pixels (--pixels: a masked
     autoencoder). Defaults are the paper's recipe. An interrupted run goes on with the same command.
 
+    A finished run is lengthened by more --epochs and --extend: from there on it follows the longer schedule, whose
+    learning rate is not yet down, so it jumps. --init FOLDER starts from an export or another run.
+
     \b
     Example:
       tec-cache train --cache CACHE --out runs/vit-b --batch-size 4096 --micro-batch 256
       tec-cache train --cache CACHE --out runs/small --student vit_small_patch16_224 --epochs 100
       tec-cache train --cache CACHE --out runs/vit-b --probe-every 10 --probe-train CACHE --probe-test 'val/*.tar'
+      tec-cache train --cache CACHE --out runs/vit-b --epochs 400 --extend
+      tec-cache train --cache CACHE --out runs/second --init runs/vit-b
       tec-cache train --cache s3://BUCKET/CACHE --stage /scratch/tec --stage-bytes 200GB --out runs/vit-b
       torchrun --nproc-per-node 8 --no-python tec-cache train --cache CACHE --out runs/vit-b
     """
     config = settings(TrainConfig, values, file)
     from pipelines.train import train as run_train
 
+    run_train = functools.partial(run_train, extend=extend)
     _run_loop(run_train, config, texts.train_text, overwrite, dry_run, as_json, quiet)
 
 

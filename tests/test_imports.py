@@ -20,12 +20,14 @@ TRAINING = ("tec_cache.loader", "tec_cache.student", "tec_cache.run", "tec_cache
 BOTH_ALLOWED = (
     "pipelines.train",
     "pipelines.training.target_sources",
+    "pipelines.training.warm_start",
     "pipelines.loading.encoder_source",
     "pipelines.judging.student_judge",
     "pipelines.finetune",
     "pipelines.segment",
 )
-"""The training program, whose online yardstick puts the base into the loop; fine-tuning, which
+"""The training program, whose online yardstick puts the base into the loop, and which knows two models of one shape
+apart as it does a base and a student; fine-tuning, which
 judges any base; and what judges a student as if it were one."""
 
 
