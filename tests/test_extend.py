@@ -1,4 +1,4 @@
-"""A run that is lengthened: only when asked, under the new schedule from its step on, and the same when it is killed."""
+"""A run that is lengthened: only when asked, under the new schedule from its step on, and the same when killed."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def test_without_extend_it_is_refused_and_the_error_names_the_way(
 ) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "r"))
     before = files_below(run)
-    with pytest.raises(IdentityError, match="config.epochs: stored 2, asked 5") as error:
+    with pytest.raises(IdentityError, match=r"config\.epochs: stored 2, asked 5") as error:
         train(tiny_training(made_cache, run, epochs=LONG))
     assert error.value.todo.startswith("go on with it under the schedule of 5 epochs by --extend; or ")
-    with pytest.raises(IdentityError, match="config.seed") as error:
+    with pytest.raises(IdentityError, match=r"config\.seed") as error:
         train(tiny_training(made_cache, run, epochs=LONG, seed=1))
     assert "--extend" not in error.value.todo
-    with pytest.raises(IdentityError, match="config.seed: stored 0, asked 1") as error:
+    with pytest.raises(IdentityError, match=r"config\.seed: stored 0, asked 1") as error:
         train(tiny_training(made_cache, run, epochs=LONG, seed=1), extend=True)
     assert "epochs" not in "".join(error.value.details)
     assert files_below(run) == before

@@ -150,7 +150,7 @@ def test_an_encoder_that_does_not_fit_is_refused(
 
 
 def test_what_is_neither_is_refused(made_cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="neither an export nor a run here.*did you mean base"):
+    with pytest.raises(ConfigError, match=r"neither an export nor a run here.*did you mean base"):
         train(tiny_training(made_cache, tmp_path / "r", init="bsae"))
     with pytest.raises(ConfigError, match="neither"):
         train(tiny_training(made_cache, tmp_path / "r", init=str(made_cache)))
