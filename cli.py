@@ -295,7 +295,8 @@ def rounds(file: str | None, dry_run: bool, as_json: bool, quiet: bool, debug: b
       tec-cache rounds --cache CACHE --out small --rounds 4 --epochs 100 --pixels --start previous --keep 2
     """
     own = {f.name for f in dataclasses.fields(RoundsConfig)} - {"train", "extract"}
-    trained = {name: values[name] for name in TrainConfig.__dataclass_fields__ if name in values and name not in own}
+    train_names = set(TrainConfig.__dataclass_fields__) - set(_NOT_OF_ROUNDS)
+    trained = {name: value for name, value in values.items() if name in train_names}
     train_config = settings(TrainConfig, trained, file, without=_NOT_OF_ROUNDS)
     given = given_options(values)
     extracted = {name: given[name] for name in OF_TARGETS if name in given}
