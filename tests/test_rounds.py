@@ -21,6 +21,7 @@ import torch
 import cli
 import pipelines.chaining.estimate
 import pipelines.rounds
+from pipelines.chaining.journal import Journal
 from pipelines.describing.command_words import option_words
 from pipelines.extract import extract
 from pipelines.remove import remove
@@ -176,6 +177,34 @@ def test_keep(small_cache: Path, tmp_path: Path, keep: int, left: list[str], mon
     assert [one["removed"] for one in summary.rounds][1:] == [f"chain-round-0{n}" not in own() for n in (1, 2)]
     assert most == [0, 1, 1 if keep == 0 else 2]
     assert "tiny" in open_cache(folder / "cache").target_names
+
+
+class Crashed(Exception):
+    """What stands for a kill."""
+
+
+def test_a_call_that_was_done_and_not_written_down_is_made_again_to_the_same_end(
+    whole: tuple[Path, dict[str, Any], RoundsSummary], small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every one of them: a crash between each call's end and the moment at which rounds.json says so."""
+    folder, undisturbed, _ = whole
+    begun(small_cache, folder)
+    write, crashed = Journal.finished, list[str]()
+
+    def finished(self: Journal, call: str) -> None:
+        if call not in crashed:
+            crashed.append(call)
+            raise Crashed
+        write(self, call)
+
+    monkeypatch.setattr(Journal, "finished", finished)
+    for _ in undisturbed["rounds.json"]["done"]:
+        with pytest.raises(Crashed):
+            rounds(chain(folder))
+    assert rounds(chain(folder)).finished
+    assert crashed == undisturbed["rounds.json"]["done"]
+    assert len(crashed) == 11
+    assert_same(results(folder), undisturbed)
 
 
 def make(folder: Path) -> None:
