@@ -224,7 +224,7 @@ def killed_often(start: Callable[[], Any], folder: Path, seconds: float, kills: 
         process = start()
         while process.is_alive() and (not journal.exists() or journal.stat().st_mtime_ns == before):
             time.sleep(0.001)  # it has not begun: loading torch takes a while
-        end = time.monotonic() + draw.uniform(0, seconds / 3)
+        end = time.monotonic() + draw.uniform(0, seconds / 6)
         while time.monotonic() < end and process.is_alive():
             time.sleep(0.001)
         if not process.is_alive():
