@@ -12,6 +12,7 @@ if signals.is_program(__name__):  # before anything that takes a moment to impor
 
 # isort: split
 import dataclasses
+import functools
 import json
 import os
 import traceback
@@ -34,6 +35,7 @@ from pipelines.terminal.options import (
     options_of,
     settings,
 )
+from pipelines.terminal.rounds_texts import rounds_text
 from tec_cache import __version__
 from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
@@ -41,6 +43,7 @@ from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheErro
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.memory import is_out_of_memory, out_of_memory
 from tec_cache.printable import block, printable, shell_words
+from tec_cache.rounds_config import FIRST, NOT_OF_ROUNDS, OF_TARGETS, RoundsConfig
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.urls import scrubbed, without_secrets
 
@@ -229,26 +232,92 @@ def _run_loop(
 
 @cli.command()
 @loop_options(TrainConfig)
+@option("--extend", is_flag=True, help="Go on with a run of another number of epochs, under the schedule of --epochs.")
 def train(
-    file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
+    file: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    extend: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    **values: Any,
 ) -> None:
     """Stage two: train a new ViT from the crops and targets of a cache.
 
     Learns from a target set (--target), from the base in the loop (--online), or from pixels (--pixels: a masked
     autoencoder). Defaults are the paper's recipe. An interrupted run goes on with the same command.
 
+    A finished run is lengthened by more --epochs and --extend: from there on it follows the longer schedule, whose
+    learning rate is not yet down, so it jumps. --init FOLDER starts from an export or another run.
+
     \b
     Example:
       tec-cache train --cache CACHE --out runs/vit-b --batch-size 4096 --micro-batch 256
       tec-cache train --cache CACHE --out runs/small --student vit_small_patch16_224 --epochs 100
       tec-cache train --cache CACHE --out runs/vit-b --probe-every 10 --probe-train CACHE --probe-test 'val/*.tar'
+      tec-cache train --cache CACHE --out runs/vit-b --epochs 400 --extend
+      tec-cache train --cache CACHE --out runs/second --init runs/vit-b
       tec-cache train --cache s3://BUCKET/CACHE --stage /scratch/tec --stage-bytes 200GB --out runs/vit-b
       torchrun --nproc-per-node 8 --no-python tec-cache train --cache CACHE --out runs/vit-b
     """
     config = settings(TrainConfig, values, file)
     from pipelines.train import train as run_train
 
+    run_train = functools.partial(run_train, extend=extend)
     _run_loop(run_train, config, texts.train_text, overwrite, dry_run, as_json, quiet)
+
+
+# each round decides these itself, or says them of its targets
+_NOT_OF_ROUNDS = (*NOT_OF_ROUNDS, *FIRST)
+
+
+@cli.command()
+@options_of(RoundsConfig, without=("train", "extract"))
+@options_of(ExtractConfig, without={f.name for f in dataclasses.fields(ExtractConfig)} - set(OF_TARGETS))
+@option("--base-batch-size", type=int, help="Views per batch of the base: extract's --batch-size.")
+@options_of(TrainConfig, without=_NOT_OF_ROUNDS)
+@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of train's settings.")
+@option("--dry-run", is_flag=True, help="Say what would happen, with disk and hours; write nothing.")
+@common
+def rounds(file: str | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool, **values: Any) -> None:
+    """Train round after round: each new model is the base of the next one, over the same stored crops.
+
+    Round 0 learns from a target set of the cache, or from pixels. Each next round exports the model before it,
+    extracts that model's targets (no photos are read), and trains anew on those: --epochs and all other settings of a
+    training hold for every round. --k, --quality and their like are of the targets between two rounds. Goes on where
+    it was stopped with the same command; --rounds may be raised. OUT/rounds.json says what came of each round.
+
+    \b
+    Example:
+      tec-cache rounds --cache CACHE --out chain --rounds 3 --epochs 300 --dry-run
+      tec-cache rounds --cache CACHE --out chain --rounds 3 --epochs 300 --target mae
+      tec-cache rounds --cache CACHE --out small --rounds 4 --epochs 100 --pixels --start previous --keep 2
+    """
+    own = {f.name for f in dataclasses.fields(RoundsConfig)} - {"train", "extract"}
+    train_names = set(TrainConfig.__dataclass_fields__) - set(_NOT_OF_ROUNDS)
+    trained = {name: value for name, value in values.items() if name in train_names}
+    train_config = settings(TrainConfig, trained, file, without=_NOT_OF_ROUNDS)
+    given = given_options(values)
+    extracted = {name: given[name] for name in OF_TARGETS if name in given}
+    if "base_batch_size" in given:
+        extracted["batch_size"] = given["base_batch_size"]
+    chosen: dict[str, Any] = {"precision": None if train_config.precision == "auto" else train_config.precision}
+    chosen |= {name: getattr(train_config, name) for name in ("cache", "device", "threads", "workers")}
+    extract_config = ExtractConfig(**chosen, **extracted)
+    require_used(extract_config, extracted, {"batch_size": "--base-batch-size"})
+    config = RoundsConfig(
+        train=train_config, extract=extract_config, **{name: value for name, value in given.items() if name in own}
+    )
+    require_used(config, [name for name in given if name in own])
+    from pipelines.rounds import rounds as run_rounds
+
+    summary = run_rounds(config, dry_run=dry_run, quiet=quiet or as_json)
+    show(as_json, summary.to_json(), rounds_text(summary, dry_run, command_line()))
+    if dry_run and summary.estimate and summary.estimate["fits"] is False:
+        raise SystemExit(StorageError.exit_code)
+    if not dry_run and not summary.finished:
+        raise SystemExit(signals.EXIT_INTERRUPTED)
 
 
 @cli.command()

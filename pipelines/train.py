@@ -11,6 +11,7 @@ import torch
 from pipelines.judging.student_judge import StudentJudge, probe_config
 from pipelines.training.running import Ran, prepared_compute, run_task, with_micro_batch
 from pipelines.training.target_sources import OnlineTargets, base_weights_for, choose_targets, target_sets
+from pipelines.training.warm_start import warm_start
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import TrainConfig, parse_bytes
 from tec_cache.device import Compute
@@ -18,6 +19,7 @@ from tec_cache.distributed import Ranks, agreed, process_group
 from tec_cache.errors import CacheError
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.checkpoint import FORMAT
+from tec_cache.run.extending import Extension
 from tec_cache.run.folder import begun_run
 from tec_cache.run.loop import LoopSummary
 from tec_cache.run.metrics import read_metrics
@@ -52,6 +54,10 @@ class TrainSummary(LoopSummary):
     """What was assumed of the photos that are judged on, and what of them was left out."""
     foreign: list[str] = field(default_factory=list)
     """What lies in the run's folder beside the run: nothing of it is ever read or removed."""
+    init: dict[str, Any] | None = None
+    """What was taken of an export or a run (--init), and what of the student stayed random."""
+    extensions: list[Extension] = field(default_factory=list)
+    """How the run was lengthened (--extend)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -62,6 +68,7 @@ def train(
     config: TrainConfig,
     *,
     overwrite: bool = False,
+    extend: bool = False,
     dry_run: bool = False,
     quiet: bool = True,
     ranks: Ranks | None = None,
@@ -69,8 +76,9 @@ def train(
     """Train a student on the targets of a cache, of a base online, or on pixels.
 
     Goes on from the last checkpoint of `config.out` where there is one. overwrite: remove the run that lies there
-    first, and nothing else. Raises ConfigError, IdentityError, CacheError, WeightsError, NonFiniteError, SourceError
-    for photos to be judged on, or TecCacheError where the folder holds something that is no run.
+    first, and nothing else. extend: a run of another number of epochs goes on under the schedule of `config.epochs`
+    (`tec_cache.run.extending`). Raises ConfigError, IdentityError, CacheError, WeightsError, NonFiniteError,
+    SourceError for photos to be judged on, or TecCacheError where the folder holds something that is no run.
     """
     ranks = ranks or Ranks.from_environment()
     shown = ranks.main and not quiet
@@ -88,16 +96,17 @@ def train(
             cache, config = cache.narrowed(groups), replace(config, views=num_views)
         config = with_micro_batch(config, Pretrain.name, MOST_AT_ONCE, compute, ranks, overwrite=overwrite)
         sources, student = prepare_student(config, cache, compute)
+        init = warm_start(config, student, sources, None if overwrite else begun)
 
         def task() -> Pretrain:
             judge = judge_of(config, student, compute, ranks, shown)
             return Pretrain(config, cache, sources, student, compute, ranks, judge)
 
-        settings = resolved_settings(config, cache, sources, student)
-        how = {"overwrite": overwrite, "dry_run": dry_run, "quiet": not shown}
+        settings = resolved_settings(config, cache, sources, student) | ({} if init is None else {"init": init})
+        how = {"overwrite": overwrite, "extend": extend, "dry_run": dry_run, "quiet": not shown}
         ran = run_task(task, settings, config, compute, ranks, **how)
         judged = ran.task.judge is not None and ranks.main and not dry_run
-        return summary_of(ran, last_scores(run) if judged else {})
+        return replace(summary_of(ran, last_scores(run) if judged else {}), init=init)
 
 
 def judge_of(config: TrainConfig, student: Student, compute: Compute, ranks: Ranks, shown: bool) -> StudentJudge | None:
@@ -131,6 +140,7 @@ def summary_of(ran: Ran[Pretrain], scores: dict[str, float]) -> TrainSummary:
         scores=scores,
         remarks=task.judge.remarks() if isinstance(task.judge, StudentJudge) else [],
         foreign=ran.foreign,
+        extensions=ran.extensions,
     )
 
 

@@ -51,6 +51,7 @@ _WHOLE = Condition(lambda c: c.tune == "full", "the encoder's blocks are frozen"
 _MOMENTUM = Condition(lambda c: c.optimizer != "adamw", "AdamW has betas instead")
 _ADAMW = Condition(lambda c: c.optimizer in (None, "adamw"), "they are AdamW's")
 _PLANNED_PHOTOS = Condition(lambda c: c.extract.input is not None, "no photos were given")
+_ROUNDS = Condition(lambda c: c.rounds > 1, "a single round makes no target set")
 _PLANNED_TRAINING = Condition(lambda c: bool(c.extract.base or c.extract.name), "without a base no training is planned")
 
 _TUNING: dict[str, Conditions] = {
@@ -248,6 +249,18 @@ USED: dict[str, dict[str, Conditions]] = {
         "precision": ALWAYS,
         "workers": ALWAYS,
         "on_error": ALWAYS,
+    },
+    "RoundsConfig": {
+        "train": ALWAYS,
+        "extract": ALWAYS,
+        # one of these two, or none where the cache has one target set
+        "target": ALWAYS,
+        "pixels": ALWAYS,
+        "rounds": ALWAYS,
+        "start": ALWAYS,
+        "keep": (_ROUNDS,),
+        "name": (_ROUNDS,),
+        "seconds": ALWAYS,
     },
     "PlanConfig": {
         "extract": ALWAYS,

@@ -122,7 +122,11 @@ class TrainConfig(JudgementSettings, LoopSettings):
     )
     adapters: str = setting("both", "both, input, encoder or none.")
     adapters_shared: bool = setting(False, "One set of encoder adapters for all target sets (an ablation).")
-    init: str = setting("random", "random, or base: start from the base's weights (an ablation).")
+    init: str = setting(
+        "random",
+        "random; base: its weights (an ablation); or the folder of an export (encoder, adapters) or of a run (also the "
+        "decoder's blocks and heads): what fits is taken, and told.",
+    )
     decoder_depth: int = setting(2, "Shared blocks of the decoder.")
     decoder_width: int | None = setting(None, "Width of the decoder.  [default: 512; 768 for ViT-L]")
     decoder_heads: int | None = setting(None, "Heads of the decoder.  [default: 16]")
@@ -157,8 +161,9 @@ class TrainConfig(JudgementSettings, LoopSettings):
         super().__post_init__()
         self.check_judgement()
         check_choice("adapters", self.adapters, ("both", "input", "encoder", "none"))
-        check_choice("init", self.init, ("random", "base"))
         check_choice("balance", self.balance, ("none", "norm"))
+        if not self.init:
+            raise ConfigError("--init is empty", todo="give random, base, or the folder of an export or a run")
         check_choice("on_error", self.on_error, ("stop", "skip"))
         check_choice("normalization", self.normalization, ("patch", "feature", "none"))
         check_positive(self, "views", "decoder_width", "decoder_heads", "last_layers")

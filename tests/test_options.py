@@ -18,9 +18,10 @@ from tec_cache.errors import ConfigError
 from tec_cache.fields import PLACES
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.paths import expanded
+from tec_cache.rounds_config import RoundsConfig
 from tec_cache.segment.config import SegmentConfig
 
-EVERY = (ExtractConfig, TrainConfig, ProbeConfig, PlanConfig, FinetuneConfig, SegmentConfig)
+EVERY = (ExtractConfig, TrainConfig, ProbeConfig, PlanConfig, FinetuneConfig, SegmentConfig, RoundsConfig)
 CONFIGS: dict[str, Any] = {c.__name__: c for c in EVERY}
 LEAST: dict[type, dict[str, Any]] = {
     ExtractConfig: {"cache": "c"},

@@ -215,6 +215,10 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         f"student      {summary.parameters:,} parameters, {summary.trained_parameters:,} trained",
         f"steps        {summary.steps:,} of {summary.total_steps:,}, in micro-batches of {summary.micro_batch:,}",
     ]
+    lines += [f"{'began with' if i == 0 else '':<12} {line}" for i, line in enumerate(_init_text(summary.init))]
+    for one in summary.extensions:
+        epochs = f"{one['from_epochs']:,} to {one['to_epochs']:,} epochs"
+        lines.append(f"lengthened   from {epochs} at step {one['from_step']:,}")
     if summary.left_out:
         lines.append(f"left out     {summary.left_out:,} views of each epoch fill no batch, others each time")
     if losses:
@@ -252,6 +256,14 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         else:
             lines += ["interrupted: the checkpoint is kept; go on with", f"  {go_on}"]
     return block(lines)
+
+
+def _init_text(init: dict[str, Any] | None) -> list[str]:
+    """Say what a run took of another model, and what stayed random."""
+    if init is None:
+        return []
+    lines = [f"{', '.join(init['taken'])} of a{'n' * (init['kind'] == 'export')} {init['kind']}, step {init['step']:,}"]
+    return lines + ([f"random: {', '.join(init['random'])}"] if init["random"] else [])
 
 
 def probe_text(summary: ProbeSummary, neighbours: int) -> str:

@@ -33,6 +33,12 @@ def checkpoint_file(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:09d}.pt"
 
 
+def step_of(path: Path) -> int:
+    """Return the step in a checkpoint's name, 0 for another name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0
+
+
 def checkpoints(run: Path) -> list[Path]:
     """List the checkpoints of a run, oldest first."""
     folder = run / "checkpoints"
