@@ -27,11 +27,8 @@ from tec_cache.errors import ConfigError
 from tec_cache.kinds import EXPORT_FILE
 from tec_cache.rounds_config import RoundsConfig
 from tec_cache.run.checkpoint import step_of
-from tec_cache.run.metrics import read_metrics
+from tec_cache.run.metrics import is_loss, read_metrics
 from tec_cache.run.settings import load_settings
-
-_NO_LOSSES = ("step", "lr", "epoch", "grad_norm", "images_per_second", "waited", "probe_knn", "probe_linear")
-"""What else stands in a line of metrics.jsonl."""
 
 
 @dataclass
@@ -151,7 +148,7 @@ def _train(chain: Chain, journal: Journal, one: Round, quiet: bool) -> bool:
         return False
     last = read_metrics(Path(config.out))[-1]
     one.steps, one.init = summary.steps, summary.init
-    one.losses = {name: value for name, value in last.items() if name not in _NO_LOSSES}
+    one.losses = {name: value for name, value in last.items() if is_loss(name)}
     one.scores = last_scores(Path(config.out))
     return True
 

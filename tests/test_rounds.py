@@ -108,6 +108,14 @@ def whole(small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return folder, results(folder), summary
 
 
+@pytest.fixture(scope="module")
+def standing(small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished chain that no test changes."""
+    folder = begun(small_cache, tmp_path_factory.mktemp("standing") / "here")
+    rounds(chain(folder))
+    return folder
+
+
 def test_three_rounds_leave_three_models_and_the_last_target_set(
     whole: tuple[Path, dict[str, Any], RoundsSummary],
 ) -> None:
@@ -379,12 +387,8 @@ def test_a_disk_that_is_too_small_is_said_beforehand(
         ({"extract": EXTRACT | {"k": "2"}}, r'extract\.k: stored "3", asked "2"'),
     ],
 )
-def test_other_settings_are_refused_with_the_fields(
-    whole: tuple[Path, dict[str, Any], RoundsSummary], small_cache: Path, changes: dict[str, Any], message: str
-) -> None:
-    folder, _, _ = whole
-    if not (folder / "chain" / "rounds.json").exists():
-        rounds(chain(folder))
+def test_other_settings_are_refused_with_the_fields(standing: Path, changes: dict[str, Any], message: str) -> None:
+    folder = standing
     before = results(folder)
     with pytest.raises(IdentityError, match=message):
         rounds(chain(folder, **changes))

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tec_cache.run.metrics import metrics_file
-
-SPEED = ("images_per_second", "waited")
-_NO_LOSS = {"step", "epoch", "lr", "grad_norm", *SPEED}
-_SCORE = re.compile(r"(probe|test)_\w+")
+from tec_cache.run.metrics import OF_SETS, is_loss, is_score, metrics_file
 
 
 @dataclass(frozen=True)
@@ -34,12 +29,17 @@ class Logged:
     @property
     def losses(self) -> list[str]:
         """Names of the losses: loss is their weighted sum, the others are terms: "feature", or "SET/feature"."""
-        return [name for name in self.names if name not in _NO_LOSS and not _SCORE.fullmatch(name)]
+        return [name for name in self.names if is_loss(name)]
 
     @property
     def scores(self) -> list[str]:
         """Names of what judgements found: probe_... and test_... ."""
-        return [name for name in self.names if _SCORE.fullmatch(name) and name != "test_images"]
+        return [name for name in self.names if is_score(name) and name != "test_images"]
+
+    @property
+    def of_sets(self) -> list[str]:
+        """Names of the norms of the sets' gradients and of the weights that follow them, where these were measured."""
+        return [name for name in self.names if name.endswith(OF_SETS)]
 
     def points(self, name: str) -> tuple[list[float], list[float]]:
         """Return epochs and values of a number."""

@@ -21,8 +21,9 @@ from pipelines.reporting.html import (
     table,
     text,
 )
-from pipelines.reporting.logged import SPEED, Logged
+from pipelines.reporting.logged import Logged
 from pipelines.reporting.subjects import Subject, state
+from tec_cache.run.metrics import SPEED
 from tec_cache.run.settings import PROGRAMS
 
 Run = tuple[Subject, Logged]
@@ -67,6 +68,9 @@ def runs_section(task: str, runs: Sequence[Run]) -> Html:
     parts += [
         curves(named, "Losses", f"{task}-losses", _union(logged.losses for _, logged in named), zero=False),
         curves(runs, "Learning rate, gradient and speed", f"{task}-speed", ["lr", "grad_norm", *SPEED], zero=True),
+        curves(
+            runs, "Pull of each target set", f"{task}-sets", _union(logged.of_sets for _, logged in runs), zero=True
+        ),
         curves(runs, "Judged on the way", f"{task}-judged", _union(logged.scores for _, logged in runs), zero=False),
         differences(subjects, f"{task}-settings"),
     ]
@@ -127,6 +131,9 @@ def title_of(name: str) -> str:
     if name in TITLES:
         return TITLES[name]
     of_set, _, kind = name.rpartition("/")
+    of_sets = {"gradient": "norm of its weighted gradient at the encoder", "weight": "weight that follows its gradient"}
+    if kind in of_sets:
+        return f"target set {of_set}: {of_sets[kind]}"
     return f"{kind} loss, target set {of_set}" if of_set else f"{kind} loss"
 
 
