@@ -426,7 +426,7 @@ def probe(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: A
 @click.argument("place", type=Place())
 @common
 def info(place: str, as_json: bool, quiet: bool, debug: bool) -> None:
-    """Say what PLACE is and holds: a cache, a pack, a run, or an exported model.
+    """Say what PLACE is and holds: a cache, a pack, a run, an exported model, or rounds.
 
     Of a cache or pack: what is there and what is missing. Of a run: how far it is, and the command that goes on. Of
     an export: its architecture, the hash of its weights, and the run that it came from.

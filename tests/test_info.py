@@ -171,7 +171,7 @@ def test_something_else_is_named(tmp_path: Path, shards: Path, tiny_base: Path) 
         assert what_is(place) is Kind.OTHER
         parts = set(re.findall(r"\d \.\w+|a file|an empty folder", contents(Path(place))))
         assert parts == set(re.findall(r"\d \.\w+|a file|an empty folder", said))
-        with pytest.raises(ConfigError, match="this is no cache, pack, run or export, but"):
+        with pytest.raises(ConfigError, match="this is no cache, pack, run, export or rounds, but"):
             info(place)
 
 

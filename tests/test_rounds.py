@@ -24,14 +24,18 @@ import pipelines.rounds
 from pipelines.chaining.journal import Journal
 from pipelines.describing.command_words import option_words
 from pipelines.extract import extract
+from pipelines.info import info
 from pipelines.remove import remove
+from pipelines.reporting.subjects import open_subjects
 from pipelines.rounds import RoundsSummary, rounds
+from pipelines.terminal.info_texts import text_of
 from pipelines.terminal.rounds_texts import rounds_text
 from pipelines.train import train
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ExtractConfig
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, TecCacheError
+from tec_cache.kinds import Kind
 from tec_cache.rounds_config import RoundsConfig
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.settings import load_settings
@@ -373,6 +377,24 @@ def test_a_disk_that_is_too_small_is_said_beforehand(
     assert summary.estimate is not None
     assert summary.estimate["fits"] is False
     assert "IT DOES NOT FIT" in rounds_text(summary, True, "")
+
+
+def test_info_says_how_far_they_are_and_a_report_shows_their_runs(standing: Path, tmp_path: Path) -> None:
+    found = info(str(standing / "chain"))
+    assert found["kind"] == "rounds"
+    assert found["first"] == "tiny:1"
+    assert [one["target"] for one in found["rounds"]] == [None, "chain-round-01", "chain-round-02"]
+    assert found["done"][-1] == "round-02 rm"
+    text = text_of(found)
+    assert "round-02 rm the last" in text
+    assert "chain-round-01 (removed)" in text
+    subjects = open_subjects([str(standing / "chain"), str(standing / "cache")])
+    assert [subject.kind for subject in subjects] == [Kind.RUN] * 3 + [Kind.CACHE]
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "rounds.json").write_text('{"format": 1, "rounds": 3}')
+    with pytest.raises(TecCacheError, match="damaged"):
+        info(str(damaged))
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ import msgspec
 
 from tec_cache.documents import read_document
 from tec_cache.errors import TecCacheError, listed
+from tec_cache.kinds import ROUNDS_FILE as FILE
 from tec_cache.store.files import write_atomically
 
-FILE = "rounds.json"
 FORMAT = 1
 _DRAFT = re.compile(rf"\.{re.escape(FILE)}\.[0-9a-f]{{12}}\.tmp")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.describing.info_export import describe_export
+from pipelines.describing.info_rounds import describe_rounds
 from pipelines.describing.info_run import describe_run
 from pipelines.info import describe_cache
 from pipelines.reporting.html import Html, problem, shortened
 from tec_cache.errors import ConfigError, TecCacheError, listed
-from tec_cache.kinds import Kind, contents, what_is
+from tec_cache.kinds import RUN_FILE, Kind, contents, what_is
 from tec_cache.urls import scrubbed, without_secrets
 
 
@@ -65,6 +66,7 @@ def open_subjects(places: Sequence[str]) -> list[Subject]:
     """
     if not places:
         raise ConfigError("no place was named", todo="tec-cache report RUN --out report.html")
+    places = [single for place in places for single in _singles(place)]
     names = [without_secrets(place) for place in places]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -72,12 +74,21 @@ def open_subjects(places: Sequence[str]) -> list[Subject]:
     return [_opened(number, place) for number, place in enumerate(places)]
 
 
+def _singles(place: str) -> list[str]:
+    """Return the runs of a folder of rounds; any other place as it is. Raises TecCacheError for a damaged one."""
+    if what_is(place) is not Kind.ROUNDS:
+        return [place]
+    folder = Path(place.removeprefix("file://"))
+    runs = [folder / one["run"] for one in describe_rounds(folder)["rounds"]]
+    return [str(run) for run in runs if (run / RUN_FILE).is_file()]
+
+
 def _opened(number: int, place: str) -> Subject:
     kind = what_is(place)
     if kind in (Kind.NOTHING, Kind.OTHER):
         folder = Path(place.removeprefix("file://"))
         what = "nothing lies here" if kind is Kind.NOTHING else f"nothing to report on, but {contents(folder)}"
-        todo = "give the folder of a run (train, finetune or segment --out), a cache, a pack, or an export"
+        todo = "give the folder of a run (train, finetune or segment --out), a cache, a pack, an export, or rounds"
         raise ConfigError(what, where=place, todo=todo)
     folder = Path(place.removeprefix("file://"))
     describe: dict[Kind, Callable[[], dict[str, Any]]] = {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.terminal.rounds_texts import rounds_info_text
 from pipelines.terminal.texts import info_text
 from tec_cache.printable import block, shell_words
 
 
 def text_of(found: dict[str, Any]) -> str:
     """Say what was found, by its "kind"."""
-    texts = {"run": run_text, "export": export_text}
+    texts = {"run": run_text, "export": export_text, "rounds": rounds_info_text}
     return texts.get(found["kind"], info_text)(found)
 
 

@@ -28,6 +28,16 @@ def rounds_text(summary: RoundsSummary, dry_run: bool, go_on: str) -> str:
     return block(lines)
 
 
+def rounds_info_text(found: dict[str, Any]) -> str:
+    """Say how far a folder of rounds is."""
+    lines = [
+        f"rounds       {found['folder']}",
+        f"learned from {found['first']}, then each round from the one before; weights of the next: {found['start']}",
+        f"done         {len(found['done'])} calls" + (f", {found['done'][-1]} the last" if found["done"] else ""),
+    ]
+    return block(lines + (["", *_table(found["rounds"])] if found["rounds"] else []))
+
+
 def _table(rounds: list[dict[str, Any]]) -> list[str]:
     """Return a line for each round, columns of equal width; what a round does not have yet stands as a dash."""
     rows = [["round", "learned from", "loss", "kNN", "linear", "targets", "base calls", "time"]]
