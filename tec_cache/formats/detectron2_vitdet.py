@@ -55,7 +55,7 @@ def _config(model: Model) -> str:
         f"# SimpleFeaturePyramid wants strides that are powers of two, which patches of {model.patch} do not give:\n"
         "# take model.backbone.net alone, or export a model with another patch size.\n"
     )  # fmt: skip
-    return f'''"""Mask R-CNN with a simple feature pyramid on an encoder from tec-cache; its weights are model.pth beside this."""
+    return f'''"""Mask R-CNN with a simple feature pyramid on an encoder from tec-cache: weights in model.pth."""
 
 from functools import partial
 from pathlib import Path
