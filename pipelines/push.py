@@ -43,7 +43,7 @@ def push(folder: str | Path, name: str, *, private: bool = False, revision: str 
     files = files_of(folder)
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+        from huggingface_hub.errors import HFValidationError
     except ImportError as error:
         raise ConfigError("huggingface_hub is not installed", todo="pip install 'tec-cache[hub]'") from error
     api = HfApi()
@@ -54,12 +54,12 @@ def push(folder: str | Path, name: str, *, private: bool = False, revision: str 
         )
     except HFValidationError as error:
         raise ConfigError(f"the hub allows no such name: {name}", todo="give OWNER/MODEL") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # its own, and those of its web client, which differ between its versions
+        reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
         raise TecCacheError(
             f"the hub did not take it: {reason}",
             where=name,
-            todo="log in with a token that may write there (hf auth login, or HF_TOKEN); the same command tries again",
+            todo="log in with a token that may write there (hf auth login, or HF_TOKEN), and try again",
         ) from error
     return PushSummary(name, f"{api.endpoint}/{name}", files, str(done.oid))
 
