@@ -65,14 +65,21 @@ def model_card(
 def bases_of(made: Mapping[str, Any]) -> list[str]:
     """Return what an exported model learned from, by name: target sets, a base in the loop, "pixels", or an export's.
 
-    A tuned model names what its encoder learned from; where that was no export, the model that was tuned.
+    A tuned model names what its encoder learned from, as the run noted it; where that was no export, the model that was
+    tuned.
     """
     settings = made.get("settings") or {}
     if settings.get("task") == "pretrain":
         return [_base(targets) for targets in settings.get("targets") or []]
-    model = settings.get("model") or {}
-    inner = model.get("export")
-    return bases_of(inner) if isinstance(inner, dict) else [_place(str(model.get("name", "unknown")))]
+    noted = (settings.get("notes") or {}).get("bases")
+    if noted is not None:
+        return [str(base) for base in json.loads(noted)]
+    return [_place(str((settings.get("config") or {}).get("model", "unknown")))]
+
+
+def tuned(name: str) -> dict[str, Any]:
+    """Return what `bases_of` takes for a model that is no export: its name is all that is known."""
+    return {"settings": {"config": {"model": name}}}
 
 
 def _base(targets: Mapping[str, Any]) -> str:

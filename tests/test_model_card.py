@@ -15,7 +15,7 @@ from pipelines.finetune import finetune
 from pipelines.train import train
 from tec_cache.cache.reader import open_cache
 from tec_cache.licences import LICENCES, UNKNOWN, licence_of
-from tec_cache.model_card import bases_of, model_card
+from tec_cache.model_card import bases_of, model_card, tuned
 from tec_cache.recipes import BASES
 from tec_cache.run.export import describe
 from tec_cache.run.metrics import read_metrics
@@ -122,5 +122,4 @@ def test_several_bases_and_pixels() -> None:
     assert "no base, the photos alone" in pixels
     online = {"kind": "online", "base": {"architecture": "vit_base_patch16_224.mae"}, "goal": ""}
     assert bases_of({"settings": {"task": "pretrain", "targets": [online]}}) == ["vit_base_patch16_224.mae"]
-    tuned = {"settings": {"task": "classify", "model": {"name": "/home/someone/private/mae.pth"}}}
-    assert bases_of(tuned) == ["mae.pth"]
+    assert bases_of(tuned("/home/someone/private/mae.pth")) == ["mae.pth"]
