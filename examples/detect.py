@@ -140,7 +140,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     options = parser.parse_args()
     torch.manual_seed(0)
-    model = detector(options.export, classes=2, size=options.size)
+    few = {"rpn_post_nms_top_n_train": 200, "box_batch_size_per_image": 64}  # two things in a photo need no thousands
+    model = detector(options.export, 2, options.size, **few)
     pairs = drawn(options.photos, options.size)
     for step, loss in enumerate(train(model, pairs, steps=options.steps, batch=options.batch, lr=options.lr)):
         print(f"step {step + 1}: loss {loss:.3f}", flush=True)
