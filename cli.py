@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from pipelines.terminal import info_texts, report_texts, texts, tuning_texts
+from pipelines.terminal import info_texts, leaving_texts, report_texts, texts, tuning_texts
 from pipelines.terminal.options import (
     ExistingPlace,
     Grouped,
@@ -41,6 +41,7 @@ from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
 from tec_cache.finetune.config import FinetuneConfig
+from tec_cache.formats import FORMATS
 from tec_cache.memory import is_out_of_memory, out_of_memory
 from tec_cache.printable import block, printable, shell_words
 from tec_cache.rounds_config import FIRST, NOT_OF_ROUNDS, OF_TARGETS, RoundsConfig
@@ -396,8 +397,55 @@ def export(
     from pipelines.export import export as run_export
 
     path = run_export(run, out, checkpoint=checkpoint, overwrite=overwrite)
-    text = block([f"export       {path}", f"next         timm.create_model('local-dir:{path}', pretrained=True)"])
-    show(as_json, {"out": str(path)}, text)
+    show(as_json, {"out": str(path)}, leaving_texts.export_text(path))
+
+
+@cli.command()
+@click.argument("export", type=ExistingPlace(exists=True, file_okay=False))
+@click.argument("out", type=Place())
+@option("--to", required=True, type=click.Choice(list(FORMATS)), help="The library.")
+@option("--size", type=int, help="Pixels per side; positions are interpolated.  [default: the export's]")
+@option("--overwrite", is_flag=True, help="Replace an earlier conversion.")
+@common
+def convert(
+    export: str, out: str, to: str, size: int | None, overwrite: bool, as_json: bool, quiet: bool, debug: bool
+) -> None:
+    """Write an export as a folder of another library, with that library's configuration.
+
+    Outputs stay the same; what the library has no place for is named, in the output and in OUT/README.md. detectron2
+    and mmpretrain get a checkpoint and a config.py, transformers and timm what their from_pretrained reads.
+
+    \b
+    Example:
+      tec-cache convert vit-b-tec vit-b-tec-hf --to transformers
+      tec-cache convert vit-b-tec vit-b-tec-d2 --to detectron2
+    """
+    from pipelines.convert import convert as run_convert
+
+    summary = run_convert(export, out, to=to, size=size, overwrite=overwrite)
+    show(as_json, summary.to_json(), leaving_texts.convert_text(summary))
+
+
+@cli.command()
+@click.argument("export", type=ExistingPlace(exists=True, file_okay=False))
+@click.argument("name", metavar="HUB_NAME")
+@option("--private", is_flag=True, help="Only for its owner, where the model is new.")
+@option("--revision", help="Branch of the model.  [default: main]")
+@common
+def push(export: str, name: str, private: bool, revision: str | None, as_json: bool, quiet: bool, debug: bool) -> None:
+    """Push an export, or a converted model, to HUB_NAME (OWNER/MODEL) on the hub of models.
+
+    Read its README.md first: whether the licences of bases and photos allow it is yours to decide. Wants
+    pip install 'tec-cache[hub]' and a token of the hub (hf auth login, or HF_TOKEN).
+
+    \b
+    Example:
+      tec-cache push vit-b-tec OWNER/vit-b-tec --private
+    """
+    from pipelines.push import push as run_push
+
+    summary = run_push(export, name, private=private, revision=revision)
+    show(as_json, summary.to_json(), leaving_texts.push_text(summary))
 
 
 @cli.command()

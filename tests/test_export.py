@@ -168,11 +168,12 @@ def test_the_configuration_names_the_weights(runs: dict[str, Path], tmp_path: Pa
     for adapters, out in ((name, export(run, tmp_path / name)) for name, run in runs.items()):
         made = json.loads((out / "config.json").read_text())["tec_cache"]
         assert made["model_sha256"] == hash_file(out / "model.safetensors")
+        assert made["card_sha256"] == hash_file(out / "README.md")
         if adapters == "both":
             assert made["adapters_sha256"] == hash_file(out / "adapters" / "adapters.safetensors")
         else:
             assert made["adapters_sha256"] is None
-            assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
+            assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_an_export_replaces_another_and_leaves_nothing_of_it(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -85,16 +85,16 @@ def run_task(
 ) -> Ran[T]:
     """Run a task's loop from the last checkpoint of its folder, or from the beginning.
 
-    settings: of run.json, without total_steps. make_task: called once it is known that the folder may hold this run.
-    Nothing is written or replaced before all of it is made, when nothing can be refused any more. dry_run: nothing is.
-    extend: the run may have been begun with another number of epochs.
+    settings: of run.json, without total_steps and most notes. make_task: called once it is known that the folder may
+    hold this run. Nothing is written or replaced before all of it is made, when nothing can be refused any more.
+    dry_run: nothing is. extend: the run may have been begun with another number of epochs.
     """
     run = Path(config.out)
     with ExitStack() as lock:
         start = find_start(run, settings, overwrite=overwrite, extend=extend)
         task = make_task()
         loop: Loop[Any] = Loop(task, config, compute, ranks)
-        settings = settings | {"total_steps": loop.total_steps, "notes": run_notes(compute)}
+        settings = settings | {"total_steps": loop.total_steps, "notes": settings.get("notes", {}) | run_notes(compute)}
         if not dry_run:
             start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock, extend=extend)
         loop.resume(start.checkpoint, start.identity, start.extensions)
