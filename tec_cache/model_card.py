@@ -70,11 +70,17 @@ def bases_of(made: Mapping[str, Any]) -> list[str]:
     """
     settings = made.get("settings") or {}
     if settings.get("task") == "pretrain":
-        return [_base(targets) for targets in settings.get("targets") or []]
+        return [_base(targets) for targets in _targets(settings)]
     noted = (settings.get("notes") or {}).get("bases")
     if noted is not None:
         return [str(base) for base in json.loads(noted)]
     return [_place(str((settings.get("config") or {}).get("model", "unknown")))]
+
+
+def _targets(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the sources of targets; the first exports had one, not in a list."""
+    targets = settings.get("targets") or []
+    return [targets] if isinstance(targets, Mapping) else [of for of in targets if isinstance(of, Mapping)]
 
 
 def tuned(name: str) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def _heading(licences: set[Licence], library: str, task: object) -> str:
 
 def _what(description: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     size = description["pretrained_cfg"]["input_size"][-1]
-    alone = all(of.get("kind") == "pixels" for of in settings.get("targets") or [])
+    alone = all(of.get("kind") == "pixels" for of in _targets(settings))
     taught = "as a masked autoencoder, from pixels alone" if alone else f"by {_ORIGIN}"
     kinds = {
         "pretrain": f"A vision transformer, trained without labels {taught}.",
@@ -162,7 +168,7 @@ def _identity_lines(settings: Mapping[str, Any], made: Mapping[str, Any]) -> lis
     lines = [f"run: `{made['run']}`"] if made.get("run") else []
     if settings.get("cache"):
         lines.append(f"cache (views): `{settings['cache']}`, {settings.get('num_views')} views")
-    for targets in settings.get("targets") or []:
+    for targets in _targets(settings):
         if targets.get("fingerprint"):
             lines.append(f"targets {_cell(_base(targets))}: `{targets['fingerprint']}`")
     for photos in ("train", "test"):

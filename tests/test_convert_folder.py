@@ -136,6 +136,10 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(data)
     with pytest.raises(ConfigError, match="'checkpoint_path' is not an argument"):
         convert(folder, tmp_path / "out", to="timm")
+    del config["pretrained_cfg"]["mean"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TecCacheError, match=r"cannot be understood: .*mean"):
+        convert(folder, tmp_path / "out", to="timm")
 
 
 def test_the_command_says_what_was_left_out(

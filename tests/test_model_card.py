@@ -120,6 +120,7 @@ def test_several_bases_and_pixels() -> None:
     pixels = card_of({"kind": "pixels"})
     assert "masked autoencoder" in pixels
     assert "no base, the photos alone" in pixels
+    assert bases_of({"settings": {"task": "pretrain", "targets": mae}}) == ["mae"], "as the first exports had it"
     online = {"kind": "online", "base": {"architecture": "vit_base_patch16_224.mae"}, "goal": ""}
     assert bases_of({"settings": {"task": "pretrain", "targets": [online]}}) == ["vit_base_patch16_224.mae"]
     assert bases_of(tuned("/home/someone/private/mae.pth")) == ["mae.pth"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import timm
 import torch
 from safetensors import safe_open
@@ -13,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from tec_cache.documents import read_document
+from tec_cache.documents import read_as, read_document
 from tec_cache.errors import ConfigError, TecCacheError, WeightsError, listed
 from tec_cache.kinds import EXPORT_FILE, WEIGHTS_FILE
 from tec_cache.model_args import check_model_args
@@ -30,6 +31,26 @@ _ACTIVATIONS = {
     "Swish": "silu",
 }
 """Class of a module -> its name among a model's arguments."""
+
+
+class _Pixels(msgspec.Struct):
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    input_size: tuple[int, int, int]
+
+
+class _Made(msgspec.Struct):
+    model_sha256: str
+    settings: dict[str, Any]
+
+
+class _Document(msgspec.Struct):
+    """What config.json must have before any of it is used."""
+
+    architecture: str
+    model_args: dict[str, Any]
+    pretrained_cfg: _Pixels
+    tec_cache: _Made
 
 
 @dataclass(frozen=True)
@@ -150,6 +171,7 @@ def read_model(folder: Path, size: int | None = None) -> Model:
             where=str(folder),
             todo="give a folder that tec-cache export made: export the run first",
         )
+    read_as(file, _Document)
     config = read_document(file)
     state = _weights(folder / WEIGHTS_FILE, str(config["tec_cache"].get("model_sha256")))
     network, args = _network(config, str(file))
