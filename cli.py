@@ -12,6 +12,7 @@ if signals.is_program(__name__):  # before anything that takes a moment to impor
 
 # isort: split
 import dataclasses
+import functools
 import json
 import os
 import traceback
@@ -21,7 +22,7 @@ from typing import Any
 
 import click
 
-from pipelines.terminal import info_texts, texts, tuning_texts
+from pipelines.terminal import info_texts, leaving_texts, report_texts, texts, tuning_texts
 from pipelines.terminal.options import (
     ExistingPlace,
     Grouped,
@@ -34,13 +35,16 @@ from pipelines.terminal.options import (
     options_of,
     settings,
 )
+from pipelines.terminal.rounds_texts import rounds_text
 from tec_cache import __version__
 from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
 from tec_cache.finetune.config import FinetuneConfig
+from tec_cache.formats import FORMATS
 from tec_cache.memory import is_out_of_memory, out_of_memory
 from tec_cache.printable import block, printable, shell_words
+from tec_cache.rounds_config import FIRST, NOT_OF_ROUNDS, OF_TARGETS, RoundsConfig
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.urls import scrubbed, without_secrets
 
@@ -229,26 +233,92 @@ def _run_loop(
 
 @cli.command()
 @loop_options(TrainConfig)
+@option("--extend", is_flag=True, help="Go on with a run of another number of epochs, under the schedule of --epochs.")
 def train(
-    file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
+    file: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    extend: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    **values: Any,
 ) -> None:
     """Stage two: train a new ViT from the crops and targets of a cache.
 
     Learns from a target set (--target), from the base in the loop (--online), or from pixels (--pixels: a masked
     autoencoder). Defaults are the paper's recipe. An interrupted run goes on with the same command.
 
+    A finished run is lengthened by more --epochs and --extend: from there on it follows the longer schedule, whose
+    learning rate is not yet down, so it jumps. --init FOLDER starts from an export or another run.
+
     \b
     Example:
       tec-cache train --cache CACHE --out runs/vit-b --batch-size 4096 --micro-batch 256
       tec-cache train --cache CACHE --out runs/small --student vit_small_patch16_224 --epochs 100
       tec-cache train --cache CACHE --out runs/vit-b --probe-every 10 --probe-train CACHE --probe-test 'val/*.tar'
+      tec-cache train --cache CACHE --out runs/vit-b --epochs 400 --extend
+      tec-cache train --cache CACHE --out runs/second --init runs/vit-b
       tec-cache train --cache s3://BUCKET/CACHE --stage /scratch/tec --stage-bytes 200GB --out runs/vit-b
       torchrun --nproc-per-node 8 --no-python tec-cache train --cache CACHE --out runs/vit-b
     """
     config = settings(TrainConfig, values, file)
     from pipelines.train import train as run_train
 
+    run_train = functools.partial(run_train, extend=extend)
     _run_loop(run_train, config, texts.train_text, overwrite, dry_run, as_json, quiet)
+
+
+# each round decides these itself, or says them of its targets
+_NOT_OF_ROUNDS = (*NOT_OF_ROUNDS, *FIRST)
+
+
+@cli.command()
+@options_of(RoundsConfig, without=("train", "extract"))
+@options_of(ExtractConfig, without={f.name for f in dataclasses.fields(ExtractConfig)} - set(OF_TARGETS))
+@option("--base-batch-size", type=int, help="Views per batch of the base: extract's --batch-size.")
+@options_of(TrainConfig, without=_NOT_OF_ROUNDS)
+@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of train's settings.")
+@option("--dry-run", is_flag=True, help="Say what would happen, with disk and hours; write nothing.")
+@common
+def rounds(file: str | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool, **values: Any) -> None:
+    """Train round after round: each new model is the base of the next one, over the same stored crops.
+
+    Round 0 learns from a target set of the cache, or from pixels. Each next round exports the model before it,
+    extracts that model's targets (no photos are read), and trains anew on those: --epochs and all other settings of a
+    training hold for every round. --k, --quality and their like are of the targets between two rounds. Goes on where
+    it was stopped with the same command; --rounds may be raised. OUT/rounds.json says what came of each round.
+
+    \b
+    Example:
+      tec-cache rounds --cache CACHE --out chain --rounds 3 --epochs 300 --dry-run
+      tec-cache rounds --cache CACHE --out chain --rounds 3 --epochs 300 --target mae
+      tec-cache rounds --cache CACHE --out small --rounds 4 --epochs 100 --pixels --start previous --keep 2
+    """
+    own = {f.name for f in dataclasses.fields(RoundsConfig)} - {"train", "extract"}
+    train_names = set(TrainConfig.__dataclass_fields__) - set(_NOT_OF_ROUNDS)
+    trained = {name: value for name, value in values.items() if name in train_names}
+    train_config = settings(TrainConfig, trained, file, without=_NOT_OF_ROUNDS)
+    given = given_options(values)
+    extracted = {name: given[name] for name in OF_TARGETS if name in given}
+    if "base_batch_size" in given:
+        extracted["batch_size"] = given["base_batch_size"]
+    chosen: dict[str, Any] = {"precision": None if train_config.precision == "auto" else train_config.precision}
+    chosen |= {name: getattr(train_config, name) for name in ("cache", "device", "threads", "workers")}
+    extract_config = ExtractConfig(**chosen, **extracted)
+    require_used(extract_config, extracted, {"batch_size": "--base-batch-size"})
+    config = RoundsConfig(
+        train=train_config, extract=extract_config, **{name: value for name, value in given.items() if name in own}
+    )
+    require_used(config, [name for name in given if name in own])
+    from pipelines.rounds import rounds as run_rounds
+
+    summary = run_rounds(config, dry_run=dry_run, quiet=quiet or as_json)
+    show(as_json, summary.to_json(), rounds_text(summary, dry_run, command_line()))
+    if dry_run and summary.estimate and summary.estimate["fits"] is False:
+        raise SystemExit(StorageError.exit_code)
+    if not dry_run and not summary.finished:
+        raise SystemExit(signals.EXIT_INTERRUPTED)
 
 
 @cli.command()
@@ -327,8 +397,55 @@ def export(
     from pipelines.export import export as run_export
 
     path = run_export(run, out, checkpoint=checkpoint, overwrite=overwrite)
-    text = block([f"export       {path}", f"next         timm.create_model('local-dir:{path}', pretrained=True)"])
-    show(as_json, {"out": str(path)}, text)
+    show(as_json, {"out": str(path)}, leaving_texts.export_text(path))
+
+
+@cli.command()
+@click.argument("export", type=ExistingPlace(exists=True, file_okay=False))
+@click.argument("out", type=Place())
+@option("--to", required=True, type=click.Choice(list(FORMATS)), help="The library.")
+@option("--size", type=int, help="Pixels per side; positions are interpolated.  [default: the export's]")
+@option("--overwrite", is_flag=True, help="Replace an earlier conversion.")
+@common
+def convert(
+    export: str, out: str, to: str, size: int | None, overwrite: bool, as_json: bool, quiet: bool, debug: bool
+) -> None:
+    """Write an export as a folder of another library, with that library's configuration.
+
+    Outputs stay the same; what the library has no place for is named, in the output and in OUT/README.md. detectron2
+    and mmpretrain get a checkpoint and a config.py, transformers and timm what their from_pretrained reads.
+
+    \b
+    Example:
+      tec-cache convert vit-b-tec vit-b-tec-hf --to transformers
+      tec-cache convert vit-b-tec vit-b-tec-d2 --to detectron2
+    """
+    from pipelines.convert import convert as run_convert
+
+    summary = run_convert(export, out, to=to, size=size, overwrite=overwrite)
+    show(as_json, summary.to_json(), leaving_texts.convert_text(summary))
+
+
+@cli.command()
+@click.argument("export", type=ExistingPlace(exists=True, file_okay=False))
+@click.argument("name", metavar="HUB_NAME")
+@option("--private", is_flag=True, help="Only for its owner, where the model is new.")
+@option("--revision", help="Branch of the model.  [default: main]")
+@common
+def push(export: str, name: str, private: bool, revision: str | None, as_json: bool, quiet: bool, debug: bool) -> None:
+    """Push an export, or a converted model, to HUB_NAME (OWNER/MODEL) on the hub of models.
+
+    Read its README.md first: whether the licences of bases and photos allow it is yours to decide. Wants
+    pip install 'tec-cache[hub]' and a token of the hub (hf auth login, or HF_TOKEN).
+
+    \b
+    Example:
+      tec-cache push vit-b-tec OWNER/vit-b-tec --private
+    """
+    from pipelines.push import push as run_push
+
+    summary = run_push(export, name, private=private, revision=revision)
+    show(as_json, summary.to_json(), leaving_texts.push_text(summary))
 
 
 @cli.command()
@@ -357,7 +474,7 @@ def probe(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: A
 @click.argument("place", type=Place())
 @common
 def info(place: str, as_json: bool, quiet: bool, debug: bool) -> None:
-    """Say what PLACE is and holds: a cache, a pack, a run, or an exported model.
+    """Say what PLACE is and holds: a cache, a pack, a run, an exported model, or rounds.
 
     Of a cache or pack: what is there and what is missing. Of a run: how far it is, and the command that goes on. Of
     an export: its architecture, the hash of its weights, and the run that it came from.
@@ -371,6 +488,42 @@ def info(place: str, as_json: bool, quiet: bool, debug: bool) -> None:
 
     found = run_info(place)
     show(as_json, found, info_texts.text_of(found))
+
+
+@cli.command("report")
+@click.argument("places", nargs=-1, required=True, type=Place())
+@option("--out", type=Place(), default="report.html", help="File of the page.  [default: report.html]")
+@option("--photos", type=Place(), help="Photos that models look at, as extract takes them.  [default: stored crops]")
+@option("--base", type=Place(), help="Base model, drawn beside the new ones: what extract's --base takes.")
+@option("--base-weights", type=Place(), help="Weight file of the base.")
+@option("--mean", type=float, nargs=3, help="Pixel mean of the base.  [default: its release's]")
+@option("--std", type=float, nargs=3, help="Pixel deviation of the base.  [default: its release's]")
+@option("--base-arg", "base_args", multiple=True, metavar="NAME=VALUE", help="Say what the base's weights cannot.")
+@option("--images", type=int, default=4, help="Photos that are drawn in each part.  [default: 4]")
+@option("--limit", type=int, default=500, help="Photos that a tuned model is judged on for its confusions."
+        "  [default: 500]")  # fmt: skip
+@option("--device", default="auto", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@common
+def report_page(
+    places: tuple[str, ...], base_args: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **values: Any
+) -> None:
+    """Write one page to look at, of runs, caches and exports: curves, costs, attention, crops, confusions.
+
+    PLACES are folders of train, finetune or segment, caches, packs and exports; several runs stand side by side. The
+    page needs nothing but itself. What is unfinished or damaged is said on it. Fine-tuned models are judged anew on
+    --photos with labels, segmenters on those with masks.
+
+    \b
+    Example:
+      tec-cache report runs/vit-b runs/vit-b-pixels CACHE --out report.html
+      tec-cache report runs/vit-b --base mae --photos 'imagenet/val-*.tar' --images 6
+    """
+    from pipelines.report import ReportConfig
+    from pipelines.report import report as run_report
+
+    config = ReportConfig(places=places, base_args=by_name(base_args, "--base-arg"), **values)
+    summary = run_report(config, quiet=quiet or as_json)
+    show(as_json, summary.to_json(), report_texts.report_text(summary))
 
 
 _OWN = "each set's own"  # --base without a name

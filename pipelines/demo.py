@@ -24,7 +24,7 @@ from pipelines.extract import extract
 from pipelines.info import info
 from pipelines.judging.demo_picture import draw
 from pipelines.probe import probe
-from pipelines.train import train
+from pipelines.train import TrainSummary, train
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.progress import human_bytes
 from tec_cache.run.metrics import read_metrics
@@ -73,10 +73,11 @@ def demo(out: Path, *, epochs: int = EPOCHS, say: Callable[[str], None] = print)
         "log_every": 10,
         "save_every": float(epochs),
     }
-    stage("round zero: masked pixels", lambda: train(TrainConfig(out=str(out / "zero"), pixels=True, **recipe)))
+    zero = TrainConfig(out=str(out / "zero"), pixels=True, **recipe)
+    stage("round zero: masked pixels", lambda: whole(train(zero)))
     base = export(out / "zero", out / "base")
     stage("targets of round zero", lambda: extract(ExtractConfig(cache=cache, base=str(base))))
-    new_run = stage("new model from the cache", lambda: train(TrainConfig(out=str(out / "one"), **recipe)))
+    new_run = stage("new model from the cache", lambda: whole(train(TrainConfig(out=str(out / "one"), **recipe))))
     new = export(out / "one", out / "new")
     yardstick = recipe | {"online": str(base), "steps": ONLINE_STEPS}
     online = stage("yardstick: base in the loop", lambda: train(TrainConfig(out=str(out / "online"), **yardstick)))
@@ -107,6 +108,13 @@ def demo(out: Path, *, epochs: int = EPOCHS, say: Callable[[str], None] = print)
     for line in table(result):
         say(line)
     return result
+
+
+def whole(summary: TrainSummary) -> TrainSummary:
+    """Return what a training did. Raises KeyboardInterrupt where a signal stopped it: its model is no result."""
+    if not summary.finished:
+        raise KeyboardInterrupt
+    return summary
 
 
 def write_digits(folder: Path) -> tuple[int, int]:
@@ -150,4 +158,7 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    demo(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-out"))
+    try:
+        demo(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-out"))
+    except KeyboardInterrupt:
+        sys.exit(130)

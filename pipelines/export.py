@@ -11,15 +11,15 @@ from tec_cache.errors import TecCacheError
 from tec_cache.finetune.folder import as_timm
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint, require_weights
 from tec_cache.run.export import describe, require_free, write_export, write_model
-from tec_cache.run.metrics import read_metrics
+from tec_cache.run.metrics import metrics_file, read_metrics
 from tec_cache.run.settings import load_settings, run_identity
 from tec_cache.segment.folder import as_timm as segmenter_folder
-from tec_cache.student.model import Student, create_student
+from tec_cache.student.model import Goal, Student, create_student
 from tec_cache.types import TargetSpec
 
 
 def export(run: str | Path, out: str | Path, *, checkpoint: str | Path | None = None, overwrite: bool = False) -> Path:
-    """Write OUT/model.safetensors and OUT/config.json from a run's last checkpoint (or a named one).
+    """Write OUT/model.safetensors, config.json and README.md from a run's last checkpoint (or a named one).
 
     The adapters, which fine-tuning can take up, are written to OUT/adapters: the class token before its MLP with that
     MLP, and the encoder adapters. overwrite: replace an export that is there; a folder that holds anything else is
@@ -44,7 +44,7 @@ def _export_student(run: Path, out: Path, checkpoint: str | Path | None, overwri
     write_export(
         student,
         out,
-        config={"settings": settings, "step": step},
+        config=_made(run, settings, step, "probe_"),
         encoder_name=settings["config"]["student"],
         model_args=settings["config"]["student_args"],
         overwrite=overwrite,
@@ -58,7 +58,6 @@ def _export_classifier(run: Path, out: Path, checkpoint: str | Path | None, over
     state = load_checkpoint(path, run_identity(settings))
     made = settings["model"]
     folder = as_timm(settings, state["model"], path)
-    scores = [line for line in read_metrics(run) if "test_top1" in line and line["step"] <= state["step"]]
     description = describe(
         made["architecture"].partition(".")[0],
         made["model_args"] | folder.model_args,
@@ -69,7 +68,7 @@ def _export_classifier(run: Path, out: Path, checkpoint: str | Path | None, over
         num_classes=settings["num_classes"],
         names=settings["classes"],
     )
-    kept = {"settings": settings, "step": state["step"], "scores": scores[-1] if scores else None}
+    kept = _made(run, settings, state["step"], "test_")
     write_model(out, folder.state, {}, description, kept, overwrite=overwrite)
 
 
@@ -80,7 +79,6 @@ def _export_segmenter(run: Path, out: Path, checkpoint: str | Path | None, overw
     state = load_checkpoint(path, run_identity(settings))
     made = settings["model"]
     folder, head = segmenter_folder(settings, state["model"], path)
-    scores = [line for line in read_metrics(run) if "test_miou" in line and line["step"] <= state["step"]]
     description = describe(
         made["architecture"].partition(".")[0],
         made["model_args"] | folder.model_args,
@@ -88,8 +86,17 @@ def _export_segmenter(run: Path, out: Path, checkpoint: str | Path | None, overw
         width=folder.width,
         statistics=(tuple(made["mean"]), tuple(made["std"])),
     )
-    kept = {"settings": settings, "step": state["step"], "scores": scores[-1] if scores else None}
+    kept = _made(run, settings, state["step"], "test_")
     write_model(out, folder.state, head, description, kept, overwrite=overwrite)
+
+
+def _made(run: Path, settings: dict[str, Any], step: int, judged: str) -> dict[str, Any]:
+    """Return how a model was made, and the last numbers that it reached: the metrics whose names begin so."""
+    lines = read_metrics(run) if metrics_file(run).exists() else []
+    reached = [{n: v for n, v in line.items() if n.startswith(judged)} | {"step": line["step"]} for line in lines]
+    reached = [scores for scores in reached if len(scores) > 1 and scores["step"] <= step]
+    last = reached[-1] if reached else None
+    return {"settings": settings, "run": run_identity(settings), "step": step, "scores": last}
 
 
 def last_checkpoint(run: Path, checkpoint: str | Path | None) -> Path:
@@ -121,11 +128,12 @@ def student_of_run(settings: dict[str, Any]) -> Student:
     config, targets = settings["config"], settings["targets"]
     return create_student(
         config["student"],
-        targets=TargetSpec(**targets["spec"]),
+        targets={of["goal"]: Goal(spec=TargetSpec(**of["spec"]), tau=of["tau"]) for of in targets},
         model_args=config["student_args"],
         adapters=config["adapters"],
         mask_ratio=config["mask_ratio"],
-        tau=targets["tau"],
+        adapters_shared=config["adapters_shared"],
+        balanced=config["balance"] == "norm",
         decoder_depth=config["decoder_depth"],
         decoder_width=config["decoder_width"],
         decoder_heads=config["decoder_heads"],

@@ -1,4 +1,4 @@
-"""What lies at a place: a cache or pack with its photos, views and target sets, a run, or an export."""
+"""What lies at a place: a cache or pack with its photos, views and target sets, a run, an export, or rounds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.describing.info_export import describe_export
+from pipelines.describing.info_rounds import describe_rounds
 from pipelines.describing.info_run import describe_run
 from pipelines.extraction.label_counts import LabelCounter, indexed_counts
 from tec_cache.cache.index.heading import ViewsHeading
@@ -32,11 +33,13 @@ def info(path: str) -> dict[str, Any]:
         found = describe_run(folder)
     elif kind is Kind.EXPORT:
         found = describe_export(folder)
+    elif kind is Kind.ROUNDS:
+        found = describe_rounds(folder)
     elif kind is Kind.OTHER:
         raise ConfigError(
-            f"this is no cache, pack, run or export, but {contents(folder)}",
+            f"this is no cache, pack, run, export or rounds, but {contents(folder)}",
             where=path,
-            todo="give the folder that extract --cache, pack, train --out or export made",
+            todo="give the folder that extract --cache, pack, train --out, export or rounds --out made",
         )
     else:
         found = describe_cache(path)

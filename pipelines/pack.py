@@ -182,7 +182,7 @@ def pack_unit(cache: Cache, sets: list[TargetSet], unit: Unit, store: Store, poo
 def _crops(cache: Cache, views: ViewsRecord) -> list[bytes]:
     """Read all crops of a unit, in the pieces of the blocks."""
     blocks = math.ceil(len(views.keys) / BLOCK_ROWS)
-    return [crop for number in range(blocks) for crop in cache.read_block(views, number, None, None)[0]]
+    return [crop for number in range(blocks) for crop in cache.read_block(views, number, (), ())[0]]
 
 
 def _write_tar(

@@ -56,7 +56,7 @@ def remove(
     if isinstance(opened, Pack):
         raise ConfigError("a pack is not changed", where=cache, todo="pack the smaller cache into another folder")
     store = opened.store
-    names = _set_names(store)
+    names = set_names(store)
     if target is not None and target not in names:
         raise ConfigError(
             f"there is no target set {target!r}{nearest(target, names)}",
@@ -85,7 +85,7 @@ def remove(
     return summary
 
 
-def _set_names(store: Store) -> list[str]:
+def set_names(store: Store) -> list[str]:
     """List the target sets of which anything is there, even where a removal did not come to its end."""
     names = [name for folder in (layout.TARGETS, layout.TARGET_RECORDS) for name in store.names(folder)]
     return sorted({file.target for name in names if (file := layout.file_of(name)) is not None})

@@ -10,7 +10,8 @@ import torch
 
 from pipelines.judging.student_judge import StudentJudge, probe_config
 from pipelines.training.running import Ran, prepared_compute, run_task, with_micro_batch
-from pipelines.training.target_sources import OnlineTargets, base_weights_for, choose_targets
+from pipelines.training.target_sources import OnlineTargets, base_weights_for, choose_targets, target_sets
+from pipelines.training.warm_start import warm_start
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import TrainConfig, parse_bytes
 from tec_cache.device import Compute
@@ -18,13 +19,14 @@ from tec_cache.distributed import Ranks, agreed, process_group
 from tec_cache.errors import CacheError
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.checkpoint import FORMAT
+from tec_cache.run.extending import Extension
 from tec_cache.run.folder import begun_run
 from tec_cache.run.loop import LoopSummary
 from tec_cache.run.metrics import read_metrics
 from tec_cache.store.staged import StagedStore
-from tec_cache.student.model import Student, create_encoder
+from tec_cache.student.model import Goal, Student, create_encoder
 from tec_cache.tasks.pretrain import MOST_AT_ONCE, Pretrain
-from tec_cache.tasks.targets import TargetSource
+from tec_cache.tasks.targets import Sources
 from tec_cache.urls import without_secrets
 from tec_cache.weights.load import load_strict
 
@@ -33,20 +35,29 @@ from tec_cache.weights.load import load_strict
 class TrainSummary(LoopSummary):
     """What a pretraining did."""
 
-    base_calls: int | None
+    base_calls: dict[str, int]
+    """Of each base in the loop."""
     """How often the base ran, for --online."""
     left_out: int
     """Views of each epoch that filled no batch; others in each epoch."""
     damaged: list[str]
     """Damaged blocks that this process met and other rows stood in for (--on-error skip)."""
-    target_error: float | None
-    """Relative mean squared error of the stored, normalized features as it was measured; None without such."""
+    target_errors: dict[str, float]
+    """Of each target set, the relative mean squared error of its stored, normalized features as it was measured."""
+    gradients: dict[str, float]
+    """Of each of several sets, the norm of its weighted gradient at the encoder's output, as it was last measured."""
+    dwarfed: str
+    """Which set's gradient is many times which other's; empty where none is."""
     scores: dict[str, float]
     """Of the last periodic judgement: probe_knn and probe_linear, 0 to 1, and its step; empty where there was none."""
     remarks: list[str]
     """What was assumed of the photos that are judged on, and what of them was left out."""
     foreign: list[str] = field(default_factory=list)
     """What lies in the run's folder beside the run: nothing of it is ever read or removed."""
+    init: dict[str, Any] | None = None
+    """What was taken of an export or a run (--init), and what of the student stayed random."""
+    extensions: list[Extension] = field(default_factory=list)
+    """How the run was lengthened (--extend)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -57,6 +68,7 @@ def train(
     config: TrainConfig,
     *,
     overwrite: bool = False,
+    extend: bool = False,
     dry_run: bool = False,
     quiet: bool = True,
     ranks: Ranks | None = None,
@@ -64,8 +76,9 @@ def train(
     """Train a student on the targets of a cache, of a base online, or on pixels.
 
     Goes on from the last checkpoint of `config.out` where there is one. overwrite: remove the run that lies there
-    first, and nothing else. Raises ConfigError, IdentityError, CacheError, WeightsError, NonFiniteError, SourceError
-    for photos to be judged on, or TecCacheError where the folder holds something that is no run.
+    first, and nothing else. extend: a run of another number of epochs goes on under the schedule of `config.epochs`
+    (`tec_cache.run.extending`). Raises ConfigError, IdentityError, CacheError, WeightsError, NonFiniteError,
+    SourceError for photos to be judged on, or TecCacheError where the folder holds something that is no run.
     """
     ranks = ranks or Ranks.from_environment()
     shown = ranks.main and not quiet
@@ -82,17 +95,18 @@ def train(
             groups, num_views = agreed(finished_groups(config, cache, kept) if ranks.main else None, ranks) or ((), 0)
             cache, config = cache.narrowed(groups), replace(config, views=num_views)
         config = with_micro_batch(config, Pretrain.name, MOST_AT_ONCE, compute, ranks, overwrite=overwrite)
-        source, student = prepare_student(config, cache, compute)
+        sources, student = prepare_student(config, cache, compute)
+        init = warm_start(config, student, sources, None if overwrite else begun)
 
         def task() -> Pretrain:
             judge = judge_of(config, student, compute, ranks, shown)
-            return Pretrain(config, cache, source, student, compute, ranks, judge)
+            return Pretrain(config, cache, sources, student, compute, ranks, judge)
 
-        settings = resolved_settings(config, cache, source, student)
-        how = {"overwrite": overwrite, "dry_run": dry_run, "quiet": not shown}
+        settings = resolved_settings(config, cache, sources, student) | ({} if init is None else {"init": init})
+        how = {"overwrite": overwrite, "extend": extend, "dry_run": dry_run, "quiet": not shown}
         ran = run_task(task, settings, config, compute, ranks, **how)
         judged = ran.task.judge is not None and ranks.main and not dry_run
-        return summary_of(ran, last_scores(run) if judged else {})
+        return replace(summary_of(ran, last_scores(run) if judged else {}), init=init)
 
 
 def judge_of(config: TrainConfig, student: Student, compute: Compute, ranks: Ranks, shown: bool) -> StudentJudge | None:
@@ -113,13 +127,20 @@ def summary_of(ran: Ran[Pretrain], scores: dict[str, float]) -> TrainSummary:
     task = ran.task
     return TrainSummary(
         **vars(ran.done),
-        base_calls=task.source.base.num_calls if isinstance(task.source, OnlineTargets) else None,
+        base_calls={
+            name or source.base.name: source.base.num_calls
+            for name, source in task.sources.items()
+            if isinstance(source, OnlineTargets)
+        },
         left_out=task.loader.left_out,
         damaged=sorted(task.loader.damaged),
-        target_error=task.target_error(),
+        target_errors=task.target_errors(),
+        gradients=dict(task.gradients.last) if task.gradients is not None else {},
+        dwarfed=task.gradients.note() if task.gradients is not None else "",
         scores=scores,
         remarks=task.judge.remarks() if isinstance(task.judge, StudentJudge) else [],
         foreign=ran.foreign,
+        extensions=ran.extensions,
     )
 
 
@@ -133,14 +154,15 @@ def staged(config: TrainConfig, cache: Cache) -> Cache:
 def as_begun(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
     """Take what was left open, but may have changed in the cache since, from the run as it began.
 
-    A run goes on with its own views and target set when the cache has grown by others.
+    A run goes on with its own views and target sets when the cache has grown by others.
     """
     changes: dict[str, Any] = {}
     if config.views is None:
         changes["views"] = stored["num_views"]
-    chosen = config.target is not None or config.online is not None or config.pixels
-    if not chosen and stored["targets"]["kind"] == "cached":
-        changes["target"] = stored["targets"]["name"]
+    chosen = bool(config.target or config.online or config.pixels)
+    if config.target == ("all",) or (not chosen and all(of["kind"] == "cached" for of in stored["targets"])):
+        cached = [of for of in stored["targets"] if of["kind"] == "cached"]
+        changes["target"] = tuple(f"{of['name']}:{of['weight']!r}" for of in cached)
     return replace(config, **changes)
 
 
@@ -150,41 +172,43 @@ def finished_groups(
     """Return the groups of photos that are finished now, or were when the run began, and in how many views."""
     if begun is not None and begun["groups"] is not None:
         return frozenset((shard, group) for shard, group in begun["groups"]), int(begun["num_views"])
-    cached = config.online is None and not config.pixels
-    target = (config.target or (cache.target_names[0] if len(cache.target_names) == 1 else None)) if cached else None
     num_views = config.views or cache.num_views
-    groups = cache.finished_groups(num_views, target)
+    names: list[str | None] = [None]  # of the views alone
+    if not (config.online or config.pixels):
+        names = list(target_sets(config, cache))
+    groups = frozenset.intersection(*(cache.finished_groups(num_views, name) for name in names))
     if not groups:
         todo = "wait until tec-cache extract has finished some"
         raise CacheError("no group of photos is finished in all its views yet", where=config.cache, todo=todo)
     return groups, num_views
 
 
-def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tuple[TargetSource, Student]:
+def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tuple[Sources, Student]:
     """Resolve the targets, then build the student with heads that fit them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder = create_encoder(config.student, cache.grid, config.student_args)
-        source = choose_targets(config, cache, compute, int(encoder.patch_embed.img_size[0]))
+        sources = choose_targets(config, cache, compute, int(encoder.patch_embed.img_size[0]))
         torch.manual_seed(config.seed)  # again: loading a base draws from the generator too
         student = Student(
             encoder,
-            source.spec,
+            {name: Goal(spec=source.spec, tau=source.tau) for name, source in sources.items()},
             adapters=config.adapters,  # type: ignore[arg-type]
+            adapters_shared=config.adapters_shared,
+            balanced=config.balance == "norm",
             mask_ratio=config.mask_ratio,
-            tau=source.tau,
             decoder_depth=config.decoder_depth,
             decoder_width=config.decoder_width,
             decoder_heads=config.decoder_heads,
             checkpointing=config.checkpointing,
         )
     if config.init == "base":
-        state = base_weights_for(config, source, student.encoder)
+        state = base_weights_for(config, sources, student.encoder)
         load_strict(student.encoder, state, what="the student, from the base's weights")
-    return source, student
+    return sources, student
 
 
-def resolved_settings(config: TrainConfig, cache: Cache, source: TargetSource, student: Student) -> dict[str, Any]:
+def resolved_settings(config: TrainConfig, cache: Cache, sources: Sources, student: Student) -> dict[str, Any]:
     """Return everything that made a run, as it is kept in run.json."""
     named = {name: getattr(config, name) for name in ("cache", "probe_train", "probe_test")}
     places: dict[str, Any] = {name: without_secrets(place) for name, place in named.items() if place}
@@ -192,7 +216,11 @@ def resolved_settings(config: TrainConfig, cache: Cache, source: TargetSource, s
         "format": FORMAT,
         "task": Pretrain.name,
         "config": asdict(replace(config, **places)),
-        "targets": source.identity() | {"spec": student.targets.to_json(), "tau": student.tau},
+        "targets": [
+            source.identity()
+            | {"spec": source.spec.to_json(), "tau": source.tau, "weight": source.weight, "goal": goal}
+            for goal, source in sources.items()
+        ],
         "cache": cache.fingerprint,
         "num_views": config.views or cache.num_views,
         "groups": None if cache.only is None else sorted(list(group) for group in cache.only),

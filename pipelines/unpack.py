@@ -113,7 +113,7 @@ def _unpack_views(pack: Pack, unit: Unit, record: PackRecord, store: Store) -> V
             raise ConfigError(f"unit {unit} here has other crops", where=store.place(name), todo="name another CACHE")
         return there
     blocks = range(-(-len(record.keys) // BLOCK_ROWS))
-    jpegs = [jpeg for number in blocks for jpeg in pack.read_block(record, number, None, None)[0]]
+    jpegs = [jpeg for number in blocks for jpeg in pack.read_block(record, number, (), ())[0]]
     crops = [Crop(*entry) for entry in zip(record.keys, jpegs, record.labels, strict=True)]
     skipped, notes = ([(key, text) for key, text in pairs] for pairs in (record.skipped, record.notes))
     return commit_views(store, unit, crops, skipped, record.identity, photos_sha256=record.photos_sha256, notes=notes)

@@ -33,9 +33,13 @@ _CPU = Condition(lambda c: not c.device.startswith("cuda"), "they are a CPU's, a
 _BASE = Condition(lambda c: not c.pixels, "pixels have no base")
 _ATTENTION = Condition(lambda c: not c.pixels and c.k != "none", "there is no attention target")
 _OWN_WEIGHTS = Condition(
-    lambda c: c.online is not None or c.init == "base", "the base is loaded for --online and --init base only"
+    lambda c: bool(c.online) or c.init == "base", "the base is loaded for --online and --init base only"
 )
-_ONLINE = Condition(lambda c: c.online is not None, "the base runs with --online only; a target set has its own")
+_ONLINE = Condition(lambda c: bool(c.online), "the base runs with --online only; a target set has its own")
+_SEVERAL = Condition(
+    lambda c: len(c.target) > 1 or c.target == ("all",) or len(c.online) > 1, "there is one target set"
+)
+_FUSED = Condition(lambda c: c.adapters in ("both", "encoder"), "there are no encoder adapters")
 _BLOCKS = Condition(lambda c: c.decoder_depth > 0, "a decoder of depth 0 has no blocks")
 _STAGE = Condition(lambda c: c.stage is not None, "copies are made where --stage names a folder")
 _PROBED = Condition(lambda c: c.probe_every is not None, "nothing is judged without --probe-every")
@@ -47,6 +51,7 @@ _WHOLE = Condition(lambda c: c.tune == "full", "the encoder's blocks are frozen"
 _MOMENTUM = Condition(lambda c: c.optimizer != "adamw", "AdamW has betas instead")
 _ADAMW = Condition(lambda c: c.optimizer in (None, "adamw"), "they are AdamW's")
 _PLANNED_PHOTOS = Condition(lambda c: c.extract.input is not None, "no photos were given")
+_ROUNDS = Condition(lambda c: c.rounds > 1, "a single round makes no target set")
 _PLANNED_TRAINING = Condition(lambda c: bool(c.extract.base or c.extract.name), "without a base no training is planned")
 
 _TUNING: dict[str, Conditions] = {
@@ -116,6 +121,7 @@ USED: dict[str, dict[str, Conditions]] = {
         "classes": (_PHOTOS,),
         "label_field": (_PHOTOS,),
         "k": (_TARGETS,),
+        "class_target": (_TARGETS,),
         "normalization": (_TARGETS,),
         "last_layers": (_TARGETS,),
         "quality": (_TARGETS,),
@@ -142,6 +148,7 @@ USED: dict[str, dict[str, Conditions]] = {
         "student": ALWAYS,
         "student_args": ALWAYS,
         "adapters": ALWAYS,
+        "adapters_shared": (_FUSED, _SEVERAL),
         "init": ALWAYS,
         "decoder_depth": ALWAYS,
         "decoder_width": ALWAYS,
@@ -149,11 +156,14 @@ USED: dict[str, dict[str, Conditions]] = {
         "mask_ratio": ALWAYS,
         "tau": (_ATTENTION,),
         "k": (_BASE,),
+        "class_target": (_ONLINE,),
         # compared with the target set where there is one
         "normalization": (_BASE,),
         "last_layers": (_BASE,),
         "feature_weight": ALWAYS,
         "attention_weight": (_ATTENTION,),
+        "class_weight": (_BASE,),
+        "balance": (_SEVERAL,),
         "partial": ALWAYS,
         "views": ALWAYS,
         "epochs": ALWAYS,
@@ -239,6 +249,18 @@ USED: dict[str, dict[str, Conditions]] = {
         "precision": ALWAYS,
         "workers": ALWAYS,
         "on_error": ALWAYS,
+    },
+    "RoundsConfig": {
+        "train": ALWAYS,
+        "extract": ALWAYS,
+        # one of these two, or none where the cache has one target set
+        "target": ALWAYS,
+        "pixels": ALWAYS,
+        "rounds": ALWAYS,
+        "start": ALWAYS,
+        "keep": (_ROUNDS,),
+        "name": (_ROUNDS,),
+        "seconds": ALWAYS,
     },
     "PlanConfig": {
         "extract": ALWAYS,

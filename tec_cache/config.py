@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,6 +54,7 @@ class ExtractConfig:
     classes: str | None = setting(None, "File of class names, in the order of their numbers.  [default: collected]")
     label_field: str | None = setting(None, "Labels of tars: in KEY.FIELD, or in a field of KEY.json.  [default: cls]")
     k: str | None = setting(None, "Attention rows beside the class token's: a number, all, none.  [default: base's]")
+    class_target: bool = setting(False, "Store the base's class token too (its patches' mean where it has none).")
     normalization: str | None = setting(None, "patch, feature or none.  [default: patch]")
     last_layers: int | None = setting(None, "Blocks whose mean output is the feature target.  [default: 2]")
     quality: str | None = setting(
@@ -99,8 +101,12 @@ class TrainConfig(JudgementSettings, LoopSettings):
     TITLE: ClassVar[str] = "Targets and student"
 
     cache: str = setting("", "Folder or URL of the cache.")
-    target: str | None = setting(None, "Target set to learn from.  [default: the only one]")
-    online: str | None = setting(None, "Base model in the loop on the stored crops: the yardstick of caching.")
+    target: tuple[str, ...] = setting(
+        (), "Target set to learn from, NAME or NAME:WEIGHT; again for each of several, or all.  [default: the only one]"
+    )
+    online: tuple[str, ...] = setting(
+        (), "Base in the loop on the stored crops, the yardstick of caching; again, NAME:WEIGHT, for each of several."
+    )
     base_weights: str | None = setting(None, "Weight file of the base, for --online and --init base.")
     mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the base in the loop.  [default: its own]")
     std: tuple[float, float, float] | None = setting(None, "Pixel deviation of it.  [default: its own]")
@@ -115,17 +121,27 @@ class TrainConfig(JudgementSettings, LoopSettings):
         metadata={"help": "Change the student: NAME=VALUE (patch_size, embed_dim, depth, num_heads, ...)."},
     )
     adapters: str = setting("both", "both, input, encoder or none.")
-    init: str = setting("random", "random, or base: start from the base's weights (an ablation).")
+    adapters_shared: bool = setting(False, "One set of encoder adapters for all target sets (an ablation).")
+    init: str = setting(
+        "random",
+        "random; base: its weights (an ablation); or the folder of an export (encoder, adapters) or of a run (also the "
+        "decoder's blocks and heads): what fits is taken, and told.",
+    )
     decoder_depth: int = setting(2, "Shared blocks of the decoder.")
     decoder_width: int | None = setting(None, "Width of the decoder.  [default: 512; 768 for ViT-L]")
     decoder_heads: int | None = setting(None, "Heads of the decoder.  [default: 16]")
     mask_ratio: float = setting(0.75, "Share of patches that the student does not see.")
     tau: float | None = setting(None, "Temperature of the attention target.  [default: the base's recipe]")
     k: str | None = setting(None, "Attention rows: at most what is stored; none for no attention.  [default: stored]")
+    class_target: bool = setting(False, "With --online: the base's class token as a target too.  [default: as stored]")
     normalization: str | None = setting(None, "patch, feature or none.  [default: stored; patch online]")
     last_layers: int | None = setting(None, "Blocks averaged by the base.  [default: stored; 2 online]")
     feature_weight: float = setting(1.0, "Weight of the feature loss.")
     attention_weight: float = setting(1.0, "Weight of the attention loss.")
+    class_weight: float = setting(1.0, "Weight of the class-token loss, where there is such a target; 0 leaves it out.")
+    balance: str = setting(
+        "none", "Weights of several sets: none (as given), or norm (equal gradients at the encoder)."
+    )
     partial: bool = setting(False, "Train on the units that are finished now, while extraction goes on.")
     views: int | None = setting(None, "Views to use; epoch e reads view e mod views.  [default: all]")
     masks_per_view: int = setting(1, "Masks of one loaded view in a step; a step then reads batch / masks views.")
@@ -137,25 +153,32 @@ class TrainConfig(JudgementSettings, LoopSettings):
     )
 
     def __post_init__(self) -> None:
+        for name in ("target", "online"):
+            value = getattr(self, name)
+            if isinstance(value, str):  # one name is a list of one
+                object.__setattr__(self, name, (value,))
+            wanted_sets(getattr(self, name))
         super().__post_init__()
         self.check_judgement()
         check_choice("adapters", self.adapters, ("both", "input", "encoder", "none"))
-        check_choice("init", self.init, ("random", "base"))
+        check_choice("balance", self.balance, ("none", "norm"))
+        if not self.init:
+            raise ConfigError("--init is empty", todo="give random, base, or the folder of an export or a run")
         check_choice("on_error", self.on_error, ("stop", "skip"))
         check_choice("normalization", self.normalization, ("patch", "feature", "none"))
         check_positive(self, "views", "decoder_width", "decoder_heads", "last_layers")
         check_positive(self, "masks_per_view", "shuffle_buffer")
         check_range(self, 0, "decoder_depth")
-        check_range(self, 0, "feature_weight", "attention_weight")
+        check_range(self, 0, "feature_weight", "attention_weight", "class_weight")
         check_range(self, 0, "tau", open_end=True)
         if self.feature_weight == self.attention_weight == 0:
             raise ConfigError("both losses have the weight 0", todo="give one of them a weight")
         if not self.cache:
             raise ConfigError("no cache was named", todo="give --cache DIR")
-        if sum((self.target is not None, self.online is not None, self.pixels)) > 1:
+        if sum((bool(self.target), bool(self.online), self.pixels)) > 1:
             raise ConfigError(
                 "several kinds of targets were asked for",
-                todo="give one of --target NAME, --online BASE, --pixels",
+                todo="give --target NAME, --online BASE or --pixels",
             )
         if self.init == "base" and self.pixels:
             raise ConfigError("--init base needs a base", todo="leave out --pixels or --init")
@@ -247,6 +270,27 @@ def parse_bytes(text: str | None) -> int | None:
     return size
 
 
+def wanted_sets(texts: Sequence[str]) -> dict[str, float]:
+    """Read names with weights, NAME or NAME:WEIGHT, in their order; without one the weight is 1.
+
+    ConfigError for a name that comes twice, and for a weight that is not above 0.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, colon, last = text.rpartition(":")
+        try:
+            weight = float(last) if colon else 1.0
+        except ValueError:  # timm:NAME
+            name, weight = text, 1.0
+        name = name if colon else text
+        if not name or not 0 < weight < float("inf"):
+            raise ConfigError(f"{text!r} is no NAME:WEIGHT", todo="give a weight above 0, for instance mae:0.5")
+        if name in found:
+            raise ConfigError(f"{name} was given twice", todo="give each set once, with its weight: NAME:WEIGHT")
+        found[name] = weight
+    return found
+
+
 def parse_rows(text: str | int | None) -> Any:
     """Read k: None (not given) stays None; "none" gives the string; "all"; a number from 0."""
     if text is None or text in ("all", "none"):
@@ -291,6 +335,11 @@ def _typed(key: str, value: Any, kind: str, where: str) -> Any:
         and not {type(v) for v in value} - {int, float}
     ):
         return tuple(value)
+    if kind == "tuple[str, ...]":
+        names = [value] if isinstance(value, str) else value
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+        raise ConfigError(f"{key} = {value!r} is not a list of strings", where=where)
     if wanted == "str" and key == "k" and type(value) is int:
         return str(value)
     if type(value) is {"int": int, "str": str, "bool": bool, "dict": dict}.get(wanted):

@@ -11,7 +11,7 @@ from tec_cache.errors import ConfigError, nearest
 from tec_cache.paths import expanded
 
 PLACES = {"input", "cache", "base", "base_weights", "online", "out", "stage", "model", "weights", "train", "test",
-          "classes", "save_predictions", "probe_train", "probe_test"}  # fmt: skip
+          "classes", "save_predictions", "probe_train", "probe_test", "init"}  # fmt: skip
 """Settings that may name a file or folder, in whichever config."""
 
 
@@ -32,6 +32,8 @@ def expand_paths(config: Any) -> None:
         value = getattr(config, item.name)
         if item.name in PLACES and isinstance(value, str):
             object.__setattr__(config, item.name, expanded(value))
+        elif item.name in PLACES and isinstance(value, tuple):
+            object.__setattr__(config, item.name, tuple(map(expanded, value)))
 
 
 def changed(config: Any) -> list[str]:

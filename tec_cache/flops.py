@@ -31,23 +31,19 @@ def student_macs(student: Any, visible: int) -> int:
 
     A training step takes 1 + BACKWARD times as many.
     """
-    spec, encoder, decoder = student.targets, student.encoder, student.decoder
-    patches = spec.num_tokens
+    encoder, decoder = student.encoder, student.decoder
     macs = _patch_macs(encoder.patch_embed, visible)
     for block in encoder.blocks:
         macs += _linear_macs(block) * (1 + visible) + 2 * (1 + visible) ** 2 * _attention_width(block)
-    if student.encoder_adapters is not None:
-        macs += _linear_macs(student.encoder_adapters) * (1 + visible)
+    for adapters in student.encoder_adapters:
+        macs += _linear_macs(adapters) * (1 + visible)
     # the input adapter sees one class token a batch: nothing
-    branches = [branch for branch in (decoder.feature, decoder.attention) if branch is not None]
-    for branch in branches:
-        macs += _linear_macs(branch.embed) * (1 + visible)
-        for block in decoder.blocks:
-            macs += _linear_macs(block) * (1 + patches) + 2 * (1 + patches) ** 2 * _attention_width(block)
-    macs += _linear_macs(decoder.feature.head) * (patches - visible)
-    if decoder.attention is not None:
-        half = _linear_macs(decoder.attention.head) // 2  # queries of the asked rows, keys of all patches
-        macs += half * (spec.num_rows + patches) + spec.num_rows * patches * spec.channels
+    for goal, heads in zip(student.goals.values(), student.heads, strict=True):
+        patches = goal.spec.num_tokens
+        for head in heads.values():
+            macs += head.macs(goal.spec, visible)
+            for block in decoder.blocks if head.branch else ():
+                macs += _linear_macs(block) * (1 + patches) + 2 * (1 + patches) ** 2 * _attention_width(block)
     return int(macs)
 
 

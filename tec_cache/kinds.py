@@ -13,6 +13,7 @@ from tec_cache.errors import TecCacheError
 from tec_cache.store import open_store
 
 RUN_FILE = "run.json"
+ROUNDS_FILE = "rounds.json"
 EXPORT_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 """Beside EXPORT_FILE."""
@@ -28,6 +29,7 @@ class Kind(Enum):
     PACK = "pack"
     RUN = "run"
     EXPORT = "export"
+    ROUNDS = "rounds"
     OTHER = "something else"
     NOTHING = "nothing"
 
@@ -46,6 +48,8 @@ def what_is(place: str) -> Kind:
         return Kind.NOTHING
     if (store.folder / RUN_FILE).is_file():
         return Kind.RUN
+    if (store.folder / ROUNDS_FILE).is_file():
+        return Kind.ROUNDS
     if _is_export(store.folder / EXPORT_FILE):
         return Kind.EXPORT
     return Kind.OTHER if store.folder.exists() else Kind.NOTHING

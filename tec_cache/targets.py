@@ -7,6 +7,8 @@ checkpoints came from it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -103,8 +105,15 @@ def _scores(query: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tens
 
 
 def normalize_targets(targets: Targets, how: Normalization) -> Targets:
-    """Return the targets with their features normalized (B, L, C) float32; attention is left alone."""
-    return Targets(normalize_features(targets.features, how), targets.attention, targets.rows)
+    """Return the targets with features (B, L, C) and class tokens (B, C) normalized, float32; attention as it is.
+
+    A view has one class token, so there is nothing to normalize it over but its own channels, whatever is done to the
+    patches; with "none" it stays raw as well.
+    """
+    token = targets.class_token
+    if token is not None:
+        token = normalize_features(token[:, None], "none" if how == "none" else "feature")[:, 0]
+    return Targets(normalize_features(targets.features, how), targets.attention, targets.rows, token)
 
 
 def narrow_rows(targets: Targets, k: Rows) -> Targets:
@@ -113,14 +122,14 @@ def narrow_rows(targets: Targets, k: Rows) -> Targets:
     k = None drops the attention target. Asking for more rows than there are is a ConfigError.
     """
     if k is None:
-        return Targets(targets.features)
+        return Targets(targets.features, class_token=targets.class_token)
     if targets.attention is None or targets.rows is None:
         raise ConfigError("these targets hold no attention rows", todo="train with --k none")
     have = targets.rows.shape[1]
     want = have if k == "all" else k
     if want > have or (k == "all" and have != targets.features.shape[1]):
         raise ConfigError(f"k = {k} was asked for, {have} rows are stored", todo=f"train with --k {have} or less")
-    return Targets(targets.features, targets.attention[:, :, : want + 1], targets.rows[:, :want])
+    return replace(targets, attention=targets.attention[:, :, : want + 1], rows=targets.rows[:, :want])
 
 
 def pixel_targets(pixels: torch.Tensor, grid: int) -> Targets:
@@ -137,9 +146,14 @@ def pixel_targets(pixels: torch.Tensor, grid: int) -> Targets:
     return Targets(normalize_features(patches, "feature"))
 
 
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """Return half-precision and bfloat16 values as float32, float32 and float64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def target_distribution(logits: torch.Tensor, tau: float) -> torch.Tensor:
     """Turn target logits (..., L) into probabilities over the L patch keys: softmax(logits / tau).
 
     tau divides the target's logits only, never the student's.
     """
-    return F.softmax(logits.float() / tau, dim=-1)
+    return F.softmax(widened(logits) / tau, dim=-1)

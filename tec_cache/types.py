@@ -29,6 +29,8 @@ class TargetSpec:
     """How the features were normalized: over the patches of a view, over the channels of a token, not."""
     columns: int | None = None
     """Patch tokens per row where they are not `grid` as well."""
+    class_token: bool = False
+    """Whether there is a class-token target, as wide as the features."""
 
     @property
     def grid_shape(self) -> tuple[int, int]:
@@ -49,8 +51,9 @@ class TargetSpec:
         return 1 + (self.num_tokens if self.k == "all" else self.k)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return asdict(self)
+        """Return the fields as plain JSON values; `class_token` only where it is true: older sets do not name it."""
+        values = asdict(self)
+        return values if self.class_token else {n: value for n, value in values.items() if n != "class_token"}
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,14 @@ class Targets:
                row when they come from a cache. None when the attention target is left out.
     rows:      (B, k) int64 patch numbers (zero-based, class token not counted) by descending score, of
                which attention rows 1..k are the rows; row 0 is the class token's.
+    class_token: (B, C) float, the output of the base's last block at its class token, or the mean over its patches
+               where it has none; raw or normalized like the features. None where it was not asked for.
     """
 
     features: torch.Tensor
     attention: torch.Tensor | None = None
     rows: torch.Tensor | None = None
+    class_token: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         """Return the same targets on another device."""
@@ -75,4 +81,5 @@ class Targets:
         def move(t: torch.Tensor | None) -> torch.Tensor | None:
             return None if t is None else t.to(device, non_blocking=non_blocking)
 
-        return Targets(self.features.to(device, non_blocking=non_blocking), move(self.attention), move(self.rows))
+        features = self.features.to(device, non_blocking=non_blocking)
+        return Targets(features, move(self.attention), move(self.rows), move(self.class_token))

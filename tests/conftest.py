@@ -21,7 +21,7 @@ from pipelines.pack import pack
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import ExtractConfig, TrainConfig
-from tec_cache.loader import Loader
+from tec_cache.loader import Batch, Loader
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint
 from tec_cache.run.settings import load_settings, run_identity
 
@@ -194,6 +194,11 @@ def payload_of(cache: Cache, unit: Unit, target: str | None = None) -> Path:
     record = cache.views_record(unit) if target is None else cache[target].record(unit)
     assert record.payload is not None
     return Path(cache.store.place(record.payload.name))
+
+
+def codes_of(batch: Batch) -> dict[tuple[str, str], torch.Tensor]:
+    """All arrays of all target sets of a batch."""
+    return {(target, name): values for target, arrays in batch.codes.items() for name, values in arrays.items()}
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

@@ -37,6 +37,8 @@ def options(config: Any) -> list[str]:
                 words += [f"--{field.name.removesuffix('s').replace('_', '-')}", f"{name}={given}"]
         elif value is True:
             words.append(f"--{field.name.replace('_', '-')}")
+        elif field.type == "tuple[str, ...]":
+            words += [word for given in value for word in (f"--{field.name.replace('_', '-')}", given)]
         elif value != field.default:
             values = value if isinstance(value, tuple) else (value,)
             words += [f"--{field.name.replace('_', '-')}", *map(str, values)]

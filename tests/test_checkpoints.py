@@ -86,7 +86,7 @@ STUDENT = {
 }
 WHOLE = {
     "another run": (put("run", value="0" * 64), "another run's"),
-    "another format": (put("format", value=1), "of format 1, this program's are of 3"),
+    "another format": (put("format", value=1), "of format 1, this program's are of 4"),
     "no format": (drop("format"), "of format 1"),
     "no run": (drop("run"), "not a checkpoint of tec-cache"),
     "a run that is a number": (put("run", value=5), "run is a int"),

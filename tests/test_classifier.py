@@ -85,7 +85,8 @@ def student_layers(student: Student) -> tuple[Tensor, Tensor]:
     layers: list[Tensor] = []
     hook = student.encoder.norm.register_forward_hook(lambda *a: layers.append(a[2]))
     with torch.no_grad():
-        fused = student.forward_encoder(IMAGES, random_mask(torch.arange(16.0).expand(4, -1), 0.0))
+        given = student.forward_layers(IMAGES, random_mask(torch.arange(16.0).expand(4, -1), 0.0))
+        (fused,) = student.fused(given)
     hook.remove()
     return layers[0], fused
 
@@ -378,7 +379,7 @@ def test_an_encoder_is_found_by_whatever_names_it(export: Path, source: LoadedEn
     assert "export" not in plain.made_of
     assert torch.equal(plain.model.norm.weight, source.model.norm.weight)
     drawn = load_encoder(f"random:{export}", seed=3)
-    assert drawn.adapters_state is None
+    assert drawn.adapters_states == {}
     assert not torch.equal(drawn.model.patch_embed.proj.weight, source.model.patch_embed.proj.weight)
     larger = create_classifier(load_encoder(str(export), grid=6), CLASSES, rule="tec")
     assert larger(torch.randn(1, 3, 48, 48)).shape == (1, CLASSES)
@@ -404,7 +405,7 @@ def test_adapters_of_another_export_are_refused(export: Path, student: Student, 
         ({"tune": "all"}, "unknown tune"),
         ({"rule": "ibot"}, "unknown rule"),
         ({"adapters_from": "random"}, "random adapters were asked for"),
-        ({"tune": "adapters", "adapters_from": "base"}, "unknown adapters_from"),
+        ({"tune": "adapters", "adapters_from": "base"}, "no encoder adapters of base"),
         ({"tune": "head", "drop_path": 0.1}, "drop path"),
         ({"num_classes": 1}, "a classifier of 1 classes"),
     ],
@@ -606,19 +607,25 @@ def fields(recipe: FinetuneRecipe, names: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in names}
 
 
-def made_of(target: str | None = None, online: str | None = None, **changes: Any) -> dict[str, Any]:
+def made_of(target: str | None = None, online: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
     config = dataclasses.asdict(TrainConfig(cache="c", out="o", online=online, **changes))
     kind = "online" if online else "cached" if target else "pixels"
     return {
-        "export": {"settings": {"config": config, "targets": {"kind": kind} | ({"name": target} if target else {})}}
+        "export": {"settings": {"config": config, "targets": [{"kind": kind} | ({"name": target} if target else {})]}}
     }
+
+
+def several(*names: str) -> dict[str, Any]:
+    made = made_of(names[0])
+    made["export"]["settings"]["targets"] = [{"kind": "cached", "name": name} for name in names]
+    return made
 
 
 @pytest.mark.parametrize(
     ("made", "recipe", "why"),
     [
         (made_of("mae", epochs=300), "mae-b-300", "targets named mae, 300 epochs"),
-        (made_of(online="mae", epochs=800), "mae-b-800", "800 epochs"),
+        (made_of(online=("mae",), epochs=800), "mae-b-800", "800 epochs"),
         (made_of("ibot", epochs=100), "ibot-b-300", "the nearest row"),
         (made_of("ibot", epochs=600), "ibot-b-800", "the nearest row"),
         (made_of("mae_large", epochs=300, student="vit_large_patch16_224"), "mae-l-300", "vit_large"),
@@ -640,6 +647,7 @@ def test_a_recipe_is_chosen_by_what_an_export_was_made_of(made: dict[str, Any], 
         ({}, "no export"),
         ({"export": {"settings": {"config": {}, "targets": {}}}}, "does not say what it was trained on"),
         ({"export": {"settings": [1]}}, "does not say what it was trained on"),
+        (several("mae", "ibot"), "no row for 2 target sets"),
         (made_of("mae_large", epochs=300), "no row for vit_base_patch16_224 on targets named mae_large"),
         (made_of("dino", epochs=300), "no row for"),
         (made_of(pixels=True), "targets named pixels"),

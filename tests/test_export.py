@@ -62,7 +62,7 @@ def test_timm_loads_the_export_and_gives_the_training_encoders_features(
         # with nothing masked, the training encoder sees what timm's model sees, in another order of patches
         noise = torch.arange(16.0).expand(2, -1)
         mask = random_mask(noise, 0.0)
-        student.forward_encoder(images, mask)
+        student.fused(student.forward_layers(images, mask))[0]
         theirs = model.forward_features(images)
     torch.testing.assert_close(theirs, layers[0], rtol=0, atol=1e-5)
     folded = (student.class_token() - student.encoder.cls_token).abs().max()
@@ -76,7 +76,7 @@ def test_adapters_are_exported_beside_it(runs: dict[str, Path], tmp_path: Path) 
     adapters = EncoderAdapters(3, 48, 4 * 32)
     adapters.load_state_dict(below("encoder_adapters.", state), strict=True)
     layers = [torch.randn(2, 5, 48) for _ in range(3)]
-    assert torch.equal(adapters(layers), student.encoder_adapters(layers))
+    assert torch.equal(adapters(layers), student.encoder_adapters[0](layers))
     mlp, given = Mlp(48, 4 * 48), below("input_adapter.", state)
     token = given.pop("class_token")
     assert torch.equal(token, student.encoder.cls_token)
@@ -97,7 +97,7 @@ def below(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 def test_either_kind_of_adapter_is_exported_alone(runs: dict[str, Path], kept: str, tmp_path: Path) -> None:
     student = trained_student(runs["both"])[0]
     if kept == "input":
-        student.encoder_adapters = None
+        student.encoder_adapters = torch.nn.ModuleList()
     else:
         student.input_adapter = None
     write_export(student, tmp_path / "out", config={}, encoder_name="vit_tiny_patch16_224", model_args=TINY)
@@ -109,7 +109,7 @@ def test_either_kind_of_adapter_is_exported_alone(runs: dict[str, Path], kept: s
 def test_an_adapter_that_is_not_finite_is_not_exported(runs: dict[str, Path], tmp_path: Path) -> None:
     student, _ = trained_student(runs["both"])
     with torch.no_grad():
-        student.encoder_adapters.norm_after.bias[0] = float("nan")
+        student.encoder_adapters[0].norm_after.bias[0] = float("nan")
     with pytest.raises(TecCacheError, match=r"encoder_adapters\.norm_after\.bias of the exported adapters"):
         write_export(student, tmp_path / "out", config={}, encoder_name="vit_tiny_patch16_224", model_args=TINY)
     assert not (tmp_path / "out").exists()
@@ -168,11 +168,12 @@ def test_the_configuration_names_the_weights(runs: dict[str, Path], tmp_path: Pa
     for adapters, out in ((name, export(run, tmp_path / name)) for name, run in runs.items()):
         made = json.loads((out / "config.json").read_text())["tec_cache"]
         assert made["model_sha256"] == hash_file(out / "model.safetensors")
+        assert made["card_sha256"] == hash_file(out / "README.md")
         if adapters == "both":
             assert made["adapters_sha256"] == hash_file(out / "adapters" / "adapters.safetensors")
         else:
             assert made["adapters_sha256"] is None
-            assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
+            assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_an_export_replaces_another_and_leaves_nothing_of_it(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_folder_of_another_task_or_other_settings_is_refused(
     kept = json.loads(before)
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.json").write_text(json.dumps(kept | {"format": 1}))
-    with pytest.raises(TecCacheError, match="of format 1, this program's are of 3"):
+    with pytest.raises(TecCacheError, match="of format 1, this program's are of 4"):
         finetune(tuning(photos, tiny_base, tmp_path / "old"))
 
 

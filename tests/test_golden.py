@@ -6,6 +6,7 @@ description in the file's origin: tiny sizes, float32, on a CPU.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,18 +122,17 @@ def test_a_mistake_would_be_noticed(golden: Golden, mistake: str, monkeypatch: p
     base = base_of(golden)
     student = student_of(golden, base)
     if mistake == "tau":
-        student.tau = 1.0
+        student.goals = {"": replace(student.goals[""], tau=1.0)}
     elif mistake == "variance":
         monkeypatch.setattr(target_math, "normalize_features", biased)
     elif mistake == "groups":
-        assert student.encoder_adapters is not None
-        for part in (student.encoder_adapters.fuse, student.encoder_adapters.mlps):
+        for part in (student.encoder_adapters[0].fuse, student.encoder_adapters[0].mlps):
             first, second = part[0].state_dict(), part[1].state_dict()
             swapped = ({k: v.clone() for k, v in second.items()}, {k: v.clone() for k, v in first.items()})
             part[0].load_state_dict(swapped[0])
             part[1].load_state_dict(swapped[1])
     elif mistake == "attention scale":
-        student.decoder.attention_scale = (48 / 3) ** -0.5
+        student.heads[0]["attention"].scale = (48 / 3) ** -0.5
     raw = base(torch.from_numpy(golden["imgs"]).float())
     if mistake == "row order":
         assert raw.rows is not None

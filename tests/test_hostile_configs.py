@@ -231,7 +231,7 @@ def test_a_mixture_of_two_exports_is_refused_by_base_probe_and_info(tmp_path: Pa
     """Three heads for six: every shape fits."""
     folder = write_tiny_base(tmp_path / "base")
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    settings_of = {"task": "pretrain", "config": {}, "targets": {"kind": "pixels"}, "cache": "0" * 64}
+    settings_of = {"task": "pretrain", "config": {}, "targets": [{"kind": "pixels"}], "cache": "0" * 64}
     changed(folder, tec_cache={"model_sha256": digest, "step": 3, "settings": settings_of})
     assert load_base(str(folder), grid=4).num_heads == 3
     other = write_tiny_base(tmp_path / "other", seed=1, num_heads=6)

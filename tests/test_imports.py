@@ -20,13 +20,17 @@ TRAINING = ("tec_cache.loader", "tec_cache.student", "tec_cache.run", "tec_cache
 BOTH_ALLOWED = (
     "pipelines.train",
     "pipelines.training.target_sources",
+    "pipelines.training.warm_start",
     "pipelines.loading.encoder_source",
     "pipelines.judging.student_judge",
     "pipelines.finetune",
     "pipelines.segment",
+    "pipelines.reporting.models",
+    "pipelines.reporting.judged",
 )
-"""The training program, whose online yardstick puts the base into the loop; fine-tuning, which
-judges any base; and what judges a student as if it were one."""
+"""The training program, whose online yardstick puts the base into the loop, and which knows two models of one shape
+apart as it does a base and a student; fine-tuning, which judges any base; what judges a student as if it were one; and
+the report, which draws new models beside their base, and judges tuned ones on photos."""
 
 
 TASKS = ("pretrain", "classify", "segment")

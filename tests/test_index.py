@@ -284,7 +284,7 @@ def test_where_times_say_nothing_each_unit_shows_whether_its_record_is_there(cac
         reseal(path, body | lists | {"keys_sha256": hash_keys(lists["keys"])})
     opened = open_cache(cache)
     blind = Cache(Blind(cache), opened.manifest)
-    ours = Loader(blind, None, batch_size=16, pixel_sizes=(32,), seed=3)
+    ours = Loader(blind, (), batch_size=16, pixel_sizes=(32,), seed=3)
     assert isinstance(ours._units, IndexedUnits)
     if harm == "other":
         assert_same(list(ours.batches(0, 6)), all_without_targets(cache))
@@ -295,7 +295,7 @@ def test_where_times_say_nothing_each_unit_shows_whether_its_record_is_there(cac
 
 def all_without_targets(path: Path) -> list[Batch]:
     opened = open_cache(path)
-    return list(Loader(opened, None, batch_size=16, pixel_sizes=(32,), seed=3).batches(0, 6))
+    return list(Loader(opened, (), batch_size=16, pixel_sizes=(32,), seed=3).batches(0, 6))
 
 
 def test_what_is_made_again_is_indexed_again(cache: Path, shards: Path, tiny_base: Path) -> None:

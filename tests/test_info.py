@@ -52,7 +52,7 @@ def test_a_run_that_can_go_on(run: Path, made_cache: Path) -> None:
     found = info(str(run))
     assert (found["kind"], found["step"], found["total_steps"], found["finished"]) == ("run", 4, 6, False)
     assert found["config"]["student_args"] == TINY
-    assert found["targets"]["name"] == "tiny"
+    assert [of["name"] for of in found["targets"]] == ["tiny"]
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     assert {name: logged[name] for name in ("loss", "feature", "attention")} == {
         name: found["logged"][name] for name in ("loss", "feature", "attention")
@@ -142,7 +142,7 @@ def test_an_export_whose_weights_are_damaged(exported: Path, tmp_path: Path) -> 
 
 BAD_JSON = ["", "[]", "3", "{", "{}", '{"config": 3}', '{"config": [], "targets": {}, "cache": "c", "num_views": 1}',
             '{"config": {}, "targets": {}, "cache": 7, "num_views": 1}', "[" * 100_000, '"\\ud800"', "\xff",
-            '{"format": 3, "config": {}, "targets": {}, "num_views": "many", "total_steps": 1}']  # fmt: skip
+            '{"format": 4, "config": {}, "targets": {}, "num_views": "many", "total_steps": 1}']  # fmt: skip
 
 
 @pytest.mark.parametrize("text", BAD_JSON, ids=range(len(BAD_JSON)))
@@ -171,7 +171,7 @@ def test_something_else_is_named(tmp_path: Path, shards: Path, tiny_base: Path) 
         assert what_is(place) is Kind.OTHER
         parts = set(re.findall(r"\d \.\w+|a file|an empty folder", contents(Path(place))))
         assert parts == set(re.findall(r"\d \.\w+|a file|an empty folder", said))
-        with pytest.raises(ConfigError, match="this is no cache, pack, run or export, but"):
+        with pytest.raises(ConfigError, match="this is no cache, pack, run, export or rounds, but"):
             info(place)
 
 

@@ -161,10 +161,10 @@ def test_a_damaged_copy_of_a_pack_is_fetched_again(made_cache: Path, tmp_path: P
     opened = open_pack(StagedStore(open_store(tmp_path / "pack"), tmp_path / "stage", None))
     unit = opened.view_units[0]
     record, target = opened.views_record(unit), opened["tiny"]
-    first = opened.read_block(record, 0, target, target.record(unit))
+    first = opened.read_block(record, 0, (target,), (target.record(unit),))
     (copy,) = (p for p in (tmp_path / "stage").rglob("*.tar") if str(unit) in p.name)
     data = bytearray(copy.read_bytes())
     data[record.offsets[0] + 9] ^= 1
     copy.write_bytes(data)
-    again = opened.read_block(record, 0, target, target.record(unit))
+    again = opened.read_block(record, 0, (target,), (target.record(unit),))
     assert again[0] == first[0]

@@ -103,7 +103,7 @@ def test_every_row_comes_with_its_own_crop_targets_and_label(quality: str, reque
             assert np.array_equal(batch.pixels[32][i].numpy(), pixels)
             assert batch.labels[i] == label
             for name, values in arrays.items():
-                assert np.array_equal(batch.codes[name][i].numpy(), values)
+                assert np.array_equal(batch.codes["tiny"][name][i].numpy(), values)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -34,7 +34,7 @@ from tec_cache.pack.reader import Pack
 from tec_cache.run.metrics import read_metrics
 from tec_cache.store import open_store
 from tec_cache.store.local import LocalStore
-from tests.conftest import encoded, files_below, photo, tiny_config, tiny_training, write_shards, write_tar
+from tests.conftest import codes_of, encoded, files_below, photo, tiny_config, tiny_training, write_shards, write_tar
 
 NUMBERS = itertools.count()
 
@@ -94,7 +94,7 @@ def pack_copy(packed: Path, tmp_path: Path) -> Path:
 
 def batches(path: Path, name: str | None, **options: Any) -> list[Batch]:
     cache = open_cache(path)
-    loader = Loader(cache, cache[name] if name else None, batch_size=16, pixel_sizes=(32, 24), **options)
+    loader = Loader(cache, cache[name] if name else (), batch_size=16, pixel_sizes=(32, 24), **options)
     return list(loader.batches(0, 2 * loader.steps_per_epoch))
 
 
@@ -105,10 +105,11 @@ def test_batches_of_a_pack_are_those_of_its_cache(two_sets: Path, packed: Path, 
     for a, b in zip(ours, theirs, strict=True):
         assert np.array_equal(a.sample_keys, b.sample_keys)
         assert torch.equal(a.labels, b.labels)
-        assert a.codes.keys() == b.codes.keys()
-        for key, values in b.codes.items():
-            assert a.codes[key].dtype == values.dtype
-            assert torch.equal(a.codes[key], values)
+        assert codes_of(a).keys() == codes_of(b).keys()
+        assert bool(codes_of(b)) == bool(name)
+        for key, values in codes_of(b).items():
+            assert codes_of(a)[key].dtype == values.dtype
+            assert torch.equal(codes_of(a)[key], values)
         for size, pixels in b.pixels.items():
             assert torch.equal(a.pixels[size], pixels)
 
@@ -127,7 +128,7 @@ def test_a_block_is_one_range_of_one_file(packed: Path, monkeypatch: pytest.Monk
         return read_ranges(self, name, ranges)
 
     monkeypatch.setattr(LocalStore, "read_ranges", counted)
-    cache.read_block(views, 0, targets, coded)
+    cache.read_block(views, 0, (targets,), (coded,))
     assert views.payload is not None
     assert reads == [(views.payload.name, 1)]
 
@@ -373,7 +374,8 @@ def test_another_release_may_write_other_bytes_of_the_same_values(
     assert files_below(tmp_path / "back") != files_below(two_sets)
     for name in ("tiny", "coded"):
         for a, b in zip(batches(tmp_path / "back", name), batches(two_sets, name), strict=True):
-            assert all(torch.equal(a.codes[key], b.codes[key]) for key in b.codes)
+            assert codes_of(b)
+            assert all(torch.equal(codes_of(a)[key], values) for key, values in codes_of(b).items())
     assert unpack(str(packed), str(tmp_path / "back")).units_made == 0
 
 
@@ -467,7 +469,7 @@ def test_both_ends_may_be_urls(two_sets: Path, packed: Path, tmp_path: Path) -> 
     loader = Loader(cache, cache["coded"], batch_size=16, pixel_sizes=(32, 24))
     ours = list(loader.batches(0, 3))
     for a, b in zip(ours, batches(two_sets, "coded")[:3], strict=True):
-        assert torch.equal(a.codes["features"], b.codes["features"])
+        assert torch.equal(a.codes["coded"]["features"], b.codes["coded"]["features"])
         assert torch.equal(a.pixels[32], b.pixels[32])
     unpack(out, back)
     store = open_store(back)

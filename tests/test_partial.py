@@ -17,7 +17,7 @@ from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.reader import open_cache
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.loader import Loader
-from tests.conftest import tiny_config, tiny_training
+from tests.conftest import codes_of, tiny_config, tiny_training
 
 
 @pytest.fixture
@@ -80,13 +80,13 @@ def test_a_damaged_block_is_skipped_and_counted_only_when_asked(made_cache: Path
     for good, batch in zip(whole, spoiled.batches(0, 3), strict=True):
         same = torch.tensor(good.sample_keys == batch.sample_keys)
         replaced += int((~same).sum())
-        for name, values in good.codes.items():
-            assert torch.equal(values[same], batch.codes[name][same])
+        for name, values in codes_of(good).items():
+            assert torch.equal(values[same], codes_of(batch)[name][same])
         # a stand-in brings its own crop, targets and key
         for place in (~same).nonzero()[:, 0].tolist():
             (source,) = np.flatnonzero(good.sample_keys == batch.sample_keys[place])
             assert torch.equal(batch.pixels[32][place], good.pixels[32][source])
-            assert torch.equal(batch.codes["features"][place], good.codes["features"][source])
+            assert torch.equal(batch.codes["tiny"]["features"][place], good.codes["tiny"]["features"][source])
     assert replaced == len(cache.views_record(unit).keys) <= BLOCK_ROWS
     assert spoiled.damaged == {f"unit {unit}, block 0: damaged targets"}
     summary = train(tiny_training(path, tmp_path / "run", epochs=2, on_error="skip"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -27,6 +28,7 @@ from tec_cache.cache.record import ViewsRecord
 from tec_cache.cache.writer import Crop, commit_views
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, StorageError, TecCacheError
+from tec_cache.loader import Loader
 from tec_cache.store import Store, open_store
 from tec_cache.store import drafts as drafts_module
 from tec_cache.store.drafts import PREFIX, clear_abandoned, temporary_file
@@ -105,6 +107,31 @@ def test_a_cache_on_s3_holds_byte_for_byte_the_files_of_a_local_one(s3_cache: st
     assert objects(s3_cache) == without_lock(made_cache)
     remote, local = info(s3_cache), info(str(made_cache))
     assert remote | {"cache": ""} == local | {"cache": ""}
+
+
+def test_several_sets_from_s3_give_the_losses_of_a_disk_and_one_range_of_each_file_a_block(
+    s3_cache: str, s3: S3Server, made_cache: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    local, url = Path(shutil.copytree(made_cache, tmp_path / "cache")), "s3://bucket/two-sets"
+    for place in (str(local), url):
+        if place == url:
+            for name, data in objects(s3_cache).items():
+                open_store(url).create(name, data)
+        extract(tiny_config(None, place, tiny_base, name="other", k="2", last_layers=1))  # type: ignore[arg-type]
+    how: dict[str, Any] = {"target": ("tiny", "other:0.5"), "steps": 4, "workers": 1}
+    near = train(tiny_training(local, tmp_path / "near", **how))
+    far = train(tiny_training(url, tmp_path / "far", **how))  # type: ignore[arg-type]
+    assert far.losses == near.losses
+    asked = []
+    for sets in (["tiny"], ["tiny", "other"]):
+        cache = open_cache(url)
+        loader = Loader(cache, [cache[name] for name in sets], batch_size=16, pixel_sizes=(32,), workers=1)
+        with s3.requests() as requests:
+            list(loader.batches(0, loader.steps_per_epoch))
+        asked.append([r for r in requests if ".zip" in str(r) or ".tar" in str(r)])
+    crops = [r for r in asked[0] if ".tar" in str(r)]
+    assert len([r for r in asked[1] if ".tar" in str(r)]) == len(crops) > 0
+    assert len(asked[1]) == len(asked[0]) + len(crops), "one more for each block"
 
 
 def test_training_from_s3_gives_the_losses_of_training_from_a_disk(

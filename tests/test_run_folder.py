@@ -199,7 +199,7 @@ def attempts(made_cache: Path, run: Path, out: Path) -> list[Any]:
     ]
 
 
-def damaged(text: str, path: tuple[str, ...], value: Any) -> bytes:
+def damaged(text: str, path: tuple[str | int, ...], value: Any) -> bytes:
     document = json.loads(text)
     inner = document
     for name in path[:-1]:
@@ -216,14 +216,17 @@ def damaged(text: str, path: tuple[str, ...], value: Any) -> bytes:
     [(("config",), None), (("config",), []), (("config", "epochs"), "10"), (("config", "epochs"), -1),
      (("config", "epochs"), ...), (("config", "unheard_of"), 1), (("config", "mask_ratio"), "x"),
      (("config", "student"), 5), (("config", "adapters"), "some"), (("config", "betas"), {}),
-     (("targets",), "tiny"), (("targets", "spec"), ...), (("targets", "spec", "grid"), "4"),
-     (("targets", "spec", "grid"), -4), (("targets", "spec", "grid"), 10**6), (("targets", "spec", "channels"), 2**40),
-     (("targets", "spec", "k"), "most"), (("targets", "tau"), "warm"), (("targets", "kind"), "guessed"),
-     (("targets", "name"), ...), (("cache",), 5), (("num_views",), "2"), (("groups",), [[0]]), (("groups",), "all"),
+     (("targets",), "tiny"), (("targets",), []), (("targets",), {}), (("targets", 0), 5),
+     (("targets", 0, "weight"), "x"),
+     (("targets", 0, "goal"), ...), (("targets", 0, "spec"), ...), (("targets", 0, "spec", "grid"), "4"),
+     (("targets", 0, "spec", "grid"), -4), (("targets", 0, "spec", "grid"), 10**6),
+     (("targets", 0, "spec", "channels"), 2**40),
+     (("targets", 0, "spec", "k"), "most"), (("targets", 0, "tau"), "warm"), (("targets", 0, "kind"), "guessed"),
+     (("targets", 0, "name"), ...), (("cache",), 5), (("num_views",), "2"), (("groups",), [[0]]), (("groups",), "all"),
      (("mean",), [0.5]), (("mean",), ["a", "b", "c"]), (("extra",), 1), (("total_steps",), ...)],
 )  # fmt: skip
 def test_settings_of_a_wrong_type_are_damage(
-    made_cache: Path, made_run: Path, tmp_path: Path, path: tuple[str, ...], value: Any
+    made_cache: Path, made_run: Path, tmp_path: Path, path: tuple[str | int, ...], value: Any
 ) -> None:
     run = Path(shutil.copytree(made_run, tmp_path / "r"))
     (run / "run.json").write_bytes(damaged((run / "run.json").read_text(), path, value))

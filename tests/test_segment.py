@@ -311,7 +311,7 @@ def test_what_leaves_is_timms_encoder_with_the_head_beside_it(
     assert kept["task"] == "segment"
     assert kept["scores"]["test_miou"] == read_metrics(run)[-1]["test_miou"]
     if head == "linear":  # and it can be tuned on
-        assert load_encoder(str(out)).adapters_state is None
+        assert load_encoder(str(out)).adapters_states == {}
 
 
 def test_every_value_of_a_recipe_can_be_changed_where_it_is_used(masks: Path, tiny_base: Path, tmp_path: Path) -> None:

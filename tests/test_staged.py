@@ -26,7 +26,7 @@ from tec_cache.store.local import LocalStore
 from tec_cache.store.stage_folder import StageFolder, hash_in
 from tec_cache.store.staged import StagedStore
 from tests import forked
-from tests.conftest import tiny_training
+from tests.conftest import codes_of, tiny_training
 
 
 class Counted(LocalStore):
@@ -79,7 +79,8 @@ def assert_same(ours: list[Any], theirs: list[Any]) -> None:
     assert len(ours) == len(theirs) > 0
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a.pixels[32], b.pixels[32])
-        assert all(torch.equal(a.codes[name], b.codes[name]) for name in b.codes)
+        assert codes_of(b)
+        assert all(torch.equal(codes_of(a)[name], values) for name, values in codes_of(b).items())
         assert (a.sample_keys == b.sample_keys).all()
 
 

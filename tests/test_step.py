@@ -71,7 +71,7 @@ def test_several_masks_of_a_view_are_the_mean_of_a_step_for_each() -> None:
 
 def test_the_task_draws_each_mask_of_a_view_from_its_number(made_cache: Path) -> None:
     cache = open_cache(made_cache)
-    loader: Loader[Batch] = Loader(cache, None, batch_size=8, pixel_sizes=(32,), seed=5)
+    loader: Loader[Batch] = Loader(cache, (), batch_size=8, pixel_sizes=(32,), seed=5)
     (batch,) = loader.batches(13, 14)
     noise = noise_of(batch, 16, seed=5, masks=3)
     assert noise.shape == (24, 16)

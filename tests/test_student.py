@@ -11,7 +11,8 @@ import torch
 
 from tec_cache.errors import ConfigError
 from tec_cache.rng import key64
-from tec_cache.student.losses import attention_loss, feature_loss
+from tec_cache.student.heads.attention import attention_loss
+from tec_cache.student.heads.feature import feature_loss
 from tec_cache.student.masking import mask_noise, num_visible_patches, random_mask
 from tec_cache.student.model import Student, create_student
 from tec_cache.student.position import sincos_position
@@ -64,9 +65,9 @@ def test_decoder_follows_the_students_size(name: str, width: int, heads: int) ->
         student = Student(__import__("timm").create_model(name, num_classes=0), VIT_B)
     assert student.decoder.blocks[0].attn.num_heads == heads
     assert student.decoder.position.shape[-1] == width
-    assert student.encoder_adapters is not None
-    assert student.encoder_adapters.mlps[0].fc1.out_features == 4 * width
-    assert len(student.encoder_adapters.fuse) == len(student.encoder.blocks) // 3
+    assert len(student.encoder_adapters) == 1
+    assert student.encoder_adapters[0].mlps[0].fc1.out_features == 4 * width
+    assert len(student.encoder_adapters[0].fuse) == len(student.encoder.blocks) // 3
 
 
 @pytest.mark.parametrize("adapters", ["both", "input", "encoder", "none"])
@@ -128,7 +129,7 @@ def test_attention_loss_ignores_a_constant_per_row() -> None:
 
 def test_masked_pixels_do_not_reach_the_student() -> None:
     student = tiny()
-    targets = some_targets(student.targets)
+    targets = some_targets(student.goals[""].spec)
     noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(3))
     mask = random_mask(noise, 0.75)
     images = torch.randn(2, 3, 32, 32)
@@ -146,7 +147,7 @@ def test_masked_pixels_do_not_reach_the_student() -> None:
 
 def test_initialization() -> None:
     student = tiny(spec(channels=96))
-    head = student.decoder.feature.head
+    head = student.heads[0]["feature"].head
     bound = math.sqrt(6 / (head.in_features + head.out_features))
     assert 0.9 * bound < head.weight.abs().max() <= bound
     assert head.bias.abs().max() == 0
@@ -157,8 +158,8 @@ def test_initialization() -> None:
     assert not student.encoder.pos_embed.requires_grad
     eps = {m.eps for n, m in student.named_modules() if isinstance(m, torch.nn.LayerNorm) and "adapters" not in n}
     assert eps == {1e-6}
-    assert student.encoder_adapters is not None
-    assert {student.encoder_adapters.norm_before.eps, student.encoder_adapters.norm_after.eps} == {1e-5}
+    assert len(student.encoder_adapters) == 1
+    assert {student.encoder_adapters[0].norm_before.eps, student.encoder_adapters[0].norm_after.eps} == {1e-5}
 
 
 def test_seed_decides_the_weights_and_leaves_torchs_generator_alone() -> None:
@@ -168,7 +169,7 @@ def test_seed_decides_the_weights_and_leaves_torchs_generator_alone() -> None:
     one, two, other = tiny(seed=1), tiny(seed=1), tiny(seed=2)
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert not torch.equal(one.decoder.feature.head.weight, other.decoder.feature.head.weight)
+    assert not torch.equal(one.heads[0]["feature"].head.weight, other.heads[0]["feature"].head.weight)
 
 
 def reference_position(width: int, grid: int) -> np.ndarray:

@@ -147,6 +147,36 @@ def test_half_the_batch_in_each_of_two_processes_gives_the_gradient_of_one(made_
         assert moved.norm() < STEPPED * size.norm()
 
 
+def test_several_sets_in_two_processes_give_the_losses_and_weights_of_one(
+    made_cache: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Also with weights that follow the gradients' norms, which the ranks measure each on its own views."""
+    cache = Path(shutil.copytree(made_cache, tmp_path / "cache"))
+    extract(tiny_config(None, cache, tiny_base, name="other", k="2", last_layers=1, class_target=True))
+    changes: dict[str, Any] = {"target": ("tiny", "other:3"), "balance": "norm", "steps": 6, "epochs": 4}
+    changes |= {"warmup_epochs": 0}
+    train(tiny_training(cache, tmp_path / "one", **changes))
+    words = [
+        "--no-python",
+        "tec-cache",
+        "train",
+        *options(tiny_training(cache, tmp_path / "two", **changes)),
+        "--quiet",
+    ]
+    job = torchrun(tmp_path / "log", 2, *words)
+    assert job.process.returncode == 0, job.err
+    one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
+    assert len(one) == len(two) == 6
+    timed = {"images_per_second", "waited"}
+    for ours, theirs in zip(two, one, strict=True):
+        assert {"tiny/gradient", "other/weight", "other/class"} <= ours.keys()
+        for name in theirs.keys() - timed:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+    expected = weights(tmp_path / "one")
+    moved = torch.cat([(w - expected[n]).flatten() for n, w in weights(tmp_path / "two").items()])
+    assert moved.norm() < STEPPED * torch.cat([w.flatten() for w in expected.values()]).norm()
+
+
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_after_a_kill_torchrun_goes_on_from_the_last_checkpoint(
     rank: int, undisturbed: Path, made_cache: Path, tmp_path: Path

@@ -189,7 +189,7 @@ def held_out_losses(student: Student, cache: Cache, config: Fidelity, device: to
         batch = host_batch.to(device)
         images = batch.images(cache.size, mean, std)
         noise = noise_of(batch, cache.grid**2, seed=0).to(device)
-        losses = student(images, stored.decode(batch.codes), noise=noise)
+        losses = student(images, stored.decode(batch.codes[stored.name]), noise=noise)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value) / steps
     return {"loss": sum(sums.values())} | sums

@@ -91,7 +91,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> dict[str, Kind]:
         compile=args.compile,
         more=more,
     )
-    return three_kinds(setting, {"online": base["base"], "base_weights": base["base_weights"]})
+    return three_kinds(setting, {"online": (base["base"],), "base_weights": base["base_weights"]})
 
 
 def spread(values: list[float], how: str) -> str:

@@ -74,8 +74,8 @@ def kind(setting: Setting, *, ready: bool = False) -> Kind:
     config = setting.config
     compute = resolve_compute(config.device, config.precision)
     opened = open_cache(config.cache)
-    source, student = prepare_student(config, opened, compute)
-    task = Pretrain(config, opened, source, student, compute, Ranks())
+    sources, student = prepare_student(config, opened, compute)
+    task = Pretrain(config, opened, sources, student, compute, Ranks())
     loop = Loop(task, config, compute, Ranks())
     batches = on_device(task.batches(0, loop.total_steps), compute.device)
     if ready:
@@ -87,7 +87,8 @@ def kind(setting: Setting, *, ready: bool = False) -> Kind:
 def make_ready(task: Pretrain, loop: Loop[MaskedBatch], batch: MaskedBatch) -> None:
     """Let a training use one batch for ever, its images and targets made already."""
     images = batch.views.images(task.size, task.mean, task.std)
-    targets = task.source.targets(batch.views, images)
+    (source,) = task.sources.values()
+    targets = source.targets(batch.views, images)
 
     class Ready(Batch):
         def images(self, *_: Any) -> torch.Tensor:
@@ -98,7 +99,7 @@ def make_ready(task: Pretrain, loop: Loop[MaskedBatch], batch: MaskedBatch) -> N
 
     there = MaskedBatch(Ready(**vars(batch.views)), batch.noise)
     loop.next_batch = lambda _: there  # type: ignore[method-assign]
-    task.source.targets = ready_targets  # type: ignore[method-assign]
+    source.targets = ready_targets  # type: ignore[method-assign]
 
 
 def measure(kinds: Mapping[str, Kind], steps: int, rounds: int) -> list[dict[str, float]]:

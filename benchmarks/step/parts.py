@@ -16,7 +16,8 @@ from pipelines.training.target_sources import OnlineTargets
 from tec_cache.loader import Batch
 from tec_cache.run import loop as loop_module
 from tec_cache.run.loop import Loop
-from tec_cache.student import model as model_module
+from tec_cache.student.heads import attention as attention_module
+from tec_cache.student.heads import feature as feature_module
 from tec_cache.tasks.pretrain import MaskedBatch, Pretrain
 
 STEPS = 4
@@ -57,22 +58,22 @@ class _Clock:
 def parts_of_a_step(task: Pretrain, loop: Loop[MaskedBatch], step: Callable[[], None]) -> dict[str, float]:
     """Return the share of each part of a step; `step` does one."""
     clock, student = _Clock(loop.compute.device), task.student
-    targets = "base in the loop" if isinstance(task.source, OnlineTargets) else "decoding targets"
+    (source,) = task.sources.values()
+    targets = "base in the loop" if isinstance(source, OnlineTargets) else "decoding targets"
     places: list[tuple[Any, str, str]] = [
         (loop, "next_batch", "waiting for the loader"),
         (Batch, "images", "pixels to images"),
-        (task.source, "targets", targets),
+        (source, "targets", targets),
         (student, "embed_visible", "patch embedding"),
-        (student, "forward_encoder", "encoder"),
-        (student.decoder, "forward", "decoder and heads"),
-        (model_module, "feature_loss", "losses"),
-        (model_module, "attention_loss", "losses"),
+        (student, "forward_layers", "encoder"),
+        (student.decoder, "forward", "decoder"),
+        (feature_module, "feature_loss", "losses"),
+        (attention_module, "attention_loss", "losses"),
         (torch.Tensor, "backward", "backward"),
         (loop_module, "gradient_norm", "gradient norm"),
         (loop.optimizer, "step", "optimizer"),
     ]
-    if student.encoder_adapters is not None:
-        places.append((student.encoder_adapters, "forward", "encoder adapters"))
+    places += [(adapters, "forward", "encoder adapters") for adapters in student.encoder_adapters]
     with ExitStack() as patches:
         for owner, name, part in places:
             patches.enter_context(mock.patch.object(owner, name, clock.timed(part, getattr(owner, name))))
@@ -87,7 +88,7 @@ def parts_of_a_step(task: Pretrain, loop: Loop[MaskedBatch], step: Callable[[], 
 
 def plain_base_seconds(task: Pretrain, batch: int) -> float:
     """Return the seconds of the online base's forward pass with attention as plain products and a softmax."""
-    source = task.source
+    (source,) = task.sources.values()
     assert isinstance(source, OnlineTargets)
     images = torch.randn(batch, 3, source.base.input_size, source.base.input_size)
     seconds = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,7 +52,7 @@ independent views than it counts, so this is generous."""
 LEAST_DEVIATION = 0.25
 """Of a mean error: the deviation among views is taken as at least this share, for it may have been measured on few."""
 
-OUTLIER = {"mse": 2.0, "kl": 4.0}
+OUTLIER = {"mse": 2.0, "kl": 4.0, "class": 4.0}
 """A view errs too much beyond 8 deviations and this many times the worst view of the codec's own measurement.
 Another view's features are at 1.2 to 2.6 (measured as above, any normalization), far from any codec's error; the
 divergence of attention rows has longer tails."""
@@ -73,11 +73,11 @@ class BaseCheck:
     views: int = 0
     units: int = 0
     measured: dict[str, float] = field(default_factory=dict)
-    """mse, kl, cosine, rows_alike: means over the sample, without views that are outliers."""
+    """mse, kl, cosine, rows_alike, class: means over the sample, without views that are outliers."""
     stated: dict[str, float] = field(default_factory=dict)
-    """mse, kl as the codec's record has them."""
+    """mse, kl, class as the codec's record has them."""
     allowed: dict[str, float] = field(default_factory=dict)
-    """Largest mse and kl that pass."""
+    """Largest mse, kl and class that pass."""
     findings: list[Finding] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -136,6 +136,7 @@ def _job(target: TargetSet, how: How) -> TargetJob:
     if compute.device.type == "cpu":
         torch.set_num_threads(min(default_threads(1), int(identity["threads"] or default_threads(1))))
     shape: dict[str, Any] = {"grid": target.cache.grid, "last_layers": int(identity["last_layers"]), "k": spec.k}
+    shape["class_target"] = spec.class_token
     shape["given"] = Given.of(how.mean, how.std, how.base_args).over(
         Given.from_json(target.manifest["notes"].get("given"))
     )
@@ -203,16 +204,16 @@ def compare(
 ) -> tuple[list[_Row], dict[str, npt.NDArray[np.float64]]]:
     """Run the base on sampled views; return them, without their bytes, and how far the stored targets are off.
 
-    The figures are mse, cosine and, with an attention target, kl and rows_alike of each view: (N,).
+    The figures are mse, cosine and, with such targets, kl and rows_alike, and class, of each view: (N,).
     """
-    # which rows of attention were chosen may differ, so only the features go through the codec's own measure
+    # which rows of attention were chosen may differ, so the rest alone goes through the codec's own measure
     errors = TargetErrors()
     rows: list[_Row] = []
     figures: dict[str, list[torch.Tensor]] = {}
     while part := list(islice(sample, job.batch_size)):
         (new,) = targets_of_crops(job, [row.jpeg for row in part], [row.key for row in part], pool)
         stored = _decoded(target, part, job.compute.device)
-        errors.add(Targets(new.features), Targets(stored.features))
+        errors.add(replace(new, attention=None), replace(stored, attention=None))
         figures.setdefault("cosine", []).append(cosine_of_views(new, stored))
         if new.attention is not None:
             for name, values in zip(("kl", "rows_alike"), attention_agreement(new, stored), strict=True):
@@ -220,7 +221,11 @@ def compare(
         rows += [row._replace(jpeg=b"", codes={}) for row in part]
         progress.advance(len(part))
     found = {name: torch.cat(values).numpy() for name, values in figures.items()}
-    return rows, found | ({"mse": errors.mse_of_views.numpy()} if rows else {})
+    if rows:
+        found["mse"] = errors.mse_of_views.numpy()
+        if job.spec.class_token:
+            found["class"] = errors.class_of_views.numpy()
+    return rows, found
 
 
 def _decoded(target: TargetSet, rows: list[_Row], device: torch.device) -> Targets:
@@ -238,10 +243,10 @@ def judge(
 ) -> None:
     """Tell a base that changed from single units whose rows are not those of their crops.
 
-    found: mse, cosine, kl, rows_alike of each view (N,).
+    found: mse, cosine, kl, rows_alike, class of each view (N,).
     """
     codec = target.codec_record
-    names = [name for name in ("mse", "kl") if name in found]
+    names = [name for name in ("mse", "kl", "class") if name in found]
     k = target.spec.k
     outliers = np.zeros(len(rows), bool)
     for name in names:

@@ -14,7 +14,7 @@ from tec_cache.kinds import EXPORT_FILE, WEIGHTS_FILE
 class _Settings(msgspec.Struct):
     config: dict[str, Any]
     task: str
-    targets: dict[str, Any] | None = None
+    targets: list[dict[str, Any]] | None = None
     cache: str | None = None
     recipe: str | None = None
     num_classes: int | None = None

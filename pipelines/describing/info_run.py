@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+from pipelines.describing.command_words import option_words
 from tec_cache.printable import shell_words
 
 TAIL = 1 << 16
@@ -71,28 +71,5 @@ def go_on_command(task: str, config: dict[str, Any], run: str) -> str:
     """Return the command that goes on with a run: its settings that are not the defaults."""
     from tec_cache.run.settings import CONFIGS, PROGRAMS
 
-    words = ["tec-cache", PROGRAMS[task], *([config["model"]] if "model" in config else [])]
-    for item in dataclasses.fields(CONFIGS[task]):
-        if item.name == "model":
-            continue
-        value = run if item.name == "out" else config.get(item.name)
-        if value is None or value is False or (item.name != "out" and value == item.default):
-            continue
-        flag = "--" + item.name.replace("_", "-")
-        if isinstance(value, dict):  # student_args, base_args
-            for name, given in value.items():
-                words += [flag.removesuffix("s"), f"{name}={_argument(given)}"]
-        elif isinstance(value, list | tuple):
-            words += [flag, *map(str, value)]
-        else:
-            words += [flag] if value is True else [flag, str(value)]
-    return shell_words(words)
-
-
-def _argument(value: Any) -> str:
-    """Write a value as `--student-arg` reads it: JSON, or a string that is none."""
-    try:
-        json.loads(value)
-    except (TypeError, ValueError):
-        return value if isinstance(value, str) else json.dumps(value)
-    return json.dumps(value)
+    model = [config["model"]] if "model" in config else []
+    return shell_words(["tec-cache", PROGRAMS[task], *model, *option_words(CONFIGS[task], config | {"out": run})])

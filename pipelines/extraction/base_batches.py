@@ -79,6 +79,8 @@ class Batch:
         finite = torch.isfinite(targets.features).flatten(1).all(1)
         if targets.attention is not None:
             finite &= torch.isfinite(targets.attention).flatten(1).all(1)
+        if targets.class_token is not None:
+            finite &= torch.isfinite(targets.class_token).all(1)
         if not finite.all():
             bad = int((~finite).nonzero()[0])
             raise NonFiniteError(

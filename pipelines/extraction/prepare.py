@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from pipelines.loading.base_given import given_by
 from tec_cache import __version__
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
-from tec_cache.base.source import Given, find_source
+from tec_cache.base.source import Given, default_name, find_source
 from tec_cache.cache import layout, version1
 from tec_cache.cache.identity import differences, fingerprint, require_same
 from tec_cache.cache.layout import check_name
@@ -281,6 +280,7 @@ def prepare_targets(
         grid=cache.grid,
         last_layers=config.last_layers or before.get("last_layers") or 2,
         k=None if k == "none" else k,
+        class_target=config.class_target or bool(before and before["spec"].get("class_token")),
         given=given_by(config).over(Given.from_json(stored["notes"].get("given") if stored else None)),
     )
     spec = base.spec(config.normalization or (before["spec"]["normalization"] if before else "patch"))
@@ -330,13 +330,6 @@ def prepare_targets(
     return TargetJob(
         name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), replaces and dry_run
     )
-
-
-def default_name(base: str) -> str:
-    """Name a target set after its base: a known name, timm's name, or the last part of a path."""
-    if base.startswith("timm:"):
-        return base.removeprefix("timm:")
-    return Path(base).stem if Path(base).is_file() else Path(base).name or base
 
 
 def _versions() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.finetune.classifier import LoadedEncoder
 from tec_cache.kinds import WEIGHTS_FILE
 from tec_cache.recipes import BASES
-from tec_cache.run.export import ADAPTERS_FILE, ENCODER_ADAPTERS, INPUT_ADAPTER
+from tec_cache.run.export import ADAPTERS_FILE, ENCODER_ADAPTERS, INPUT_ADAPTER, OF_SET
 from tec_cache.segment.folder import HEAD
 from tec_cache.weights.content import load_content, read_json
 from tec_cache.weights.files import sha256_of_state
@@ -60,7 +61,7 @@ def load_encoder(
         mean=base.mean,
         std=base.std,
         input_adapter_state=_below(INPUT_ADAPTER, adapters),
-        adapters_state=_below(ENCODER_ADAPTERS, adapters),
+        adapters_states=_of_sets(adapters),
         made_of=made_of,
     )
 
@@ -112,10 +113,26 @@ def _adapters_of(folder: Path, export: dict[str, Any]) -> dict[str, Tensor]:
     file = folder / ADAPTERS_FILE
     check_model_hash(file, str(expected))
     state = load_content(file)
-    foreign = [n for n in state if not str(n).startswith((INPUT_ADAPTER, ENCODER_ADAPTERS, HEAD))]
+    known = (INPUT_ADAPTER, ENCODER_ADAPTERS, OF_SET, HEAD)
+    foreign = [n for n in state if not str(n).startswith(known)]
     if foreign:
         raise WeightsError(f"no name of an adapter: {foreign[0]}", where=str(file), todo="export the run again")
     return state
+
+
+def _of_sets(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the encoder adapters by target set, "" where there is one for all."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        if name.startswith(ENCODER_ADAPTERS):
+            found.setdefault("", {})[name.removeprefix(ENCODER_ADAPTERS)] = value
+        elif name.startswith(OF_SET):
+            # a set's name may hold dots; a weight's begins with one of the adapters' parts
+            match = re.fullmatch(rf"{OF_SET}(.+?)\.((?:norm_before|norm_after|fuse|mlps)\..+)", name)
+            if match is None:
+                raise WeightsError(f"no name of an adapter: {name}", todo="export the run again")
+            found.setdefault(match[1], {})[match[2]] = value
+    return found
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor] | None:

@@ -315,12 +315,16 @@ def _unseen(store: Store, job: TargetJob, codec: Codec, found: list[Targets]) ->
 
 
 def _joined(found: list[Targets]) -> Targets:
-    parts = zip(*((t.features, t.attention, t.rows) for t in found), strict=True)
+    parts = zip(*(_tensors(t) for t in found), strict=True)
     return Targets(*(None if part[0] is None else torch.cat(part) for part in parts))  # type: ignore[arg-type]
 
 
 def _rows_of(targets: Targets, rows: slice) -> Targets:
-    return Targets(*(None if t is None else t[rows] for t in (targets.features, targets.attention, targets.rows)))  # type: ignore[arg-type]
+    return Targets(*(None if t is None else t[rows] for t in _tensors(targets)))  # type: ignore[arg-type]
+
+
+def _tensors(targets: Targets) -> tuple[torch.Tensor | None, ...]:
+    return targets.features, targets.attention, targets.rows, targets.class_token
 
 
 def _write_units(

@@ -99,6 +99,7 @@ class _Ready:
     ready: Targets
     spec: Any
     tau: float
+    weight: float = 1.0
     stored: Any = None
     pixel_size: int | None = None
 
@@ -112,7 +113,7 @@ class _Ready:
 def prepare_training(config: TrainConfig, cache: Cache) -> Prepared:
     """Make the student for the targets of a scratch cache; refuses what `train` would refuse."""
     compute = resolve_compute(config.device, config.precision)
-    config = replace(config, cache=cache.store.address, target=None, online=None, views=1)
+    config = replace(config, cache=cache.store.address, target=(), online=(), views=1)
     if config.micro_batch is None and compute.device.type != "cpu":
         config = replace(config, micro_batch=fitting(config, Ranks(), MOST_AT_ONCE))
     micro = config.micro_batch or config.batch_size
@@ -121,7 +122,8 @@ def prepare_training(config: TrainConfig, cache: Cache) -> Prepared:
             f"{config.batch_size} views do not divide into micro-batches of {micro}",
             todo=f"use a --micro-batch that divides {config.batch_size}",
         )
-    source, student = prepare_student(config, cache, compute)
+    sources, student = prepare_student(config, cache, compute)
+    (source,) = sources.values()  # of the scratch cache's one target set
     return Prepared(config, compute, source, student)
 
 
@@ -137,7 +139,7 @@ def measure_training(made: Prepared, cache: Cache, job: TargetJob, *, seconds: f
     made.cached.stored = cache[job.name]
     online = OnlineTargets(job.base, job.spec, made.cached.tau, compute)
     one_step = replace(config, batch_size=count)
-    task = Pretrain(one_step, cache, made.cached, made.student, compute, Ranks())
+    task = Pretrain(one_step, cache, {"": made.cached}, made.student, compute, Ranks())
     loop = Loop(task, one_step, compute, Ranks())
     workers = config.workers or default_workers(compute.device, 1)
     load_cached, load_online = (
@@ -184,7 +186,7 @@ class _Steps:
         """Seconds of forward and backward on some rows, their targets being there."""
         task, part = self.task, self.batch.rows(count)
         ready = self._targets(self.cached, part)
-        task.source = _Ready(ready, task.source.spec, task.source.tau)
+        task.sources = {"": _Ready(ready, self.cached.spec, self.cached.tau)}
         self.loop.optimizer.zero_grad(set_to_none=True)
         masked = task.masked(part).to(self.loop.compute.device)
         return timed(lambda: self.loop.losses(masked)["loss"].backward())[1]
@@ -206,7 +208,8 @@ class _Steps:
 
 
 def _loader(cache: Cache, source: TargetSource, sizes: set[int], batch_size: int, workers: int) -> Loader[Batch]:
-    return Loader(cache, source.stored, batch_size=batch_size, pixel_sizes=tuple(sorted(sizes)), workers=workers)
+    stored = [source.stored] if source.stored is not None else []
+    return Loader(cache, stored, batch_size=batch_size, pixel_sizes=tuple(sorted(sizes)), workers=workers)
 
 
 def _all_rows(cache: Cache, source: TargetSource, sizes: set[int], device: torch.device) -> Batch:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipelines.terminal.rounds_texts import rounds_info_text
 from pipelines.terminal.texts import info_text
 from tec_cache.printable import block, shell_words
 
 
 def text_of(found: dict[str, Any]) -> str:
     """Say what was found, by its "kind"."""
-    texts = {"run": run_text, "export": export_text}
+    texts = {"run": run_text, "export": export_text, "rounds": rounds_info_text}
     return texts.get(found["kind"], info_text)(found)
 
 
@@ -108,11 +109,15 @@ def _model(name: Any, arguments: Any) -> str:
     return f"{name} ({changed})" if changed else f"{name}"
 
 
-def _targets(targets: dict[str, Any]) -> str:
+def _targets(targets: list[dict[str, Any]]) -> str:
     """Say what a run learns from."""
-    base = targets.get("base")
-    return {
-        "cached": f"target set {targets.get('name')}",
-        "online": f"the base in the loop, {base.get('architecture') if isinstance(base, dict) else base}",
-        "pixels": "pixels",
-    }.get(str(targets.get("kind")), "unknown targets")
+    found = []
+    for of in targets:
+        base = of.get("base")
+        text = {
+            "cached": f"target set {of.get('name')}",
+            "online": f"the base in the loop, {base.get('architecture') if isinstance(base, dict) else base}",
+            "pixels": "pixels",
+        }.get(str(of.get("kind")), "unknown targets")
+        found.append(f"{text} (weight {of['weight']:g})" if len(targets) > 1 else text)
+    return ", ".join(found)

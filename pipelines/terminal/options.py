@@ -103,6 +103,8 @@ def options_of(config: type, without: Iterable[str] = ()) -> Callable[[Callable[
             made = functools.partial(option, flag, item.name, default=None, help=text, section=section)
             if kind == "bool":
                 function = option(flag, item.name, is_flag=True, help=text, section=section)(function)
+            elif kind == "tuple[str, ...]":
+                function = option(flag, item.name, multiple=True, metavar="NAME", help=text, section=section)(function)
             elif kind.startswith("tuple"):
                 function = made(type=float, nargs=kind.count("float"))(function)
             elif kind.startswith("dict"):

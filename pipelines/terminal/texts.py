@@ -215,15 +215,26 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         f"student      {summary.parameters:,} parameters, {summary.trained_parameters:,} trained",
         f"steps        {summary.steps:,} of {summary.total_steps:,}, in micro-batches of {summary.micro_batch:,}",
     ]
+    lines += [f"{'began with' if i == 0 else '':<12} {line}" for i, line in enumerate(_init_text(summary.init))]
+    for one in summary.extensions:
+        epochs = f"{one['from_epochs']:,} to {one['to_epochs']:,} epochs"
+        lines.append(f"lengthened   from {epochs} at step {one['from_step']:,}")
     if summary.left_out:
         lines.append(f"left out     {summary.left_out:,} views of each epoch fill no batch, others each time")
     if losses:
         lines.append(f"losses       {losses}")
-    if losses and summary.target_error and summary.target_error > NEGLIGIBLE:
-        lines += [
-            f"             the feature loss is up to about {summary.target_error:.2g} lower than with --online:",
-            "             what coding left out of the targets need not be predicted (docs/fidelity.md)",
-        ]
+    for name, error in summary.target_errors.items() if losses else ():
+        if error > NEGLIGIBLE:
+            of = f" of {name}" if len(summary.target_errors) > 1 else ""
+            lines += [
+                f"             the feature loss{of} is up to about {error:.2g} lower than with --online:",
+                "             what coding left out of the targets need not be predicted (docs/fidelity.md)",
+            ]
+    if summary.gradients:
+        norms = ", ".join(f"{name} {norm:.3g}" for name, norm in summary.gradients.items())
+        lines.append(f"gradients    {norms}: their norms at the encoder's output, weighted, as last measured")
+        if summary.dwarfed:
+            lines.append(f"             {summary.dwarfed}: see --balance norm, or give weights NAME:WEIGHT")
     if summary.scores:
         knn, linear, step = (summary.scores[name] for name in ("probe_knn", "probe_linear", "step"))
         lines.append(f"judged       kNN {knn:.2%}, linear {linear:.2%} at step {int(step):,}")
@@ -245,6 +256,14 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         else:
             lines += ["interrupted: the checkpoint is kept; go on with", f"  {go_on}"]
     return block(lines)
+
+
+def _init_text(init: dict[str, Any] | None) -> list[str]:
+    """Say what a run took of another model, and what stayed random."""
+    if init is None:
+        return []
+    lines = [f"{', '.join(init['taken'])} of a{'n' * (init['kind'] == 'export')} {init['kind']}, step {init['step']:,}"]
+    return lines + ([f"random: {', '.join(init['random'])}"] if init["random"] else [])
 
 
 def probe_text(summary: ProbeSummary, neighbours: int) -> str:

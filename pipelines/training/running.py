@@ -15,6 +15,7 @@ from tec_cache.device import Compute, default_threads, device_notes, resolve_com
 from tec_cache.distributed import Ranks
 from tec_cache.loop_settings import ComputeSettings, LoopSettings
 from tec_cache.run.beginning import begin_run, find_start
+from tec_cache.run.extending import Extension
 from tec_cache.run.folder import begun_run, foreign_files
 from tec_cache.run.loop import Loop, LoopSummary
 from tec_cache.run.micro_batches import fitting
@@ -34,6 +35,8 @@ class Ran(Generic[T]):
     dry_run: bool
     foreign: list[str]
     """What lies in the run's folder beside the run: nothing of it is ever read or removed."""
+    extensions: list[Extension]
+    """How the run was lengthened."""
 
 
 def prepared_compute(config: ComputeSettings, ranks: Ranks) -> Compute:
@@ -78,22 +81,24 @@ def run_task(
     overwrite: bool,
     dry_run: bool,
     quiet: bool,
+    extend: bool = False,
 ) -> Ran[T]:
     """Run a task's loop from the last checkpoint of its folder, or from the beginning.
 
-    settings: of run.json, without total_steps. make_task: called once it is known that the folder may hold this run.
-    Nothing is written or replaced before all of it is made, when nothing can be refused any more. dry_run: nothing is.
+    settings: of run.json, without total_steps and most notes. make_task: called once it is known that the folder may
+    hold this run. Nothing is written or replaced before all of it is made, when nothing can be refused any more.
+    dry_run: nothing is. extend: the run may have been begun with another number of epochs.
     """
     run = Path(config.out)
     with ExitStack() as lock:
-        start = find_start(run, settings, overwrite=overwrite)
+        start = find_start(run, settings, overwrite=overwrite, extend=extend)
         task = make_task()
         loop: Loop[Any] = Loop(task, config, compute, ranks)
-        settings = settings | {"total_steps": loop.total_steps, "notes": run_notes(compute)}
+        settings = settings | {"total_steps": loop.total_steps, "notes": settings.get("notes", {}) | run_notes(compute)}
         if not dry_run:
-            start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock)
-        loop.resume(start.checkpoint, start.identity)
+            start = begin_run(run, settings, overwrite=overwrite, ranks=ranks, lock=lock, extend=extend)
+        loop.resume(start.checkpoint, start.identity, start.extensions)
         if dry_run:
-            return Ran(task, loop, loop.summary(finished=False, seconds=0.0), True, [])
+            return Ran(task, loop, loop.summary(finished=False, seconds=0.0), True, [], start.extensions)
         done = loop.run(run, start.identity, quiet=quiet)
-        return Ran(task, loop, done, False, foreign_files(run, start.identity))
+        return Ran(task, loop, done, False, foreign_files(run, start.identity), start.extensions)

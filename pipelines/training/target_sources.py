@@ -11,17 +11,17 @@ from pipelines.loading.base_given import given_by
 from tec_cache.base.facts import require_alike
 from tec_cache.base.load import load_base, outline, read_state
 from tec_cache.base.model import FrozenBase
-from tec_cache.base.source import find_source
+from tec_cache.base.source import default_name, find_source
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.target_set import TargetSet
-from tec_cache.config import TrainConfig, parse_rows
+from tec_cache.config import TrainConfig, parse_rows, wanted_sets
 from tec_cache.device import Compute
 from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.loader import Batch
 from tec_cache.paths import exact_name
 from tec_cache.recipes import recipe_of
 from tec_cache.targets import normalize_targets
-from tec_cache.tasks.targets import CachedTargets, PixelTargets, TargetSource
+from tec_cache.tasks.targets import CachedTargets, PixelTargets, Sources, TargetSource
 from tec_cache.types import Targets, TargetSpec
 from tec_cache.weights.files import sha256_of_state
 
@@ -34,6 +34,7 @@ class OnlineTargets:
     spec: TargetSpec
     tau: float
     compute: Compute
+    weight: float = 1.0
     stored: TargetSet | None = None
 
     def __post_init__(self) -> None:
@@ -52,37 +53,63 @@ class OnlineTargets:
         return {"kind": "online", "base": self.base.identity, "last_layers": self.base.last_layers}
 
 
-def choose_targets(config: TrainConfig, cache: Cache, compute: Compute, student_size: int) -> TargetSource:
-    """Make the source that the settings ask for, or say what the cache cannot give."""
-    k = parse_rows(config.k)
+def choose_targets(config: TrainConfig, cache: Cache, compute: Compute, student_size: int) -> Sources:
+    """Make the sources that the settings ask for, by name, or say what the cache cannot give."""
     if config.pixels:
         patch = student_size // cache.grid
         spec = TargetSpec(grid=cache.grid, channels=patch * patch * 3, num_heads=0, k=None, normalization="feature")
-        return PixelTargets(spec)
-    if config.online is not None:
-        recipe = recipe_of(config.online)
-        base = load_base(
-            config.online,
-            config.base_weights,
-            grid=cache.grid,
-            last_layers=2 if config.last_layers is None else config.last_layers,
-            k="recipe" if k is None else None if k == "none" else k,
-            given=given_by(config),
-        )
-        how: Any = config.normalization or "patch"
-        return OnlineTargets(base, base.spec(how), recipe.tau if config.tau is None else config.tau, compute)
-    return _cached(config, cache, k)
+        return {"": PixelTargets(spec)}
+    if config.online:
+        bases = wanted_sets(config.online)
+        short = [default_name(base) for base in bases]
+        names = short if len(set(short)) == len(short) else list(bases)
+        found: dict[str, TargetSource] = {
+            name: _online(base, weight, config, cache, compute)
+            for name, (base, weight) in zip(names, bases.items(), strict=True)
+        }
+    else:
+        found = {name: _cached(name, weight, config, cache) for name, weight in target_sets(config, cache).items()}
+    return found if len(found) > 1 else {"": next(iter(found.values()))}
 
 
-def _cached(config: TrainConfig, cache: Cache, k: Any) -> CachedTargets:
-    """Check the asked settings against what one target set holds."""
-    if config.target is None and len(cache.target_names) != 1:
+def target_sets(config: TrainConfig, cache: Cache) -> dict[str, float]:
+    """Return the names and weights of the target sets that a training from the cache reads."""
+    names = cache.target_names
+    if config.target == ("all",) and "all" not in names:
+        if not names:
+            raise ConfigError("the cache has no target sets", where=config.cache, todo="tec-cache extract --base NAME")
+        return dict.fromkeys(names, 1.0)
+    if config.target:
+        return wanted_sets(config.target)
+    if len(names) != 1:
         raise ConfigError(
-            f"the cache has {len(cache.target_names)} target sets ({', '.join(cache.target_names) or 'none'})",
+            f"the cache has {len(names)} target sets ({', '.join(names) or 'none'})",
             where=config.cache,
-            todo="choose one with --target NAME, or use --online BASE or --pixels",
+            todo="choose with --target NAME (several times for several, or `all`), or use --online BASE or --pixels",
         )
-    stored = cache[config.target or cache.target_names[0]]
+    return {names[0]: 1.0}
+
+
+def _online(name: str, weight: float, config: TrainConfig, cache: Cache, compute: Compute) -> OnlineTargets:
+    """Load a base to be run in every step."""
+    k, recipe = parse_rows(config.k), recipe_of(name)
+    base = load_base(
+        name,
+        config.base_weights,
+        grid=cache.grid,
+        last_layers=2 if config.last_layers is None else config.last_layers,
+        k="recipe" if k is None else None if k == "none" else k,
+        class_target=config.class_target and config.class_weight > 0,
+        given=given_by(config),
+    )
+    how: Any = config.normalization or "patch"
+    tau = recipe.tau if config.tau is None else config.tau
+    return OnlineTargets(base, base.spec(how), tau, compute, weight)
+
+
+def _cached(name: str, weight: float, config: TrainConfig, cache: Cache) -> CachedTargets:
+    """Check the asked settings against what one target set holds."""
+    k, stored = parse_rows(config.k), cache[name]
     spec, identity = stored.spec, stored.identity
     asked = {"normalization": config.normalization, "last_layers": config.last_layers}
     have = {"normalization": spec.normalization, "last_layers": identity["last_layers"]}
@@ -117,19 +144,25 @@ def _cached(config: TrainConfig, cache: Cache, k: Any) -> CachedTargets:
                 todo="leave out --k, give --k 0, or extract a set of the top rows",
             )
         spec = replace(spec, k=k)
+    if config.class_weight == 0:
+        spec = replace(spec, class_token=False)
     tau = recipe_of(_base_name(stored)).tau if config.tau is None else config.tau
-    return CachedTargets(stored, spec, tau)
+    return CachedTargets(stored, spec, tau, weight)
 
 
 def _base_name(stored: TargetSet) -> str:
     return exact_name(str(stored.manifest["notes"]["base"]))
 
 
-def base_weights_for(config: TrainConfig, source: TargetSource, encoder: torch.nn.Module) -> dict[str, torch.Tensor]:
+def base_weights_for(config: TrainConfig, sources: Sources, encoder: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Read the base's weights for `--init base`, and check that they are the ones that made the targets.
 
-    encoder: what they are for. Raises WeightsError, also where it would compute something else from the same shapes.
+    encoder: what they are for. Raises WeightsError, also where it would compute something else from the same shapes,
+    and ConfigError where there are several bases.
     """
+    if len(sources) > 1:
+        raise ConfigError("--init base with several target sets: which base?", todo="leave out --init")
+    (source,) = sources.values()
     if isinstance(source, OnlineTargets):
         name, identity = source.base.name, source.base.identity
     elif source.stored is not None:

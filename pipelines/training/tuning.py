@@ -12,6 +12,7 @@ from tec_cache.device import Compute, default_workers
 from tec_cache.distributed import Ranks, gathered
 from tec_cache.finetune.classifier import LoadedEncoder
 from tec_cache.labelled import PhotoIndex
+from tec_cache.model_card import bases_of, tuned
 from tec_cache.run.checkpoint import FORMAT
 from tec_cache.run.loop import LoopSummary
 from tec_cache.run.metrics import read_metrics
@@ -90,7 +91,10 @@ def shared_summary(config: TuningSettings, ran: Ran[Any], score: str, shown: tup
 
 
 def shared_settings(task: str, config: TuningSettings, encoder: LoadedEncoder) -> dict[str, Any]:
-    """Return the part of run.json that every tuning has: format, task, config and the model that it began with."""
+    """Return the part of run.json that every tuning has: format, task, config and the model that it began with.
+
+    What that model's bases were is a note, for the card: a run is the same without it.
+    """
     places: dict[str, Any] = {n: without_secrets(getattr(config, n)) for n in ("train", "test") if getattr(config, n)}
     made_of = {name: value for name, value in encoder.made_of.items() if name not in ("name", "export")}
     return {
@@ -100,6 +104,7 @@ def shared_settings(task: str, config: TuningSettings, encoder: LoadedEncoder) -
         "model": made_of
         | {"mean": list(encoder.mean), "std": list(encoder.std), "input_size": encoder.input_size}
         | {"adapters": encoder.input_adapter_state is not None},
+        "notes": {"bases": json.dumps(bases_of(encoder.made_of.get("export") or tuned(config.model)))},
     }
 
 

@@ -28,6 +28,7 @@ def load_base(
     grid: int = 14,
     last_layers: int = 2,
     k: Rows | str | None = "recipe",
+    class_target: bool = False,
     given: Given | None = None,
 ) -> FrozenBase:
     """Load a base model and freeze it.
@@ -36,6 +37,7 @@ def load_base(
     weights: a weight file in any format that `weights.files` reads; needed where timm's hub has none.
     grid: patches per side; the input is grid * patch pixels, position embeddings are resampled to it.
     k: rows of attention beside the class token's; "recipe" takes the base's own, None leaves attention out.
+    class_target: give the class token as a target too.
     given: pixel statistics and arguments that no file says.
     Raises ConfigError for an unknown or unsupported base, or settings that contradict it; WeightsError for weights
     that are missing or unfit, or of another release than was named.
@@ -59,6 +61,7 @@ def load_base(
         std=settled.std,
         last_layers=last_layers,
         k=wanted,
+        class_target=class_target,
         facts=(_pixels(loaded.model), *settled.facts),
         given=given,
     )

@@ -59,6 +59,7 @@ class FrozenBase(nn.Module):
         std: tuple[float, float, float],
         last_layers: int = 2,
         k: Rows = 15,
+        class_target: bool = False,
         facts: Sequence[tuple[str, str, str]] = (),
         given: Given | None = None,
     ) -> None:
@@ -74,7 +75,7 @@ class FrozenBase(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.name, self.identity = name, dict(identity)
         self.mean, self.std = mean, std
-        self.last_layers, self.k = last_layers, k
+        self.last_layers, self.k, self.class_target = last_layers, k, class_target
         self.facts = tuple(facts)
         """(name, value, who says so) of all that no shape shows: see `facts.settle`."""
         self.given = given or Given()
@@ -125,15 +126,21 @@ class FrozenBase(nn.Module):
         """Return what its targets consist of once normalized."""
         heads = 0 if self.k is None else self.num_heads
         return TargetSpec(
-            grid=self.grid, channels=self.channels, num_heads=heads, k=self.k, normalization=normalization
+            grid=self.grid,
+            channels=self.channels,
+            num_heads=heads,
+            k=self.k,
+            normalization=normalization,
+            class_token=self.class_target,
         )
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> Targets:
-        """Return raw features (B, L, C), attention logits (B, H, k+1, L) and rows (B, k).
+        """Return raw features (B, L, C), attention logits (B, H, k+1, L), rows (B, k) and, if asked for, class tokens.
 
         Features are the mean of the outputs of the last `last_layers` blocks, patch tokens only, before the
-        final LayerNorm (method: "Feature target"). Logits are those of the last block.
+        final LayerNorm (method: "Feature target"). Logits are those of the last block. A class token (B, C) is the last
+        block's output there, before that LayerNorm too; the mean over the patches for a base that has none.
         """
         if images.shape[-2:] != (self.input_size, self.input_size):
             raise ConfigError(
@@ -166,8 +173,9 @@ class FrozenBase(nn.Module):
             if self.k is not None:
                 del attention.forward
         features = torch.stack([out[:, self.num_prefix :].float() for out in outputs]).mean(dim=0)
+        token = self._token(outputs[-1].float()) if self.class_target else None
         if self.k is None:
-            return Targets(features)
+            return Targets(features, class_token=token)
         if len(call.calls) != 1:
             raise ConfigError(
                 f"the last block of {self.name} makes {len(call.calls)} attention calls where one is known",
@@ -183,7 +191,11 @@ class FrozenBase(nn.Module):
             k=self.k,
             bias=bias,
         )
-        return Targets(features, logits, rows)
+        return Targets(features, logits, rows, token)
+
+    def _token(self, last: torch.Tensor) -> torch.Tensor:
+        """Return the class token (B, C) of a block's output (B, prefix + L, C), or the patches' mean."""
+        return last[:, 0] if self.has_class_token else last[:, self.num_prefix :].mean(dim=1)
 
 
 def check_supported(model: nn.Module) -> None:

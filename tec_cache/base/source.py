@@ -211,3 +211,10 @@ def _guess(read: Weights, size: str, patch: int) -> str:
     if "norm_pre.weight" in state:
         return f"vit_{size}_patch{patch}_clip_224"
     return f"vit_{size}_patch{patch}_224"
+
+
+def default_name(base: str) -> str:
+    """Name a target set after its base: a known name, timm's name, or the last part of a path."""
+    if base.startswith("timm:"):
+        return base.removeprefix("timm:")
+    return Path(base).stem if Path(base).is_file() else Path(base).name or base

@@ -353,11 +353,14 @@ class Cache:
             return ""
 
     def read_block(
-        self, views: CropPlaces, number: int, targets: TargetSet | None, coded: TargetPlaces | None
-    ) -> tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]:
-        """Read block `number` of a unit: its crops as JPEGs, and the stored arrays (rows, ...) of a target set."""
+        self, views: CropPlaces, number: int, targets: Sequence[TargetSet], coded: Sequence[TargetPlaces]
+    ) -> tuple[list[bytes], list[dict[str, npt.NDArray[np.generic]]]]:
+        """Read block `number` of a unit: its crops as JPEGs, and the stored arrays (rows, ...) of each target set.
+
+        coded: where those of each set lie.
+        """
         crops = self.read_crops(views, block_rows(len(views.sizes), number))
-        return crops, {} if targets is None or coded is None else targets.read_block(coded, number)
+        return crops, [target.read_block(places, number) for target, places in zip(targets, coded, strict=True)]
 
 
 def block_rows(count: int, number: int) -> range:

@@ -299,7 +299,7 @@ class TargetRecord(_Record):
         return ranges_problem(sorted(b for blocks in self.blocks.values() for b in blocks), self.payload.size)
 
 
-ErrorName = Annotated[str, Meta(pattern=r"\A(mse|kl)(_max|_std)?\Z")]
+ErrorName = Annotated[str, Meta(pattern=r"\A(mse|kl|class)(_max|_std)?\Z")]
 
 
 @dataclass(frozen=True, kw_only=True)

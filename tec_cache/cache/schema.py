@@ -116,6 +116,7 @@ class Spec(_Document):
     k: Size | Literal["all"] | None
     normalization: Literal["patch", "feature", "none"]
     columns: Annotated[int, Meta(ge=1, le=1024)] | None
+    class_token: bool = False
 
     def __post_init__(self) -> None:
         tokens = TargetSpec(**msgspec.structs.asdict(self)).num_tokens

@@ -12,13 +12,15 @@ class TargetErrors:
 
     mse: squared error of the features over their energy about each channel's mean (which patch normalization
     makes zero), over all views together. kl: divergence of the decoded attention rows from the exact ones in
-    nats at temperature `tau`, mean over rows, heads and views.
+    nats at temperature `tau`, mean over rows, heads and views. class: squared error of the class tokens over their
+    energy.
     """
 
     def __init__(self, tau: float = 1.0) -> None:
         self.tau = tau
         self._error: list[torch.Tensor] = []
         self._kl: list[torch.Tensor] = []
+        self._class: list[torch.Tensor] = []
         self._tokens = 0
         self._sum: torch.Tensor | float = 0.0
         self._square = 0.0
@@ -33,6 +35,11 @@ class TargetErrors:
         if exact.attention is not None:
             assert decoded.attention is not None
             self._kl.append(row_divergence(exact.attention, decoded.attention, self.tau).mean((1, 2)).cpu())
+        if exact.class_token is not None:
+            assert decoded.class_token is not None
+            token = exact.class_token.double()
+            error = (token - decoded.class_token.double()).square().sum(1)
+            self._class.append((error / token.square().sum(1).clamp(min=1e-30)).cpu())
 
     @property
     def energy(self) -> float:
@@ -51,6 +58,11 @@ class TargetErrors:
         return torch.cat(self._kl) if self._kl else torch.empty(0, dtype=torch.float64)
 
     @property
+    def class_of_views(self) -> torch.Tensor:
+        """Relative error of each view's class token (N,) float64; empty without such a target."""
+        return torch.cat(self._class) if self._class else torch.empty(0, dtype=torch.float64)
+
+    @property
     def mse(self) -> float:
         """Relative mean squared error of the features."""
         return float(self.mse_of_views.mean())
@@ -60,10 +72,13 @@ class TargetErrors:
         """Mean divergence of the attention rows, nats; None without an attention target."""
         return float(self.kl_of_views.mean()) if self._kl else None
 
+    def _by_view(self) -> tuple[tuple[str, torch.Tensor], ...]:
+        return ("mse", self.mse_of_views), ("kl", self.kl_of_views), ("class", self.class_of_views)
+
     def summary(self) -> dict[str, float]:
-        """Return mse, kl (where there is attention), the worst view's, and the deviation among views."""
+        """Return mse, kl and class (where there are such targets), the worst view's, and the deviation among views."""
         found: dict[str, float] = {}
-        for name, values in (("mse", self.mse_of_views), ("kl", self.kl_of_views)):
+        for name, values in self._by_view():
             if len(values):
                 deviation = float(values.std()) if len(values) > 1 else 0.0
                 found |= {name: float(values.mean()), f"{name}_max": float(values.max()), f"{name}_std": deviation}

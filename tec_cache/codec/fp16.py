@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from tec_cache.codec import ArraySpec
-from tec_cache.codec.rows import centred, decode_rows, encode_rows, rows_array
-from tec_cache.errors import NonFiniteError
+from tec_cache.codec.common import centred, common_arrays, decode_common, encode_common, halved
 from tec_cache.types import Targets
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ they take 8 % more, with a bit shuffle 6 %, and both take more time (ViT-S/14)."
 
 
 class Float16Codec:
-    """Arrays: features (L, C) and attention (H, k+1, L) float16, rows (k) uint16."""
+    """Arrays: features (L, C) and attention (H, k+1, L) float16, and those of `common`."""
 
     name = "fp16"
 
@@ -33,22 +32,20 @@ class Float16Codec:
         if spec.num_rows:
             shape = (spec.num_heads, spec.num_rows, spec.num_tokens)
             stored["attention"] = _halves(shape, ("head", "row", "token"))
-        return stored | rows_array(spec)
+        return stored | common_arrays(spec)
 
     def encode(self, targets: Targets, spec: TargetSpec) -> dict[str, npt.NDArray[np.generic]]:
         """Round to half precision; a value beyond 65,504 is a NonFiniteError."""
-        stored: dict[str, npt.NDArray[np.generic]] = {"features": _half(targets.features, "features")}
+        stored: dict[str, npt.NDArray[np.generic]] = {"features": halved(targets.features, "features")}
         if targets.attention is not None:
-            stored["attention"] = _half(centred(targets.attention), "attention logits")
-        return stored | encode_rows(targets, spec)
+            stored["attention"] = halved(centred(targets.attention), "attention logits")
+        return stored | encode_common(targets, spec)
 
     def decode(self, arrays: dict[str, torch.Tensor], spec: TargetSpec) -> Targets:
         """Widen to float32."""
         features = arrays["features"].float()
-        if not spec.num_rows:
-            return Targets(features)
-        rows = decode_rows(arrays, spec, features.shape[0], features.device)
-        return Targets(features, arrays["attention"].float(), rows)
+        rows, token = decode_common(arrays, spec, features.shape[0], features.device)
+        return Targets(features, arrays["attention"].float() if spec.num_rows else None, rows, token)
 
     def to_bytes(self) -> None:
         """Return that there is nothing to keep."""
@@ -56,13 +53,3 @@ class Float16Codec:
 
 def _halves(shape: tuple[int, ...], dimensions: tuple[str, ...]) -> ArraySpec:
     return ArraySpec(shape, "float16", (), "shuffle", SPLIT, dimensions)
-
-
-def _half(values: torch.Tensor, what: str) -> npt.NDArray[np.float16]:
-    half = values.to(torch.float16)
-    if not torch.isfinite(half).all():
-        raise NonFiniteError(
-            f"{what} up to {values.abs().max().item():.4g} do not fit into half precision",
-            todo="use --quality high, or --normalization patch",
-        )
-    return half.cpu().numpy()

@@ -8,7 +8,7 @@ Arrays per view, for a spec with C channels, H heads, k + 1 rows and L tokens:
   are the heads, and each row is coded like a view.
 - `gain` float32 (1) or (2): by how much the step of the features (and of the attention) grew for this view, because
   a code would not have fitted; 1 almost always.
-- `rows`: as in every codec.
+- `rows`, `class_token`: as in every codec, see common.py.
 
 To decode, with the tensors and numbers of `to_bytes` (all of the features; the attention is alike):
 
@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from tec_cache.codec import ArraySpec
+from tec_cache.codec.common import centred, common_arrays, decode_common, encode_common
 from tec_cache.codec.grid import GridTransform
-from tec_cache.codec.rows import centred, decode_rows, encode_rows, rows_array
 from tec_cache.errors import ConfigError, NonFiniteError
 from tec_cache.types import Targets, TargetSpec
 
@@ -67,7 +67,7 @@ class TransformCodec:
             joint = joint_rows(spec)
             stored["attention"] = _codes((size,), (1, 0)) if joint else _codes((spec.num_rows, size), (2, 1, 0))
         stored["gain"] = ArraySpec((len(stored),), "float32", (1, 0), dimensions=("tensor",))
-        return stored | rows_array(spec)
+        return stored | common_arrays(spec)
 
     @torch.no_grad()
     def encode(self, targets: Targets, spec: TargetSpec) -> dict[str, npt.NDArray[np.generic]]:
@@ -81,7 +81,7 @@ class TransformCodec:
             codes, gain = _encode(self.attention, to_channels(targets.attention, spec), "attention logits")
             stored["attention"], gains = codes, [*gains, gain]
         stored["gain"] = torch.stack(gains, dim=1)
-        return {name: array.cpu().numpy() for name, array in stored.items()} | encode_rows(targets, spec)
+        return {name: array.cpu().numpy() for name, array in stored.items()} | encode_common(targets, spec)
 
     @torch.no_grad()
     def decode(self, arrays: dict[str, torch.Tensor], spec: TargetSpec) -> Targets:
@@ -89,11 +89,11 @@ class TransformCodec:
         self._check(spec)
         codes, gain = arrays["features"], arrays["gain"].float()
         features = _decode(self.features, codes, gain[:, 0])
+        rows, token = decode_common(arrays, spec, len(codes), codes.device)
         if self.attention is None:
-            return Targets(features)
+            return Targets(features, rows=rows, class_token=token)
         values = _decode(self.attention, arrays["attention"], gain[:, 1])
-        rows = decode_rows(arrays, spec, len(codes), codes.device)
-        return Targets(features, from_channels(values, spec), rows)
+        return Targets(features, from_channels(values, spec), rows, token)
 
     def to_bytes(self) -> bytes:
         """Write everything down as one safetensors file; the same codec gives the same bytes."""

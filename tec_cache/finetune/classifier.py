@@ -32,8 +32,8 @@ class LoadedEncoder:
     std: tuple[float, float, float]
     input_adapter_state: Mapping[str, Tensor] | None = None
     """`class_token`: T (1, 1, C), and the weights of its MLP."""
-    adapters_state: Mapping[str, Tensor] | None = None
-    """Weights of `student.adapters.EncoderAdapters`."""
+    adapters_states: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Weights of `student.adapters.EncoderAdapters`, by the target set; "" where it had one, or one for all."""
     made_of: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from: name, weights' hash; for an export its "export", as config.json has it."""
 

@@ -31,7 +31,7 @@ class FinetuneConfig(TuningSettings):
     label_field: str | None = setting(None, "Labels of tars: in KEY.FIELD, or in a field of KEY.json.  [default: cls]")
     tune: str = setting("full", "full, head, input-adapter or adapters.")
     rule: str | None = setting(None, "mae or tec: whose rules.  [default: mae; tec where adapters are tuned]")
-    adapters_from: str = setting("pretrained", "pretrained, or random: the control.")
+    adapters_from: str = setting("pretrained", "pretrained; random: the control; or, of several target sets, whose.")
     recipe: str | None = setting(None, "Recipe by name.  [default: by what the model was made of]")
     # None until they are resolved
     layer_decay: float | None = setting(None, "Of the learning rate from a layer to the one below.")
@@ -58,7 +58,6 @@ class FinetuneConfig(TuningSettings):
         super().__post_init__()
         check_choice("tune", self.tune, ("full", "head", "input-adapter", "adapters"))
         check_choice("rule", self.rule, ("mae", "tec"))
-        check_choice("adapters_from", self.adapters_from, ("pretrained", "random"))
         check_choice("optimizer", self.optimizer, ("adamw", "sgd", "lars"))
         check_range(self, 0, "mixup", "cutmix")
         if self.auto_augment == "":

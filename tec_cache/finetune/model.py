@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.finetune.classifier import EPS, Classifier, FrozenClassifier, FullClassifier, LoadedEncoder
@@ -49,10 +50,9 @@ def create_classifier(
     """
     rule = rule_for(tune, rule)
     with_adapters = (tune == "full" and rule == "tec") or tune in ("input-adapter", "adapters")
-    if adapters_from not in ("pretrained", "random"):
-        raise ConfigError(f"unknown adapters_from {adapters_from!r}", todo="one of: pretrained, random")
-    if adapters_from == "random" and not with_adapters:
-        raise ConfigError(f"random adapters were asked for; {tune} by {rule}'s rule has none", todo="leave them out")
+    if adapters_from != "pretrained" and tune != "adapters" and not (adapters_from == "random" and with_adapters):
+        what = f"{adapters_from} adapters were asked for; {tune} by {rule}'s rule has none"
+        raise ConfigError(what, todo="leave out --adapters-from, or give --tune adapters")
     if num_classes < 2:
         raise ConfigError(f"a classifier of {num_classes} classes", todo="give photos of two classes or more")
     if drop_path and tune != "full":
@@ -71,7 +71,7 @@ def create_classifier(
         nn.init.normal_(head.weight, std=std, generator=_generator(seed, "head"))
         nn.init.zeros_(head.bias)
         if with_adapters:
-            _add_adapters(model, source, adapters_from == "random", seed, encoder=tune == "adapters")
+            _add_adapters(model, source, adapters_from, seed, encoder=tune == "adapters")
     return model
 
 
@@ -127,10 +127,12 @@ def _mean_pooled(source: LoadedEncoder, num_classes: int, drop_path: float) -> V
     return vit  # type: ignore[no-any-return]
 
 
-def _add_adapters(model: Classifier, source: LoadedEncoder, random: bool, seed: int, *, encoder: bool) -> None:
+def _add_adapters(model: Classifier, source: LoadedEncoder, adapters_from: str, seed: int, *, encoder: bool) -> None:
     """Put the adapters in, loaded or drawn, and let their weights be trained."""
     vit, width = model.vit, model.vit.embed_dim
-    known = (source.adapters_state or {}).get("mlps.0.fc1.weight")
+    random = adapters_from == "random"
+    state = None if random or not encoder else adapters_of(source, adapters_from)
+    known = (state or next(iter(source.adapters_states.values()), {})).get("mlps.0.fc1.weight")
     hidden = 4 * decoder_shape(width)[0] if known is None else len(known)
     model.input_adapter = Mlp(width, 4 * width)
     model.encoder_adapters = EncoderAdapters(len(vit.blocks), width, hidden) if encoder else None
@@ -147,9 +149,25 @@ def _add_adapters(model: Classifier, source: LoadedEncoder, random: bool, seed: 
     load_strict(token, tokens, what="the class token before its MLP")
     load_strict(model.input_adapter, rest, what="the input adapter")
     if model.encoder_adapters is not None:
-        if source.adapters_state is None:
+        if state is None:
             raise _not_there("encoder adapters")
-        load_strict(model.encoder_adapters, source.adapters_state, what="the encoder adapters")
+        load_strict(model.encoder_adapters, state, what="the encoder adapters")
+
+
+def adapters_of(source: LoadedEncoder, adapters_from: str) -> Mapping[str, Tensor] | None:
+    """Return the weights of the encoder adapters that were asked for: the only ones, or a target set's; None for none.
+
+    Raises ConfigError where several sets have their own and none is named, or another one than they.
+    """
+    states = source.adapters_states
+    if adapters_from == "pretrained" and len(states) <= 1:
+        return next(iter(states.values()), None)
+    if adapters_from not in states:
+        what = f"there are no encoder adapters of {adapters_from}" if adapters_from != "pretrained" else (
+            f"{len(states)} target sets have encoder adapters of their own")  # fmt: skip
+        todo = f"give --adapters-from, one of: {', '.join([*(name or 'pretrained' for name in states), 'random'])}"
+        raise ConfigError(what, todo=todo)
+    return states[adapters_from]
 
 
 def _draw(model: Classifier, generator: torch.Generator) -> None:

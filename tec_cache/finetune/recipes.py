@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
+from tec_cache.config import wanted_sets
 from tec_cache.errors import ConfigError, nearest
 
 Tune = Literal["full", "head", "input-adapter", "adapters"]
@@ -194,13 +195,15 @@ def _of_paper(made_of: Mapping[str, Any]) -> tuple[str, str]:
     if not settings:
         return "", "it is no export of this program, so nothing says what it was trained on"
     config, targets = settings["config"], settings["targets"]
-    base = config["online"] if targets["kind"] == "online" else targets.get("name")
+    if len(targets) > 1:
+        return "", f"the paper's table has no row for {len(targets)} target sets"
+    base = next(iter(wanted_sets(config["online"]))) if targets[0]["kind"] == "online" else targets[0].get("name")
     student, epochs = str(config["student"]), int(config["epochs"])
     changed = [name for name in _SHAPE if name in config["student_args"]]
     size = next((size for size in ("base", "large") if student.startswith(f"vit_{size}_patch16_")), None)
     rows = {("mae", "base"): "mae-b", ("ibot", "base"): "ibot-b", ("mae_large", "large"): "mae-l"}
     row = rows.get((str(base), str(size)))
-    said = f"{student} on targets named {base or targets['kind']}, {epochs} epochs"
+    said = f"{student} on targets named {base or targets[0]['kind']}, {epochs} epochs"
     if row is None or changed:
         of = f", with another {changed[0]}" if changed else ""
         return "", f"the paper's table has no row for {said}{of}"

@@ -14,14 +14,14 @@ import torch
 class Batch:
     """Some views, on the host or on a device.
 
-    pixels: size -> (B, size, size, 3) uint8, for each size asked for. codes: the target set's arrays, batch
-    first (empty without one). labels: (B,) int64, -1 where a photo has none. sample_keys: (B,) uint64, a function of
-    (source shard, key), always on the host.
+    pixels: size -> (B, size, size, 3) uint8, for each size asked for. codes: name of a target set -> its arrays, batch
+    first. labels: (B,) int64, -1 where a photo has none. sample_keys: (B,) uint64, a function of (source shard, key),
+    always on the host.
     """
 
     epoch: int
     pixels: dict[int, torch.Tensor]
-    codes: dict[str, torch.Tensor]
+    codes: dict[str, dict[str, torch.Tensor]]
     labels: torch.Tensor
     sample_keys: npt.NDArray[np.uint64]
 
@@ -44,13 +44,17 @@ class Batch:
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield all that lies on the batch's device."""
         yield from self.pixels.values()
-        yield from self.codes.values()
+        for arrays in self.codes.values():
+            yield from arrays.values()
         yield self.labels
 
     def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return replace(
             self,
             pixels={size: change(values) for size, values in self.pixels.items()},
-            codes={name: change(values) for name, values in self.codes.items()},
+            codes={
+                target: {name: change(values) for name, values in arrays.items()}
+                for target, arrays in self.codes.items()
+            },
             labels=change(self.labels),
         )

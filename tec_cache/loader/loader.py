@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def _as_read(batch: Batch) -> Any:
 
 
 class Loader(Generic[T]):
-    """Batches of a cache, with the targets of one set or of none.
+    """Batches of a cache, with the targets of one set, of several, or of none.
 
     batch_size: views of a step, over all ranks. Step s takes the positions [s B, (s + 1) B) of the epoch's order,
     divided evenly among `world_size` ranks; neither ranks nor workers change the order. Epoch e reads view
@@ -84,7 +84,7 @@ class Loader(Generic[T]):
     def __init__(
         self,
         cache: Cache,
-        targets: TargetSet | None,
+        targets: TargetSet | Sequence[TargetSet],
         *,
         batch_size: int,
         pixel_sizes: tuple[int, ...],
@@ -98,11 +98,11 @@ class Loader(Generic[T]):
         skip_damage: bool = False,
         finish: Callable[[Batch], T] = _as_read,
     ) -> None:
-        self.cache, self.targets = cache, targets
+        self.cache, self.targets = cache, (targets,) if isinstance(targets, TargetSet) else tuple(targets)
         self.num_views = num_views or cache.num_views
         cache.require_complete(self.num_views)
-        if targets is not None:
-            targets.require_complete(self.num_views)
+        for target in self.targets:
+            target.require_complete(self.num_views)
         if batch_size % world_size:
             raise ConfigError(
                 f"a batch of {batch_size} views does not divide among {world_size} ranks",
@@ -115,7 +115,7 @@ class Loader(Generic[T]):
         self._buffer_blocks = max(1, -(-shuffle_buffer // BLOCK_ROWS))
         self._pinned = PinnedSlabs()
         self._blocks = BlockCache(self._buffer_blocks)
-        self._units = units_of(cache, targets, self.num_views)
+        self._units = units_of(cache, self.targets, self.num_views)
         self._epoch = self._open(0)
         self.num_samples = len(self._epoch.order)
         if batch_size > self.num_samples:
@@ -204,17 +204,19 @@ class Loader(Generic[T]):
     def _read(self, wanted: _Rows) -> Batch:
         count = len(wanted.rows)
         pixels = {size: self._empty((count, size, size, 3), torch.uint8) for size in self.pixel_sizes}
-        codes: dict[str, torch.Tensor] = {}
+        codes: dict[str, dict[str, torch.Tensor]] = {target.name: {} for target in self.targets}
         keys, labels = np.empty(count, np.uint64), self._empty((count,), torch.int64)
         for block_name, places in wanted.blocks():
             block = self._blocks.get(self._units, block_name)
             within = wanted.rows[places] - block_name[1] * BLOCK_ROWS
             for place, row in zip(range(places.start, places.stop), within.tolist(), strict=True):
                 self._decode(block.crops[row], pixels, place)
-            for name, values in block.arrays.items():
-                if name not in codes:
-                    codes[name] = self._empty((count, *values.shape[1:]), _torch_type(values.dtype))
-                codes[name].numpy()[places] = values[within]
+            for target, arrays in block.arrays.items():
+                of_set = codes[target]
+                for name, values in arrays.items():
+                    if name not in of_set:
+                        of_set[name] = self._empty((count, *values.shape[1:]), _torch_type(values.dtype))
+                    of_set[name].numpy()[places] = values[within]
             keys[places], labels.numpy()[places] = block.sample_keys[within], block.labels[within]
         return Batch(wanted.epoch, pixels, codes, labels, keys)
 

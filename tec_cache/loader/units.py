@@ -31,7 +31,6 @@ from tec_cache.cache.index.reading import StaleIndex, UnitIndex
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.places import CropPlaces, TargetPlaces
 from tec_cache.cache.reader import Cache, block_rows
-from tec_cache.cache.record import Payload
 from tec_cache.cache.target_set import TargetSet
 from tec_cache.errors import CacheError
 from tec_cache.pack.reader import IndexedCodes, PackedTargetRecord
@@ -45,8 +44,8 @@ class Block(NamedTuple):
 
     crops: list[bytes]
     """JPEGs."""
-    arrays: dict[str, npt.NDArray[np.generic]]
-    """Stored arrays (rows, ...) of the target set; none without one."""
+    arrays: dict[str, dict[str, npt.NDArray[np.generic]]]
+    """Stored arrays (rows, ...) of each target set."""
     sample_keys: npt.NDArray[np.uint64]
     labels: npt.NDArray[np.int64]
 
@@ -56,11 +55,12 @@ class OpenUnit:
     """A unit of which is known where its rows lie: it reads blocks."""
 
     cache: Cache
-    targets: TargetSet | None
+    targets: Sequence[TargetSet]
     details: npt.NDArray[np.void]
     """(rows,) of `CROP`."""
     crops: CropPlaces
-    coded: TargetPlaces | None
+    coded: Sequence[TargetPlaces]
+    """Of each target set."""
     num_bytes: int
     """In memory."""
 
@@ -72,7 +72,8 @@ class OpenUnit:
         rows = block_rows(len(self), number)
         crops, arrays = self.cache.read_block(self.crops, number, self.targets, self.coded)
         details = self.details[rows.start : rows.stop]
-        return Block(crops, arrays, details["sample_key"], details["label"])
+        found = {target.name: values for target, values in zip(self.targets, arrays, strict=True)}
+        return Block(crops, found, details["sample_key"], details["label"])
 
 
 class Units(Protocol):
@@ -88,14 +89,13 @@ class Units(Protocol):
         """Open a unit, unless it is open."""
 
 
-def units_of(cache: Cache, targets: TargetSet | None, num_views: int) -> Units:
-    """Return the units of a cache: by its index where that, and the target set's, cover the first `num_views` views."""
-    views, coded = cache.index, targets.index if targets is not None else None
+def units_of(cache: Cache, targets: Sequence[TargetSet], num_views: int) -> Units:
+    """Return the units of a cache: by its index where that and the sets' cover the first `num_views` views."""
+    views, coded = cache.index, [target.index for target in targets]
     if views is None or views.heading.num_views < num_views:
         return RecordedUnits(cache, targets)
-    if targets is not None and (coded is None or coded.heading.num_views < num_views):
-        return RecordedUnits(cache, targets)
-    return IndexedUnits(cache, targets, views, coded)
+    whole = [index for index in coded if index is not None and index.heading.num_views >= num_views]
+    return IndexedUnits(cache, targets, views, whole) if len(whole) == len(coded) else RecordedUnits(cache, targets)
 
 
 class _Opened:
@@ -144,7 +144,7 @@ class _Opened:
 class RecordedUnits(_Opened):
     """Units by their records, those of each view read when its first epoch begins."""
 
-    def __init__(self, cache: Cache, targets: TargetSet | None) -> None:
+    def __init__(self, cache: Cache, targets: Sequence[TargetSet]) -> None:
         super().__init__()
         self.cache, self.targets = cache, targets
         self._names: Sequence[Unit] = cache.view_units
@@ -173,9 +173,9 @@ class IndexedUnits(_Opened):
     def __init__(
         self,
         cache: Cache,
-        targets: TargetSet | None,
+        targets: Sequence[TargetSet],
         views: UnitIndex[ViewsHeading],
-        coded: UnitIndex[TargetsHeading] | None,
+        coded: Sequence[UnitIndex[TargetsHeading]],
     ) -> None:
         super().__init__()
         self.cache, self.targets, self.views, self.coded = cache, targets, views, coded
@@ -205,33 +205,35 @@ class IndexedUnits(_Opened):
     def _indexed(self, unit: Unit, number: int) -> OpenUnit:
         details = self.views.details(number, CROP)
         crops = stored_crops(unit, self.views.payload(number), details)
-        if self.coded is None:
-            return OpenUnit(self.cache, self.targets, details, crops, None, details.nbytes)
-        place = self.coded.find(unit)
-        places, rows, payload = self.coded.details(place, PLACE), len(details), self.coded.payload(place)
-        coded: TargetPlaces
-        if self.cache.packed:
-            coded = IndexedCodes(rows, payload, stored_members(places))
-        else:
-            arrays = self.coded.heading.arrays
-            coded = stored_targets(rows, payload, places.reshape(-1, len(arrays)), arrays)
-        return OpenUnit(self.cache, self.targets, details, crops, coded, details.nbytes + places.nbytes)
+        coded: list[TargetPlaces] = []
+        size = details.nbytes
+        for index in self.coded:
+            number = index.find(unit)
+            places, payload = index.details(number, PLACE), index.payload(number)
+            size += places.nbytes
+            if self.cache.packed:
+                coded.append(IndexedCodes(len(details), payload, stored_members(places)))
+            else:
+                arrays = index.heading.arrays
+                coded.append(stored_targets(len(details), payload, places.reshape(-1, len(arrays)), arrays))
+        return OpenUnit(self.cache, self.targets, details, crops, coded, size)
 
 
-def recorded(cache: Cache, targets: TargetSet | None, unit: Unit) -> OpenUnit:
+def recorded(cache: Cache, targets: Sequence[TargetSet], unit: Unit) -> OpenUnit:
     """Open a unit by its records; of them as much is kept as an index would hold. Raises CacheError."""
     record = cache.views_record(unit)
     details = crop_details(record, cache.shards[unit.shard])
     crops = stored_crops(unit, record.payload, details)
-    if targets is None:
-        return OpenUnit(cache, None, details, crops, None, details.nbytes)
-    coded = targets.record(unit, record)
-    payload: Payload | None = coded.payload
-    if isinstance(coded, PackedTargetRecord):
-        places = member_details(coded.codes)
-        return OpenUnit(cache, targets, details, crops, IndexedCodes(coded.count, payload, stored_members(places)),
-                        details.nbytes + places.nbytes)  # fmt: skip
-    arrays = list(coded.blocks)
-    places = block_details(coded, arrays)
-    found = stored_targets(coded.count, payload, places, arrays)
-    return OpenUnit(cache, targets, details, crops, found, details.nbytes + places.nbytes)
+    coded: list[TargetPlaces] = []
+    size = details.nbytes
+    for target in targets:
+        found = target.record(unit, record)
+        if isinstance(found, PackedTargetRecord):
+            places = member_details(found.codes)
+            coded.append(IndexedCodes(found.count, found.payload, stored_members(places)))
+        else:
+            arrays = list(found.blocks)
+            places = block_details(found, arrays)
+            coded.append(stored_targets(found.count, found.payload, places, arrays))
+        size += places.nbytes
+    return OpenUnit(cache, targets, details, crops, coded, size)

@@ -88,16 +88,20 @@ class Pack(Cache):
         return record
 
     def read_block(
-        self, views: CropPlaces, number: int, targets: TargetSet | None, coded: TargetPlaces | None
-    ) -> tuple[list[bytes], dict[str, npt.NDArray[np.generic]]]:
+        self, views: CropPlaces, number: int, targets: Sequence[TargetSet], coded: Sequence[TargetPlaces]
+    ) -> tuple[list[bytes], list[dict[str, npt.NDArray[np.generic]]]]:
         """Read block `number` of a unit, crops and codes in one range; each is checked against its CRC-32."""
         rows = block_rows(len(views.sizes), number)
-        if not rows or targets is None or coded is None:
-            return self.read_crops(views, rows), {}
-        assert isinstance(coded, PackedTargetRecord | IndexedCodes)
-        specs = targets.arrays
-        crops, members = self._read(views, rows, {"": views, targets.name: coded.codes}, most_member_bytes(specs))
-        return crops, self.decoded(views, members, specs)
+        if not rows or not targets:
+            return self.read_crops(views, rows), [{} for _ in targets]
+        parts: dict[str, Places] = {"": views}
+        for target, places in zip(targets, coded, strict=True):
+            assert isinstance(places, PackedTargetRecord | IndexedCodes)
+            parts[target.name] = places.codes
+        most = max(most_member_bytes(target.arrays) for target in targets)
+        crops, *members = self._read(views, rows, parts, most)
+        found = zip(targets, members, strict=True)
+        return crops, [self.decoded(views, of_set, target.arrays) for target, of_set in found]
 
     def read_codes(
         self, views: CropPlaces, codes: Places, rows: range, specs: Mapping[str, ArraySpec]

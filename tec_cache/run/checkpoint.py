@@ -20,8 +20,9 @@ from tec_cache.errors import TecCacheError, listed
 from tec_cache.store.files import write_durably
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
-FORMAT = 3
-"""Of run folders and checkpoints; another one is refused. 1 had no number, and the student alone; 2 no schedule."""
+FORMAT = 4
+"""Of run folders and checkpoints; another one is refused. 1 had no number, and the student alone; 2 no schedule; 3 knew
+one target set."""
 
 _PARTS = {"format": int, "run": str, "step": int, "model": dict, "optimizer": dict, "sums": dict, "summed": int}
 KEEP = 2
@@ -30,6 +31,12 @@ KEEP = 2
 def checkpoint_file(run: Path, step: int) -> Path:
     """Path of the checkpoint of a step."""
     return run / "checkpoints" / f"step-{step:09d}.pt"
+
+
+def step_of(path: Path) -> int:
+    """Return the step in a checkpoint's name, 0 for another name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -19,25 +19,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import TecCacheError, listed
 from tec_cache.kinds import EXPORT_FILE, WEIGHTS_FILE
+from tec_cache.model_card import CARD_FILE, model_card, run_metadata
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.store.files import hash_file, make_folder, sync_file, sync_folder
 from tec_cache.store.local import read_regular
 from tec_cache.student.model import Student
+from tec_cache.weights.writing import weights_bytes
 
 ADAPTERS_FILE = "adapters/adapters.safetensors"
 """In a folder of its own: some versions of timm take any .safetensors beside config.json for the model's."""
 INPUT_ADAPTER, ENCODER_ADAPTERS = "input_adapter.", "encoder_adapters."
 """How the names in ADAPTERS_FILE begin."""
+OF_SET = "encoder_adapters/"
+"""The same, before a target set's name and a dot, where several sets have encoder adapters of their own."""
 CLASS_TOKEN = INPUT_ADAPTER + "class_token"
 
-_METADATA = {"format": "pt"}
-"""What transformers asks for. No second entry: safetensors writes several in an order that chance decides."""
+_NAMED = {WEIGHTS_FILE: "model_sha256", ADAPTERS_FILE: "adapters_sha256", CARD_FILE: "card_sha256"}
+"""Files whose hashes config.json names, and as what."""
 
 
 def export_state(student: Student) -> dict[str, torch.Tensor]:
@@ -58,14 +61,17 @@ def adapters_state(student: Student) -> dict[str, torch.Tensor]:
     """Return what fine-tuning takes beside the encoder, CPU float32; empty for a student without adapters.
 
     input_adapter.class_token: T (1, 1, C), as it was before MLP(T) replaced it. input_adapter.NAME: that MLP.
-    encoder_adapters.NAME: what makes Z_e. Raises TecCacheError for a weight that is not finite.
+    encoder_adapters.NAME: what makes Z_e; where each of several target sets has its own, encoder_adapters/SET.NAME.
+    Raises TecCacheError for a weight that is not finite.
     """
     state: dict[str, torch.Tensor] = {}
     if student.input_adapter is not None:
         state[CLASS_TOKEN] = student.encoder.cls_token.detach().cpu().float().contiguous()
-    for part, module in ((INPUT_ADAPTER, student.input_adapter), (ENCODER_ADAPTERS, student.encoder_adapters)):
-        if module is not None:
-            state |= {part + name: value for name, value in _plain(module).items()}
+        state |= {INPUT_ADAPTER + name: value for name, value in _plain(student.input_adapter).items()}
+    own = len(student.encoder_adapters) > 1
+    for goal, module in zip(student.goals, student.encoder_adapters, strict=False):
+        part = f"{OF_SET}{goal}." if own else ENCODER_ADAPTERS
+        state |= {part + name: value for name, value in _plain(module).items()}
     return _finite(state, "the exported adapters")
 
 
@@ -116,19 +122,20 @@ def write_model(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a model's weights, its adapters where it has any, and config.json: the last, with the hashes of both.
+    """Write a model's weights, its adapters where it has any, its card, and config.json: the last, with all hashes.
 
-    state, adapters: CPU float32. description: of `describe`. made: kept under "tec_cache". Raises TecCacheError where
-    OUT holds anything else than an export that may be replaced.
+    state, adapters: CPU float32. description: of `describe`. made: kept under "tec_cache"; what of it tells the run is
+    in the weight files' metadata too. Raises TecCacheError where OUT holds anything else than an export that may be
+    replaced.
     """
     require_free(out, overwrite=overwrite)
-    files = {WEIGHTS_FILE: save(state, metadata=_METADATA)}
+    metadata = run_metadata(made)
+    files = {WEIGHTS_FILE: weights_bytes(state, metadata)}
     if adapters:
-        files[ADAPTERS_FILE] = save(adapters, metadata=_METADATA)
-    hashes = {
-        "model_sha256": hashlib.sha256(files[WEIGHTS_FILE]).hexdigest(),
-        "adapters_sha256": hashlib.sha256(files[ADAPTERS_FILE]).hexdigest() if ADAPTERS_FILE in files else None,
-    }
+        files[ADAPTERS_FILE] = weights_bytes(adapters, metadata)
+    of_model = {"model_sha256": hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()}
+    files[CARD_FILE] = model_card(description, made | of_model).encode()
+    hashes = {of: hashlib.sha256(files[name]).hexdigest() if name in files else None for name, of in _NAMED.items()}
     whole = description | {"tec_cache": made | hashes}
     files[EXPORT_FILE] = json.dumps(whole, indent=2).encode() + b"\n"
     with _alone(out):
@@ -209,18 +216,21 @@ def _is_ours(out: Path, name: str) -> bool:
         return False
     if name == EXPORT_FILE:
         return bool(_named_hashes(path))
-    if name in (WEIGHTS_FILE, ADAPTERS_FILE):
+    if name in _NAMED:
         configs = (out / EXPORT_FILE, *_drafts(out, EXPORT_FILE))
         return hash_file(path) in set().union(*map(_named_hashes, configs))
-    return any(path in _drafts(out, of) for of in (EXPORT_FILE, WEIGHTS_FILE, ADAPTERS_FILE))
+    return any(path in _drafts(out, of) for of in (EXPORT_FILE, *_NAMED))
 
 
 def _named_hashes(config: Path) -> set[str]:
-    """Return the hashes of weights that a config.json of ours names, none for a file that is something else."""
+    """Return the hashes of files that a config.json of ours names, none for a file that is something else.
+
+    Exports of earlier versions have no card.
+    """
     try:
         made = json.loads(read_regular(config, MOST_BYTES))["tec_cache"]
-        return {made["model_sha256"], made["adapters_sha256"]} - {None}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {made["model_sha256"], made["adapters_sha256"], made.get("card_sha256")} - {None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()
 
 
@@ -237,9 +247,9 @@ def _draft(path: Path) -> Path:
 def _replace(out: Path, files: dict[str, bytes]) -> None:
     """Put files, the last of them config.json, in the place of an export.
 
-    At every moment each file of weights is named by some config.json, in place or as a draft: the old ones go last.
+    At every moment each other file is named by some config.json, in place or as a draft: the old ones go last.
     """
-    for left in (*_drafts(out, WEIGHTS_FILE), *_drafts(out, ADAPTERS_FILE)):
+    for left in [draft for name in _NAMED for draft in _drafts(out, name)]:
         left.unlink()
     outdated = _drafts(out, EXPORT_FILE)
     drafts = _write_drafts(out, files)

@@ -6,13 +6,14 @@ It knows no task: what trains, on what, and what its losses are, a `Task` says.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
 import torch
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,6 +27,7 @@ from tec_cache.rng import key64
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint, require_tensors, require_weights
 from tec_cache.run.checkpoint import unfit as unfit_checkpoint
 from tec_cache.run.compiling import compile_in_place, explained_compiling
+from tec_cache.run.extending import Extension, Lengthened, parts_of
 from tec_cache.run.feed import B, on_device
 from tec_cache.run.generators import generators_kept
 from tec_cache.run.metrics import Metrics, read_metrics
@@ -74,13 +76,7 @@ class Loop(Generic[B]):
         self.total_steps = config.epochs * task.steps_per_epoch
         self.stop_step = min(self.total_steps, config.steps or self.total_steps)
         self.optimizer = task.optimizer(scaled_lr(config.base_lr, config.batch_size))
-        self.schedule = create_schedule(
-            self.optimizer,
-            total_steps=self.total_steps,
-            warmup_steps=round(config.resolved_warmup * task.steps_per_epoch),
-            min_lr=config.min_lr,
-            kind=config.schedule,
-        )
+        self.schedule: Scheduler | Lengthened = self.schedule_of(config.epochs)
         if config.compile:
             compile_in_place(self.module, ranks)
         self.model: nn.Module = self.module
@@ -107,8 +103,26 @@ class Loop(Generic[B]):
         """Checkpoints of this call, of all ranks together."""
         self.saved_at = time.monotonic()
 
-    def resume(self, path: Path | None, identity: str) -> None:
-        """Take up a checkpoint of the run of that identity. Raises TecCacheError where it is not this run's."""
+    def schedule_of(self, epochs: int) -> Scheduler:
+        """Return the learning rates of this run if it had so many epochs."""
+        for group in self.optimizer.param_groups:  # where another schedule has set it
+            group["lr"] = group.get("initial_lr", group["lr"])
+        config, per_epoch = self.config, self.task.steps_per_epoch
+        return create_schedule(
+            self.optimizer,
+            total_steps=epochs * per_epoch,
+            warmup_steps=round(replace(config, epochs=epochs).resolved_warmup * per_epoch),
+            min_lr=config.min_lr,
+            kind=config.schedule,
+        )
+
+    def resume(self, path: Path | None, identity: str, extensions: Sequence[Extension] = ()) -> None:
+        """Take up a checkpoint of the run of that identity. Raises TecCacheError where it is not this run's.
+
+        extensions: how the run was lengthened.
+        """
+        if extensions:
+            self.schedule = Lengthened([(first, self.schedule_of(epochs)) for first, epochs in parts_of(extensions)])
         if path is not None:
             self._restore(load_checkpoint(path, identity, self.compute.device), path)
         if self.ranks.world_size > 1:
@@ -353,7 +367,8 @@ class Loop(Generic[B]):
             lr = max(group["lr"] / group.get("lr_scale", 1.0) for group in self.optimizer.param_groups)
             epoch = (self.step - 1) // self.task.steps_per_epoch
             speed = {"images_per_second": images / seconds, "waited": self.waited / seconds}
-            metrics.log(self.step, self.last | {"lr": lr, "epoch": epoch, **speed, **scores})
+            figures = self.task.figures()
+            metrics.log(self.step, self.last | {"lr": lr, "epoch": epoch, **speed, **figures, **scores})
 
     def note(self, seconds: float) -> str:
         """Write the last losses for the progress line, and the loader where it is too slow."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,24 @@ class Metrics:
         if self._board is not None:
             self._board.close()
         self._folder.close()
+
+
+SPEED = ("images_per_second", "waited")
+"""Names of the numbers that differ between two equal runs."""
+_OF_THE_STEP = {"step", "epoch", "lr", "grad_norm", *SPEED}
+_SCORE = re.compile(r"(probe|test)_\w+")
+OF_SETS = ("/gradient", "/weight")
+"""How the numbers end that say how several target sets pull: see `tasks.gradients`."""
+
+
+def is_score(name: str) -> bool:
+    """Say whether a number of a line is what a judgement found."""
+    return _SCORE.fullmatch(name) is not None
+
+
+def is_loss(name: str) -> bool:
+    """Say whether a number of a line is a loss: "loss", or a term of it, "feature" or "SET/feature"."""
+    return name not in _OF_THE_STEP and not is_score(name) and not name.endswith(OF_SETS)
 
 
 def metrics_file(run: Path) -> Path:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from tec_cache.cache.identity import fingerprint
 from tec_cache.cache.schema import require_shallow
@@ -19,6 +20,7 @@ from tec_cache.judgement_settings import JudgementSettings
 from tec_cache.kinds import RUN_FILE
 from tec_cache.model_args import MOST_TOKENS, check_model_args
 from tec_cache.run.checkpoint import FORMAT
+from tec_cache.run.extending import first_epochs
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.store.files import write_atomically
 from tec_cache.store.local import read_regular
@@ -62,7 +64,28 @@ class _Targets(msgspec.Struct):
     kind: Literal["cached", "online", "pixels"]
     spec: TargetSpec
     tau: float
+    weight: float
+    goal: str
+    """Under which name the student knows them."""
     name: str | None = None
+
+
+class _Extension(msgspec.Struct, forbid_unknown_fields=True):
+    """A change of a run's length: see `run.extending`."""
+
+    from_step: Annotated[int, Meta(ge=0)]
+    from_epochs: Annotated[int, Meta(ge=1)]
+    to_epochs: Annotated[int, Meta(ge=1)]
+
+
+class _Init(msgspec.Struct, forbid_unknown_fields=True):
+    """What a run began with, where that was another model: see `pipelines.training.warm_start`."""
+
+    kind: Literal["export", "run"]
+    step: int
+    sha256: str
+    taken: list[str]
+    random: list[str]
 
 
 class _Pretrain(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,7 +94,7 @@ class _Pretrain(msgspec.Struct, forbid_unknown_fields=True):
     format: int
     task: Literal["pretrain"]
     config: dict[str, Any]
-    targets: _Targets
+    targets: Annotated[list[_Targets], Meta(min_length=1)]
     cache: str
     num_views: int
     groups: list[tuple[int, int]] | None
@@ -79,6 +102,8 @@ class _Pretrain(msgspec.Struct, forbid_unknown_fields=True):
     std: tuple[float, float, float]
     total_steps: int
     notes: dict[str, str] = {}
+    init: _Init | None = None
+    extensions: list[_Extension] = []
 
 
 class _Classify(msgspec.Struct, forbid_unknown_fields=True):
@@ -201,13 +226,14 @@ def _check(settings: Any) -> None:
     msgspec.convert(read.config, kind)
     if not isinstance(read, _Pretrain):
         return
-    if read.targets.kind == "cached" and read.targets.name is None:
-        raise ValueError("its target set has no name")
-    spec = read.targets.spec
-    rows, columns = spec.grid_shape
-    if not (rows >= 1 and columns >= 1 and rows * columns <= MOST_TOKENS and 1 <= spec.channels <= MOST_CHANNELS
-            and 0 <= spec.num_heads <= spec.channels):  # fmt: skip
-        raise ValueError(f"targets of {rows} x {columns} tokens, {spec.channels} channels, {spec.num_heads} heads")
+    for targets in read.targets:
+        if targets.kind == "cached" and targets.name is None:
+            raise ValueError("its target set has no name")
+        spec = targets.spec
+        rows, columns = spec.grid_shape
+        if not (rows >= 1 and columns >= 1 and rows * columns <= MOST_TOKENS and 1 <= spec.channels <= MOST_CHANNELS
+                and 0 <= spec.num_heads <= spec.channels):  # fmt: skip
+            raise ValueError(f"targets of {rows} x {columns} tokens, {spec.channels} channels, {spec.num_heads} heads")
 
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:
@@ -215,14 +241,20 @@ def comparable(settings: dict[str, Any]) -> dict[str, Any]:
     task = settings["task"]
     left = _FREE | _FREE_OF[task] | _RESOLVED_OF[task]
     config = {name: value for name, value in settings["config"].items() if name not in left}
-    # these settings' consequence, and on what it was begun
-    rest = {name: value for name, value in settings.items() if name not in ("total_steps", "notes")}
+    if settings.get("init"):  # compared by the weights, wherever they lie
+        config["init"] = settings["init"]["kind"]
+    # these settings' consequence, on what it was begun, and how long it was before
+    rest = {name: value for name, value in settings.items() if name not in ("total_steps", "notes", "extensions")}
     return rest | {"config": config}
 
 
 def run_identity(settings: dict[str, Any]) -> str:
     """Return what tells a run from others, as hex: the hash of all that decides its numbers.
 
-    settings: as `load_settings` returns them, so that a number reads the same at the beginning and at the end.
+    settings: as `load_settings` returns them, so that a number reads the same at the beginning and at the end. A run
+    that is lengthened stays the one that it was: its checkpoints are still its own.
     """
-    return fingerprint(comparable(settings))
+    same = comparable(settings)
+    if settings.get("extensions"):
+        same["config"] = same["config"] | {"epochs": first_epochs(settings)}
+    return fingerprint(same)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tec_cache.errors import ConfigError
+from tec_cache.targets import widened
 
 GROUP = 3
 """Consecutive layers that share one encoder adapter."""
@@ -59,7 +60,7 @@ class EncoderAdapters(nn.Module):
     def forward(self, layers: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return Z_e (B, N, C)."""
         parts = self.contributions(layers)
-        total = parts[0].float()  # under autocast the parts are bfloat16, their sum need not be
+        total = widened(parts[0])  # under autocast the parts are bfloat16, their sum need not be
         for part in parts[1:]:
             total = total + part
         out: torch.Tensor = self.norm_after(total)

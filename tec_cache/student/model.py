@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import timm
@@ -16,7 +18,7 @@ from tec_cache.recipes import decoder_shape
 from tec_cache.student.adapters import EncoderAdapters, Mlp
 from tec_cache.student.blocks import draws, run_block
 from tec_cache.student.decoder import Decoder
-from tec_cache.student.losses import attention_loss, feature_loss
+from tec_cache.student.heads import HEADS, Branch, Head
 from tec_cache.student.masking import Mask, num_visible_patches, random_mask
 from tec_cache.student.position import sincos_position
 from tec_cache.targets import narrow_rows
@@ -25,18 +27,32 @@ from tec_cache.types import Targets, TargetSpec
 Adapters = Literal["both", "input", "encoder", "none"]
 
 
-class Student(nn.Module):
-    """Encoder, adapters and decoder for targets of one `TargetSpec`; see `create_student`.
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What a student learns of one set of targets."""
 
-    The encoder is timm's own module, so its weights leave as a timm checkpoint.
+    spec: TargetSpec
+    tau: float = 1.0
+    """Temperature of the target's attention."""
+
+
+class Student(nn.Module):
+    """Encoder, adapters and decoder for one or several sets of targets over one grid; see `create_student`.
+
+    The encoder is timm's own module, so its weights leave as a timm checkpoint. All sets share the encoder, the mask
+    and the input adapter, since another class token would need another pass through the encoder, and the decoder's
+    blocks. Each has encoder adapters of its own (unless `adapters_shared`) and a head for each kind of target.
+    balanced: keep room for the norms that `tasks.gradients` weighs the sets by.
     """
 
     def __init__(
         self,
         encoder: VisionTransformer,
-        targets: TargetSpec,
+        targets: TargetSpec | Mapping[str, Goal],
         *,
         adapters: Adapters = "both",
+        adapters_shared: bool = False,
+        balanced: bool = False,
         mask_ratio: float = 0.75,
         tau: float = 1.0,
         decoder_depth: int = 2,
@@ -45,16 +61,18 @@ class Student(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check_encoder(encoder, targets.grid)
+        goals = {"": Goal(spec=targets, tau=tau)} if isinstance(targets, TargetSpec) else dict(targets)
+        self.grid, tokens = _common_grid(goals)
+        check_encoder(encoder, self.grid)
         if adapters not in ("both", "input", "encoder", "none"):
             raise ConfigError(f"unknown adapters {adapters!r}", todo="one of: both, input, encoder, none")
-        if not 0 < num_visible_patches(targets.num_tokens, mask_ratio) < targets.num_tokens:
+        if not 0 < num_visible_patches(tokens, mask_ratio) < tokens:
             raise ConfigError(
-                f"mask ratio {mask_ratio} of {targets.num_tokens} patches leaves none visible or none masked",
+                f"mask ratio {mask_ratio} of {tokens} patches leaves none visible or none masked",
                 todo="give a --mask-ratio between, such as 0.75",
             )
-        if tau <= 0:
-            raise ConfigError(f"tau {tau}", todo="give a --tau above 0")
+        for goal in goals.values():
+            _check_goal(goal)
         width, heads = decoder_shape(encoder.embed_dim)
         width = width if decoder_width is None else decoder_width
         heads = heads if decoder_heads is None else decoder_heads
@@ -63,23 +81,26 @@ class Student(nn.Module):
                 f"a decoder of width {width} with {heads} heads", todo="use a width that the heads divide"
             )
         channel, depth = encoder.embed_dim, len(encoder.blocks)
-        self.targets, self.mask_ratio, self.tau = targets, mask_ratio, tau
+        self.goals, self.mask_ratio = goals, mask_ratio
         self.checkpointing, self.draws = checkpointing, draws(encoder.blocks)
         self.encoder: Any = encoder  # timm types its optional tokens as None or Parameter
         self.input_adapter = Mlp(channel, 4 * channel) if adapters in ("both", "input") else None
-        self.encoder_adapters = EncoderAdapters(depth, channel, 4 * width) if adapters in ("both", "encoder") else None
-        self.decoder = Decoder(
-            grid=targets.grid,
-            encoder_width=channel,
-            width=width,
-            depth=decoder_depth,
-            heads=heads,
-            channels=targets.channels,
-            attention_heads=targets.num_heads if targets.k is not None else 0,
-            checkpointing=checkpointing,
+        fused = adapters in ("both", "encoder")
+        count = (1 if adapters_shared else len(goals)) if fused else 0
+        self.encoder_adapters = nn.ModuleList(EncoderAdapters(depth, channel, 4 * width) for _ in range(count))
+        """One for each set in their order, one for all, or none."""
+        self.heads = nn.ModuleList(
+            nn.ModuleDict({kind.kind: kind(channel, width, goal.spec) for kind in HEADS if kind.wanted(goal.spec)})
+            for goal in goals.values()
         )
-        if targets.k is not None and targets.channels % targets.num_heads:
-            raise ConfigError(f"{targets.channels} channels do not divide among {targets.num_heads} heads")
+        """Of each set in their order, by kind."""
+        self.decoder = Decoder(
+            grid=self.grid, width=width, depth=decoder_depth, heads=heads, checkpointing=checkpointing
+        )
+        norms = torch.zeros(len(goals)) if balanced and len(goals) > 1 else None
+        self.gradient_norms: torch.Tensor | None
+        self.register_buffer("gradient_norms", norms)
+        """(S,) running means of the sets' gradient norms, where their weights follow them."""
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -98,11 +119,11 @@ class Student(nn.Module):
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
         nn.init.normal_(self.encoder.cls_token, std=0.02)
-        for branch in (self.decoder.feature, self.decoder.attention):
-            if branch is not None:
-                nn.init.normal_(branch.mask_token, std=0.02)
+        for module in self.heads.modules():
+            if isinstance(module, Branch):
+                nn.init.normal_(module.mask_token, std=0.02)
         with torch.no_grad():
-            self.encoder.pos_embed.copy_(sincos_position(self.encoder.embed_dim, self.targets.grid))
+            self.encoder.pos_embed.copy_(sincos_position(self.encoder.embed_dim, self.grid))
         self.encoder.pos_embed.requires_grad_(False)
 
     def class_token(self) -> torch.Tensor:
@@ -110,8 +131,8 @@ class Student(nn.Module):
         token: torch.Tensor = self.encoder.cls_token
         return token if self.input_adapter is None else self.input_adapter(token)
 
-    def forward_encoder(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
-        """Encode the visible patches and fuse the layers: Z_e (M B, 1 + V, C).
+    def forward_layers(self, images: torch.Tensor, mask: Mask) -> list[torch.Tensor]:
+        """Encode the visible patches: the outputs (M B, 1 + V, C) of all blocks, the last behind the final norm.
 
         images: (B, 3, S, S) float, normalized; mask: of M B rows, row m B + i is a mask of image i.
         """
@@ -124,17 +145,21 @@ class Student(nn.Module):
             x = run_block(block, x, self.checkpointing, draws=self.draws)
             layers.append(x)
         layers[-1] = self.encoder.norm(x)
-        if self.encoder_adapters is None:
-            return layers[-1]
-        out: torch.Tensor = self.encoder_adapters(layers)
-        return out
+        return layers
+
+    def fused(self, layers: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what each set's heads read, Z_e (M B, 1 + V, C): the layers as its encoder adapters fuse them."""
+        if not self.encoder_adapters:
+            return layers[-1:] * len(self.goals)
+        found = [adapters(layers) for adapters in self.encoder_adapters]
+        return found * (len(self.goals) // len(found))
 
     def embed_visible(self, images: torch.Tensor, mask: Mask) -> torch.Tensor:
         """Embed the visible patches alone: (M B, V, C). The convolution of timm's patch embedding is a Linear.
 
         Three quarters of that convolution, forward and backward, would be thrown away: 2 % of a ViT-B's step.
         """
-        grid, embed = self.targets.grid, self.encoder.patch_embed
+        grid, embed = self.grid, self.encoder.patch_embed
         batch, colours, size, _ = images.shape
         patches = images.view(batch, colours, grid, size // grid, grid, size // grid).permute(0, 2, 4, 1, 3, 5)
         view = torch.arange(len(mask.order), device=images.device)[:, None] % batch
@@ -142,41 +167,81 @@ class Student(nn.Module):
         x: torch.Tensor = embed.norm(nn.functional.linear(seen, embed.proj.weight.flatten(1), embed.proj.bias))
         return x
 
-    def forward(self, images: torch.Tensor, targets: Targets, *, noise: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the losses {"feature": ..., "attention": ...}, scalars float32.
+    def forward(
+        self, images: torch.Tensor, targets: Targets | Mapping[str, Targets], *, noise: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses, scalars float32: {"feature", "attention", "class"}, of several sets {"NAME/feature", ...}.
 
-        images: (B, 3, S, S) normalized. targets: normalized features (B, L, C) and attention rows, from the
-        cache, from the base online, or pixels. noise: (M B, L), decides the masks, M of each view: row m B + i is
-        mask m of view i. Without an attention target there is no "attention".
+        images: (B, 3, S, S) normalized. targets: of each set, normalized features (B, L, C) and attention rows, from
+        the cache, from the base online, or pixels. noise: (M B, L), decides the masks, M of each view: row m B + i is
+        mask m of view i. There is no "attention" and no "class" without such targets.
         """
-        targets = narrow_rows(targets, self.targets.k)
         mask = random_mask(noise, self.mask_ratio)
-        encoded = self.forward_encoder(images, mask)
-        rows = None if targets.rows is None else targets.rows.repeat(len(noise) // len(images), 1)
-        features, logits = self.decoder(encoded, mask, rows)
-        losses = {"feature": feature_loss(features, targets.features, mask)}
-        if logits is not None and targets.attention is not None:
-            losses["attention"] = attention_loss(logits, targets.attention, self.tau)
+        return self.judged(self.forward_layers(images, mask), targets, mask)
+
+    def judged(
+        self, layers: list[torch.Tensor], targets: Targets | Mapping[str, Targets], mask: Mask
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses of `forward` from the outputs of all blocks: adapters, decoder and heads."""
+        given = {"": targets} if isinstance(targets, Targets) else targets
+        wanted = {name: narrow_rows(given[name], goal.spec.k) for name, goal in self.goals.items()}
+        encoded = dict(zip(self.goals, self.fused(layers), strict=True))
+        tokens = [
+            h.tokens(encoded[name], mask, self.decoder.position) for name, h in self.each() if isinstance(h, Branch)
+        ]
+        decoded = iter(self.decoder(tokens))
+        losses = {}
+        for name, head in self.each():
+            x = next(decoded) if head.branch else encoded[name]
+            losses[term(name, head.kind)] = head.loss(x, wanted[name], mask, self.goals[name].tau)
         return losses
+
+    def each(self) -> Iterator[tuple[str, Head]]:
+        """Yield each head with its set's name, in the order of the losses."""
+        for name, heads in zip(self.goals, self.heads, strict=True):
+            for head in heads.values():  # type: ignore[operator]
+                yield name, head
+
+
+def term(name: str, kind: str) -> str:
+    """Name the loss of one kind of one set; the set of a training with no other needs no name."""
+    return f"{name}/{kind}" if name else kind
+
+
+def _common_grid(goals: Mapping[str, Goal]) -> tuple[int, int]:
+    """Return the patches per side, and the tokens, of all sets."""
+    grids = {goal.spec.grid_shape for goal in goals.values()}
+    if len(grids) != 1:
+        raise ConfigError(f"target sets over different grids, {sorted(grids)}", todo="train on sets over one grid")
+    return next(iter(goals.values())).spec.grid, next(iter(goals.values())).spec.num_tokens
+
+
+def _check_goal(goal: Goal) -> None:
+    """Raise ConfigError for what no head can be made for."""
+    if goal.tau <= 0:
+        raise ConfigError(f"tau {goal.tau}", todo="give a --tau above 0")
+    if goal.spec.k is not None and goal.spec.channels % goal.spec.num_heads:
+        raise ConfigError(f"{goal.spec.channels} channels do not divide among {goal.spec.num_heads} heads")
 
 
 def create_student(
     name: str = "vit_base_patch16_224",
     *,
-    targets: TargetSpec,
+    targets: TargetSpec | Mapping[str, Goal],
     model_args: dict[str, Any] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Student:
-    """Create a randomly initialized student for targets of the given spec.
+    """Create a randomly initialized student for targets of the given spec, or of several sets by name.
 
     name, model_args: a plain vision transformer of timm and arguments that change it (`patch_size`,
-    `embed_dim`, `depth`, ...); its input becomes targets.grid * patch pixels. options: those of `Student`.
+    `embed_dim`, `depth`, ...); its input becomes grid * patch pixels. options: those of `Student`.
     The weights are a function of `seed` and leave torch's generator as it was. Raises ConfigError.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Student(create_encoder(name, targets.grid, model_args), targets, **options)
+        grid = targets.grid if isinstance(targets, TargetSpec) else _common_grid(targets)[0]
+        return Student(create_encoder(name, grid, model_args), targets, **options)
 
 
 def create_encoder(name: str, grid: int, model_args: dict[str, Any] | None = None) -> VisionTransformer:

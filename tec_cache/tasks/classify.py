@@ -111,6 +111,10 @@ class Classify:
         scores = {"test_loss": loss / total, "test_top1": first / total}
         return scores | ({f"test_top{TOP}": among / total} if top == TOP else {}) | {"test_images": total}
 
+    def figures(self) -> dict[str, float]:
+        """Return nothing."""
+        return {}
+
     def note(self) -> str:
         """Say how many broken photos were met."""
         broken = len(self.learned.damaged | self.judged.damaged)

@@ -138,6 +138,10 @@ class Segment:
     def _judged_on(self) -> str:
         return without_secrets(self.config.test or self.config.train)
 
+    def figures(self) -> dict[str, float]:
+        """Return nothing."""
+        return {}
+
     def note(self) -> str:
         """Say how many broken photos were met."""
         broken = len(self.learned.damaged | self.judged.damaged)

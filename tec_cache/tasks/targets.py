@@ -6,6 +6,7 @@ source; only a program may put it there (`pipelines.training.target_sources`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,12 +17,17 @@ from tec_cache.loader import Batch
 from tec_cache.targets import pixel_targets
 from tec_cache.types import Targets, TargetSpec
 
+Sources = Mapping[str, "TargetSource"]
+"""What a training learns from, by the names of the sets; a set that is alone has the name ""."""
+
 
 class TargetSource(Protocol):
     """Gives the targets of a batch, on the training device."""
 
     spec: TargetSpec
     tau: float
+    weight: float
+    """Of its losses among those of several sets."""
     stored: TargetSet | None
     """The set that the loader reads beside the crops, if any."""
     pixel_size: int | None
@@ -41,12 +47,13 @@ class CachedTargets:
     stored: TargetSet | None
     spec: TargetSpec
     tau: float
+    weight: float = 1.0
     pixel_size: int | None = None
 
     def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
         """Decode what the loader read."""
         assert self.stored is not None
-        return self.stored.decode(batch.codes)
+        return self.stored.decode(batch.codes[self.stored.name])
 
     def identity(self) -> dict[str, Any]:
         """Return the target set's name and fingerprint."""
@@ -60,6 +67,7 @@ class PixelTargets:
 
     spec: TargetSpec
     tau: float = 1.0
+    weight: float = 1.0
     stored: TargetSet | None = None
     pixel_size: int | None = None
 

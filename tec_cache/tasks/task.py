@@ -46,5 +46,8 @@ class Task(Protocol[B]):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Judge the module; every rank calls it, all get the same numbers. Weights and generators stay as they are."""
 
+    def figures(self) -> dict[str, float]:
+        """Return what else belongs into the next line of the log; nothing where there is nothing."""
+
     def note(self) -> str:
         """Return a few words for the progress line; empty where there is nothing to say."""

@@ -1,0 +1,1 @@
+"""Parts of the rounds: what each call is told, what has been done, and what it will take."""
