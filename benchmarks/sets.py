@@ -72,7 +72,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Setting:
     photos, cache, grid = args.photos, str(folder / "cache"), 224 // args.patch
     if photos is None:
         photos = str(folder / "photos.tar")
-        write_photos(Path(photos), 256)
+        write_photos(Path(photos), 128)
     base: dict[str, Any] = {"base": args.base, "base_weights": args.weights}
     if args.weights is None:
         base = {"base": write_base(folder / "base", args.base.removeprefix("timm:"), {})}
