@@ -79,7 +79,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> Setting:
     views = {"input": photos, "views": 1, "grid": grid}
     for number in range(max(args.sets)):
         given = views if number == 0 else {}
-        extract(ExtractConfig(cache=cache, name=name_of(number), **given, **base))
+        extract(ExtractConfig(cache=cache, name=name_of(number), fit_views=64, **given, **base))
     more = {"student_args": {"patch_size": args.patch}}
     return Setting(cache, folder / "run", args.student, args.batch_size, "cpu", more=more)
 
