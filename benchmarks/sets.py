@@ -109,6 +109,8 @@ def sizes(setting: Setting, counts: list[int]) -> None:
 def steps(setting: Setting, args: argparse.Namespace) -> None:
     """Print seconds of a step by the number of sets, and the shares that arithmetic gives."""
     kinds: dict[str, Kind] = {str(count): kind(of_sets(setting, count)) for count in args.sets}
+    for task, _, _ in kinds.values():
+        task.gradients = None  # measured in the first steps, and then so rarely that it costs nothing
     rounds = measure(kinds, args.steps, args.rounds)
     print(f"\n{args.student}, batch {args.batch_size}, {args.rounds} rounds of {args.steps} steps")
     print("sets   s/step   against one              multiply-accumulates against one   parameters")
