@@ -14,7 +14,7 @@ from tec_cache.run.export import describe, require_free, write_export, write_mod
 from tec_cache.run.metrics import metrics_file, read_metrics
 from tec_cache.run.settings import load_settings, run_identity
 from tec_cache.segment.folder import as_timm as segmenter_folder
-from tec_cache.student.model import Goal, Student, create_student
+from tec_cache.student.model import Goal, Student, create_student, student_options
 from tec_cache.types import TargetSpec
 
 
@@ -130,11 +130,5 @@ def student_of_run(settings: dict[str, Any]) -> Student:
         config["student"],
         targets={of["goal"]: Goal(spec=TargetSpec(**of["spec"]), tau=of["tau"]) for of in targets},
         model_args=config["student_args"],
-        adapters=config["adapters"],
-        mask_ratio=config["mask_ratio"],
-        adapters_shared=config["adapters_shared"],
-        balanced=config["balance"] == "norm",
-        decoder_depth=config["decoder_depth"],
-        decoder_width=config["decoder_width"],
-        decoder_heads=config["decoder_heads"],
+        **student_options(config),
     )

@@ -173,7 +173,7 @@ def _is_exported(run: Path, out: Path) -> bool:
 def _remove(chain: Chain, journal: Journal, one: Round, quiet: bool) -> bool:
     """Remove the target sets that are older than those to keep: this round has finished, and needs none."""
     cache = chain.config.train.cache
-    for old in journal.rounds[: max(0, one.number - chain.config.keep + 1)]:
+    for old in (journal.rounds[number] for number in chain.too_old(one.number)):
         if old.target is None or old.removed:
             continue
         if old.target in set_names(open_cache(cache).store):

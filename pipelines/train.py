@@ -24,7 +24,7 @@ from tec_cache.run.folder import begun_run
 from tec_cache.run.loop import LoopSummary
 from tec_cache.run.metrics import read_metrics
 from tec_cache.store.staged import StagedStore
-from tec_cache.student.model import Goal, Student, create_encoder
+from tec_cache.student.model import Goal, Student, create_encoder, student_options
 from tec_cache.tasks.pretrain import MOST_AT_ONCE, Pretrain
 from tec_cache.tasks.targets import Sources
 from tec_cache.urls import without_secrets
@@ -193,13 +193,7 @@ def prepare_student(config: TrainConfig, cache: Cache, compute: Compute) -> tupl
         student = Student(
             encoder,
             {name: Goal(spec=source.spec, tau=source.tau) for name, source in sources.items()},
-            adapters=config.adapters,  # type: ignore[arg-type]
-            adapters_shared=config.adapters_shared,
-            balanced=config.balance == "norm",
-            mask_ratio=config.mask_ratio,
-            decoder_depth=config.decoder_depth,
-            decoder_width=config.decoder_width,
-            decoder_heads=config.decoder_heads,
+            **student_options(vars(config)),
             checkpointing=config.checkpointing,
         )
     if config.init == "base":

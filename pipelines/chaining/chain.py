@@ -45,6 +45,10 @@ class Chain:
         """Name of the target set that a round, from number 1 on, learns from."""
         return f"{self.config.set_prefix}-{round_name(number)}"
 
+    def too_old(self, number: int) -> range:
+        """Return the rounds whose sets are not kept once a round has finished."""
+        return range(1, max(1, number - self.config.keep + 1))
+
     def training(self, number: int) -> TrainConfig:
         """Return the settings of a round's training.
 

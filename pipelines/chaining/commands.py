@@ -22,10 +22,11 @@ def commands_left(chain: Chain, journal: Journal) -> list[str]:
             "export": [["export", str(chain.run(number)), str(chain.export(number))]],
             "rm": [
                 ["rm", chain.config.train.cache, "--target", chain.set_name(old)]
-                for old in _too_old(chain, number)
+                for old in chain.too_old(number)
                 if old not in removed
             ],
         }
+        removed |= set(chain.too_old(number))
         left = [words for name, several in calls.items() for words in several if _is_left(journal, number, name)]
         found += [shell_words(["tec-cache", *words]) for words in left]
     return found
@@ -33,12 +34,6 @@ def commands_left(chain: Chain, journal: Journal) -> list[str]:
 
 def _is_left(journal: Journal, number: int, name: str) -> bool:
     return f"{round_name(number)} {name}" not in journal.done
-
-
-def _too_old(chain: Chain, number: int) -> list[int]:
-    """Return the rounds whose sets go when a round has finished, and not before."""
-    oldest = number - chain.config.keep
-    return [oldest] if oldest >= 1 else []
 
 
 def _options(config: Any) -> list[str]:

@@ -16,7 +16,7 @@ from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.config import PlanConfig, TrainConfig
 from tec_cache.run.checkpoint import KEEP
 from tec_cache.run.export import write_export
-from tec_cache.student.model import Student, create_student
+from tec_cache.student.model import Student, create_student, student_options
 from tec_cache.types import TargetSpec
 
 STATES = 3
@@ -105,16 +105,7 @@ def estimate(chain: Chain, journal: Journal, *, quiet: bool) -> Estimate:
 def _student(train: TrainConfig, cache: Cache) -> Student:
     """Make a student as every round trains it; what it would learn does not matter here."""
     spec = TargetSpec(grid=cache.grid, channels=1, num_heads=0, k=None, normalization="feature")
-    return create_student(
-        train.student,
-        targets=spec,
-        model_args=train.student_args,
-        adapters=train.adapters,
-        mask_ratio=train.mask_ratio,
-        decoder_depth=train.decoder_depth,
-        decoder_width=train.decoder_width,
-        decoder_heads=train.decoder_heads,
-    )
+    return create_student(train.student, targets=spec, model_args=train.student_args, **student_options(vars(train)))
 
 
 def _bytes_of_a_round(student: Student) -> float:

@@ -17,7 +17,7 @@ from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.finetune.classifier import LoadedEncoder
 from tec_cache.kinds import WEIGHTS_FILE
 from tec_cache.recipes import BASES
-from tec_cache.run.export import ADAPTERS_FILE, ENCODER_ADAPTERS, INPUT_ADAPTER, OF_SET
+from tec_cache.run.export import ADAPTERS_FILE, ENCODER_ADAPTERS, INPUT_ADAPTER, OF_SET, below
 from tec_cache.segment.folder import HEAD
 from tec_cache.weights.content import load_content, read_json
 from tec_cache.weights.files import sha256_of_state
@@ -60,7 +60,7 @@ def load_encoder(
         model_args=dict(base.identity["model_args"]),
         mean=base.mean,
         std=base.std,
-        input_adapter_state=_below(INPUT_ADAPTER, adapters),
+        input_adapter_state=below(INPUT_ADAPTER, adapters),
         adapters_states=_of_sets(adapters),
         made_of=made_of,
     )
@@ -133,8 +133,3 @@ def _of_sets(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
                 raise WeightsError(f"no name of an adapter: {name}", todo="export the run again")
             found.setdefault(match[1], {})[match[2]] = value
     return found
-
-
-def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return the tensors whose names begin so, by the rest of these; None where there are none."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)} or None

@@ -29,6 +29,7 @@ from tec_cache.run.export import (
     INPUT_ADAPTER,
     OF_SET,
     adapters_state,
+    below,
     export_state,
 )
 from tec_cache.run.settings import load_settings
@@ -181,7 +182,7 @@ def take(source: Source, student: Student, sources: Sources) -> Taking:
 def _encoder(source: Source, student: Student, taking: Taking, what: str) -> None:
     """Take the encoder, and the input adapter with the class token from before it."""
     state = dict(source.encoder) | {"pos_embed": student.encoder.pos_embed.detach()}
-    adapter = _below(INPUT_ADAPTER, source.adapters)
+    adapter = below(INPUT_ADAPTER, source.adapters)
     token = None if adapter is None else adapter.pop("class_token", None)
     if student.input_adapter is not None and adapter is not None and token is not None:
         state["cls_token"] = token
@@ -194,8 +195,8 @@ def _encoder(source: Source, student: Student, taking: Taking, what: str) -> Non
 def _encoder_adapters(source: Source, student: Student, taking: Taking, mine: Mapping[str, str]) -> None:
     """Take each set's encoder adapters, or the one of all, whose name is ""."""
     theirs = source.names()
-    table = {name: _below(f"{OF_SET}{goal}.", source.adapters) for goal, name in theirs.items()}
-    if (one := _below(ENCODER_ADAPTERS, source.adapters)) is not None:
+    table = {name: below(f"{OF_SET}{goal}.", source.adapters) for goal, name in theirs.items()}
+    if (one := below(ENCODER_ADAPTERS, source.adapters)) is not None:
         table = {"" if len(theirs) > 1 else next(iter(theirs.values())): one}
     modules = list(student.encoder_adapters)
     names = list(mine.values()) if len(modules) == len(mine) else [""] * len(modules)
@@ -230,8 +231,3 @@ def _same_set(name: str, mine: Mapping[str, str], theirs: Mapping[str, str]) -> 
 
 def _heads_of(blocks: Any) -> list[int]:
     return [int(block.attn.num_heads) for block in blocks]
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return the tensors whose names begin so, by the rest of these; None where there are none."""
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)} or None

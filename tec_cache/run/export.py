@@ -13,13 +13,13 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import TecCacheError, listed
@@ -41,6 +41,11 @@ CLASS_TOKEN = INPUT_ADAPTER + "class_token"
 
 _NAMED = {WEIGHTS_FILE: "model_sha256", ADAPTERS_FILE: "adapters_sha256", CARD_FILE: "card_sha256"}
 """Files whose hashes config.json names, and as what."""
+
+
+def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return the tensors whose names begin so, by the rest of these; None where there are none."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)} or None
 
 
 def export_state(student: Student) -> dict[str, torch.Tensor]:

@@ -244,6 +244,12 @@ def create_student(
         return Student(create_encoder(name, grid, model_args), targets, **options)
 
 
+def student_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `Student` that a training's settings decide, as run.json keeps these."""
+    same = ("adapters", "adapters_shared", "mask_ratio", "decoder_depth", "decoder_width", "decoder_heads")
+    return {name: config[name] for name in same} | {"balanced": config["balance"] == "norm"}
+
+
 def create_encoder(name: str, grid: int, model_args: dict[str, Any] | None = None) -> VisionTransformer:
     """Create a timm model whose input is grid * patch pixels."""
     args = check_model_args(model_args or {}, f"the student {name}")
