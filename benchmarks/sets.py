@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
+import re
 import statistics
 import tempfile
 import time
@@ -166,7 +166,16 @@ def in_process(run: Callable[[Setting, int], None], setting: Setting, count: int
 
 def _measured(run: Callable[[Setting, int], None], setting: Setting, count: int, told: Any) -> None:
     run(setting, count)
-    told.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    told.send(_peak())
+
+
+def _peak() -> int:
+    """Return the highest resident size of this process, in bytes.
+
+    Read from /proc, for what getrusage gives begins with the highest of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])  # type: ignore[index]
 
 
 def _train(setting: Setting, count: int) -> None:
