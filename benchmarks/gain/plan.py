@@ -82,7 +82,7 @@ CPU = Gain(
     tune_epochs=20, tenth_epochs=60,
 )  # fmt: skip
 GPU = Gain(
-    photos=5000, valid=5000, judged=None, views=8, patch=4, width=128, depth=6, heads=4, decoder_depth=1, epochs=24,
+    photos=5000, valid=5000, judged=None, views=8, patch=4, width=128, depth=6, heads=4, decoder_depth=1, epochs=20,
     at=8, batch_size=256, tune_batch=128,
 )  # fmt: skip
 ALL = Gain(
