@@ -63,6 +63,11 @@ class Place:
         """The cache of views alone, of which each model that needs target sets has a copy."""
         return self.out / "crops"
 
+    @property
+    def cpu_threads(self) -> int | None:
+        """Threads as the programs take them: they are a CPU's."""
+        return self.threads if self.device == "cpu" else None
+
     def folder(self, model: Model) -> Path:
         """Folder of a model's runs."""
         return self.out / "models" / model.name
@@ -105,7 +110,7 @@ def training(config: Gain, place: Place, cache: Path, out: Path, model: Model, *
         "seed": SEEDS * model.seed,
         "views": model.views,
         "device": place.device,
-        "threads": place.threads,
+        "threads": place.cpu_threads,
         "workers": place.workers,
         "save_every": max(1.0, model.epochs / 8),
         "save_minutes": 2.0,
@@ -159,7 +164,7 @@ def own_crops(model: Model, place: Place) -> Path:
 
 
 def _extraction(place: Place, cache: Path, **more: Any) -> ExtractConfig:
-    how: dict[str, Any] = {"device": place.device, "threads": place.threads, "workers": place.workers}
+    how: dict[str, Any] = {"device": place.device, "threads": place.cpu_threads, "workers": place.workers}
     return ExtractConfig(cache=str(cache), batch_size=BATCH, **how, **more)
 
 
@@ -216,7 +221,7 @@ def tune(model: Model, config: Gain, place: Place, *, tenth: bool) -> FinetuneCo
         save_every=float(epochs),
         seed=model.seed,
         device=place.device,
-        threads=place.threads,
+        threads=place.cpu_threads,
         workers=place.workers,
     )
 

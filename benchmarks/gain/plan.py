@@ -78,8 +78,7 @@ class Gain:
 
 
 CPU = Gain(
-    photos=2000, valid=2000, judged=10000, views=8, patch=8, width=96, depth=6, heads=3, decoder_depth=1, epochs=16,
-    tune_epochs=20, tenth_epochs=60,
+    photos=1000, valid=5000, judged=None, views=8, patch=8, width=64, depth=6, heads=4, decoder_depth=1, epochs=24,
 )  # fmt: skip
 GPU = Gain(
     photos=5000, valid=5000, judged=None, views=8, patch=4, width=128, depth=6, heads=4, decoder_depth=1, epochs=20,
