@@ -143,9 +143,9 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def put_between_marks(path: Path, tables: str) -> None:
+def put_between_marks(path: Path, tables: str, marks: tuple[str, str] = MARKS) -> None:
     """Replace what a document has between its marks; a document that is not there yet is the tables alone."""
-    begin, end = MARKS
+    begin, end = marks
     text = path.read_text() if path.exists() else f"{begin}\n{end}\n"
     if text.count(begin) != 1 or text.count(end) != 1:
         raise TecCacheError(

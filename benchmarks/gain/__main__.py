@@ -3,7 +3,7 @@
 
     python -m benchmarks.gain 'cifar10-train-*.tar.gz' --test 'cifar10-test-*.tar.gz'
     python -m benchmarks.gain 'cifar10-train-*.tar.gz' --test 'cifar10-test-*.tar.gz' --config gpu --minutes 9
-    python -m benchmarks.gain ... --markdown docs/gain.md --plot docs/gain.png
+    python -m benchmarks.gain --tables gain-out --markdown docs/gain.md --plot docs/gain.png
     python -m benchmarks.gain --config imagenet                the paper's own table, as commands
 
 Shards of labelled 32-pixel photos, CIFAR-10 for instance. What is compared, and by what rule it is chosen where, is
@@ -22,35 +22,33 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from benchmarks.fidelity.report import put_between_marks
 from benchmarks.fidelity.results import require_same_settings
 from benchmarks.gain import photos
 from benchmarks.gain.imagenet import commands
-from benchmarks.gain.jobs import Place
+from benchmarks.gain.jobs import SETTINGS, Place
 from benchmarks.gain.plan import (
     ARMS,
     CHOICE,
     CONFIGS,
-    PIXELS,
     QUESTIONS,
     SIZE,
-    VALID,
     Gain,
-    Job,
-    Model,
     arm_jobs,
     chosen_epochs,
     curve_jobs,
 )
-from benchmarks.gain.report import Found, draw, markdown
+from benchmarks.gain.report import Found, draw, markdown, validated
 from benchmarks.gain.running import Failed, run_jobs
 from benchmarks.machine import describe
 from pipelines.extract import extract
 from tec_cache.config import ExtractConfig
 from tec_cache.device import available_cores, resolve_compute
+
+MACHINE = "machine.txt"
+"""What the last command ran on, and that command."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,11 +62,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, help="processes at once; default: one a core on a CPU, 8 on a GPU")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--minutes", type=float, default=1e6, help="of this command")
+    parser.add_argument("--tables", metavar="OUT", help="the tables of a folder where all is done; nothing is run")
     parser.add_argument("--markdown", help="write the tables between the marks of this file")
     parser.add_argument("--plot", help="write a picture to this file")
     args = parser.parse_args(argv)
     if args.config == "imagenet":
         print(commands())
+        return 0
+    if args.tables:
+        show(args.config, Path(args.tables), args.markdown, args.plot)
         return 0
     if args.train is None or args.test is None:
         parser.error("name the shards to learn from, and --test")
@@ -79,21 +81,30 @@ def main(argv: list[str] | None = None) -> int:
     jobs = args.jobs or (available_cores() if device == "cpu" else 8)
     workers = 1 if device == "cpu" else 2
     place = Place(Path(args.out), device, max(1, available_cores() // jobs), workers)
+    place.out.mkdir(parents=True, exist_ok=True)
+    require_same_settings(place.out / SETTINGS, {"config": asdict(config)})
+    (place.out / MACHINE).write_text(machine)
     try:
-        found = measure(config, args.train, args.test, place, jobs, time.monotonic() + 60 * args.minutes)
+        whole = measure(config, args.train, args.test, place, jobs, time.monotonic() + 60 * args.minutes)
     except Failed as failure:
         print(failure, file=sys.stderr)
         return 1
-    if found is None:
+    if not whole:
         print("there is more to do: give the same command again")
         return 3
-    tables = markdown(args.config, found, machine)
-    print("\n" + tables)
-    if args.markdown:
-        put_between_marks(Path(args.markdown), tables)
-    if args.plot:
-        draw(found, args.plot)
+    show(args.config, place.out, args.markdown, args.plot)
     return 0
+
+
+def show(name: str, out: Path, document: str | None, plot: str | None) -> None:
+    """Print the tables of a folder where all is done; write them into a document, and draw them."""
+    found = Found.read(out)
+    tables = markdown(name, found, (out / MACHINE).read_text())
+    print("\n" + tables)
+    if document:
+        put_between_marks(Path(document), tables, (f"<!-- {name}: begin -->", f"<!-- {name}: end -->"))
+    if plot:
+        draw(found, plot)
 
 
 def _value(text: str) -> tuple[str, Any]:
@@ -102,13 +113,10 @@ def _value(text: str) -> tuple[str, Any]:
     return name, tuple(read) if isinstance(read, list) else read
 
 
-def measure(config: Gain, train: str, test: str, place: Place, jobs: int, deadline: float) -> Found | None:
-    """Declare what is asked, make and judge the base's curve, choose, then all arms; None where time was over."""
-    place.out.mkdir(parents=True, exist_ok=True)
-    require_same_settings(place.out / "settings.json", {"config": asdict(config)})
-    kept = {"device": place.device, "threads": place.threads, "workers": place.workers}
-    (place.out / "place.json").write_text(json.dumps(kept))
-    declared = {"arms": ARMS, "questions": QUESTIONS, "choice": CHOICE, "curve": config.curve()}
+def measure(config: Gain, train: str, test: str, place: Place, jobs: int, deadline: float) -> bool:
+    """Declare what is asked, make and judge the base's curve, choose, then all arms; False where time was over."""
+    (place.out / "place.json").write_text(json.dumps({k: v for k, v in vars(place).items() if k != "out"}))
+    declared = {"arms": ARMS, "questions": QUESTIONS, "choice": CHOICE, "curve": config.curve(), "at": config.at}
     (place.out / "declared.json").write_text(json.dumps(declared, indent=2) + "\n")
     photos.cut(config, train, test, place.photos)
     extract(
@@ -125,26 +133,10 @@ def measure(config: Gain, train: str, test: str, place: Place, jobs: int, deadli
     curve = curve_jobs(config)
     settled = [] if config.at is None else arm_jobs(config, config.epochs * config.at)
     if not run_jobs([*settled, *curve], config, place, jobs, deadline, _say):
-        return None
-    seeds = range(1, config.curve_seeds + 1)
-    scores = {
-        epochs: {seed: _read(Job(Model(PIXELS, epochs, seed, config.views), VALID), place) for seed in seeds}
-        for epochs in config.curve()
-    }
-    means = {epochs: fmean(found["fine-tuned"] for found in of.values()) for epochs, of in scores.items()}
-    epochs, flat = chosen_epochs(config, means)
-    (place.out / "chosen.json").write_text(json.dumps({"epochs": epochs, "flat": flat, "validation": means}) + "\n")
+        return False
+    epochs, flat = chosen_epochs(config, validated(config, place.out))
     print(f"E = {epochs} epochs; the curve has{'' if flat else ' not'} flattened there", flush=True)
-    arms = settled or arm_jobs(config, epochs)
-    if not run_jobs(arms, config, place, jobs, deadline, _say):
-        return None
-    results = {job: _read(job, place) for job in arms}
-    return Found(config, scores, epochs, flat, results)
-
-
-def _read(job: Job, place: Place) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(place.result(job.name).read_text())
-    return found
+    return run_jobs(arm_jobs(config, epochs), config, place, jobs, deadline, _say)
 
 
 def _say(line: str) -> None:

@@ -36,6 +36,8 @@ from tec_cache.labelled import EvaluationReader, evaluation_transform, index_pho
 from tec_cache.rounds_config import RoundsConfig
 from tec_cache.store.files import write_atomically
 
+SETTINGS = "settings.json"
+"""Of the folder of everything: the configuration."""
 STUDENT = "vit_tiny_patch16_224"
 SET = "base"
 SEEDS = 10
@@ -262,9 +264,8 @@ def frozen(model: Model, config: Gain, place: Place, part: str) -> dict[str, flo
 def main(out: str, name: str) -> int:
     """Do one job of a folder that `benchmarks.gain` prepared."""
     folder = Path(out)
-    settings = json.loads((folder / "settings.json").read_text())
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in settings["config"].items()}
-    config = Gain(**values)
+    settings = json.loads((folder / SETTINGS).read_text())
+    config = Gain.read(settings["config"])
     place = Place(folder, **json.loads((folder / "place.json").read_text()))
     torch.set_num_threads(place.threads)
     head, _, what = name.rpartition(".")

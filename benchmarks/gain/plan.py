@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SIZE = 32
 """Pixels of a crop, per side."""
@@ -71,6 +71,12 @@ class Gain:
     rounds: int = 4
     more_views: tuple[int, ...] = ()
     """Arm C again with so many of the stored views, to see what few views cost."""
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Gain:
+        """Read what was written as JSON."""
+        read: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**read)
 
     def curve(self) -> list[int]:
         """Return the epochs of the base's curve."""

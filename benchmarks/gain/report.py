@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 
 from benchmarks.fidelity.report import paired_difference, table
-from benchmarks.gain.plan import ARMS, QUESTIONS, TEST, Gain, Job, Model, arm, fewer_views
+from benchmarks.gain.plan import (
+    ARMS,
+    PIXELS,
+    QUESTIONS,
+    TEST,
+    VALID,
+    Gain,
+    Job,
+    Model,
+    arm,
+    arm_jobs,
+    chosen_epochs,
+    fewer_views,
+)
 from benchmarks.gain.statistics import CONFIDENCE, Hits, Interval, bootstrap
 
 TUNED = ("fine-tuned", "fine-tuned, 10 %")
@@ -30,6 +45,14 @@ class Found:
     flat: bool
     """Whether the curve had flattened there."""
     results: dict[Job, dict[str, Any]]
+
+    @classmethod
+    def read(cls, out: Path) -> Found:
+        """Read the folder of a measurement where all jobs are done."""
+        config = Gain.read(json.loads((out / "settings.json").read_text())["config"])
+        curve = {epochs: _judged(config, epochs, out) for epochs in config.curve()}
+        epochs, flat = chosen_epochs(config, validated(config, out))
+        return cls(config, curve, epochs, flat, {job: _result(job, out) for job in arm_jobs(config, epochs)})
 
     def of(self, model: Model) -> dict[str, Any]:
         """Return what was found of a model on the test photos."""
@@ -58,9 +81,26 @@ class Found:
         return Interval(found.mean, found.mean - found.half, found.mean + found.half)
 
 
+def validated(config: Gain, out: Path) -> dict[int, float]:
+    """Return epochs -> fine-tuned accuracy of the base on the validation part, mean over the curve's seeds."""
+    return {
+        epochs: fmean(found[TUNED[0]] for found in _judged(config, epochs, out).values()) for epochs in config.curve()
+    }
+
+
+def _judged(config: Gain, epochs: int, out: Path) -> dict[int, dict[str, Any]]:
+    seeds = range(1, config.curve_seeds + 1)
+    return {seed: _result(Job(Model(PIXELS, epochs, seed, config.views), VALID), out) for seed in seeds}
+
+
+def _result(job: Job, out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "results" / f"{job.name}.json").read_text())
+    return found
+
+
 def markdown(name: str, found: Found, machine: str) -> str:
     """Write all tables."""
-    config, (device, _, command) = found.config, machine.partition("\n")
+    config, (device, _, command) = found.config, machine.strip().partition("\n")
     photos = "all" if config.photos is None else f"{config.photos:,}"
     setting = (
         f"Configuration `{name}`: {photos} photos in {config.views} views, ViT of width {config.width}, depth "
@@ -185,7 +225,7 @@ def draw(found: Found, path: str) -> None:
         right.errorbar(places, [one.mean for one in seen], [below, above], fmt="o", capsize=4, label=measure)
     right.axhline(0, color="grey", linewidth=0.8)
     right.set_xticks(range(len(pairs)), [f"{ours} - {reference}" for ours, reference in pairs])
-    title = "D base, C new model, B rounds, A base trained twice as long"
+    title = "D: base, C: new model, B: rounds,\nA: base trained for twice as long"
     right.set(ylabel=f"difference on test photos, points, {CONFIDENCE:.0%}", title=title)
     right.legend()
     for axis in (left, right):
