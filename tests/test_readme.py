@@ -37,10 +37,13 @@ def test_the_python_block_runs(shards: Path, tiny_base: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     save_file(timm.create_model("vit_small_patch16_224", num_classes=0).state_dict(), "base.safetensors")
     extract(tiny_config(shards, tmp_path / "CACHE", tiny_base, views=1))
-    names: dict[str, Any] = {"images": torch.randn(2, 3, 224, 224), "noise": torch.rand(2, 196)}
+    names: dict[str, Any] = {}
     exec(block, names)
     assert set(names["losses"]) == {"feature", "attention"}
+    assert all(p.grad is not None for p in names["student"].encoder.blocks.parameters())
     assert names["targets"].features.shape == (2, 16, 48)
+    assert (tmp_path / "attention.png").stat().st_size > 1000
+    assert names["exact"].features.shape == (2, 196, 384)
 
 
 def understood(words: list[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from tec_cache.cache.finding import Sample
     from tec_cache.cache.index.heading import ViewsHeading
     from tec_cache.cache.index.reading import UnitIndex
 
@@ -194,6 +195,16 @@ class Cache:
         if problem:
             raise CacheError(problem, where=where, todo=RESTORE)
         return TargetSet(self, name, manifest)
+
+    def find(self, key: str, *, view: int = 0, shard: str | None = None) -> Sample:
+        """Find a photo by the key that its source gives it, in one of its views.
+
+        shard: name of its source shard, needed where several have such a key. Raises ConfigError where there is no
+        such photo or view, or several; CacheError for damage.
+        """
+        from tec_cache.cache.finding import find
+
+        return find(self, key, view=view, shard=shard)
 
     def views_record(self, unit: Unit) -> ViewsRecord:
         """Read the record of a unit of views and check that it belongs to this cache."""

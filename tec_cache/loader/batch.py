@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tec_cache.cache.finding import SampleName, names_of
+from tec_cache.cache.reader import Cache
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -32,6 +35,10 @@ class Batch:
         """Return normalized images (B, 3, size, size) float32; mean, std: (3,), on the batch's device."""
         images = self.pixels[size].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return images.sub_(255 * mean[:, None, None]).div_(255 * std[:, None, None])
+
+    def names(self, cache: Cache) -> list[SampleName]:
+        """Return source shard and key of each row; cache: the one it was loaded from. Raises CacheError for another."""
+        return names_of(cache, self.sample_keys)
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on a device; from pinned memory the copies run beside what the host does next."""
