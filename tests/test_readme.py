@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
@@ -11,11 +12,10 @@ from typing import Any
 import click
 import pytest
 import timm
-import torch
 from safetensors.torch import save_file
 
 import cli
-from pipelines.demo import demo
+from pipelines.demo import GRID, Judged, demo, sentence
 from pipelines.extract import extract
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.finetune.config import FinetuneConfig
@@ -102,12 +102,24 @@ def test_the_tree_names_files_that_exist_and_all_of_them() -> None:
                 assert path.name in README or f"{path.parent.name}/" in README, path
 
 
+def test_the_sentence_of_the_demo_follows_from_its_numbers() -> None:
+    def said(base: float, new: float, control: float) -> str:
+        tuned = {"base": base, "new model": new, "control": control}
+        return " ".join(sentence({name: Judged(0.5, 0.5, share) for name, share in tuned.items()}, 400))
+
+    # the standard error of a share of one half over 400 is 2.5 points, of a difference of two 3.5
+    assert "not told from its base (+5.0 ± 3.5 points)" in said(0.475, 0.525, 0.525)
+    assert "better than its base (+10.0 ± 3.5 points)" in said(0.45, 0.55, 0.55)
+    assert "worse than that base with the same computing spent on it (-10.0 ± 3.5" in said(0.45, 0.45, 0.55)
+
+
 @pytest.mark.slow
 def test_the_demo_in_small(tmp_path: Path) -> None:
     said: list[str] = []
-    result = demo(tmp_path / "demo", epochs=1, say=said.append)
+    result = demo(tmp_path / "demo", epochs=1, tune_epochs=1, say=said.append)
     assert result["train_images"] + result["test_images"] == 1797
-    assert set(result["knn"]) == {"untrained", "round zero (base)", "new model"}
-    assert all(0 <= value <= 1 for value in [*result["knn"].values(), *result["linear"].values()])
+    assert set(result["judged"]) == {"untrained", "base", "new model", "control"}
+    assert all(0 <= share <= 1 for shares in result["judged"].values() for share in shares)
+    assert 0 < result["attention_entropy"] < math.log(GRID**2)
     assert (tmp_path / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert any("images/s cached" in line for line in said)
