@@ -33,8 +33,13 @@ LICENCES: dict[str, Licence] = {
     "clip": _MIT,
     "siglip2": _APACHE,
     "eva02": _MIT,
+    "radio": Licence("NVIDIA Open Model License", "other"),
 }
-"""Release of weights -> its licence, as of 2026; the authors' word counts."""
+"""Release of weights -> its licence, as of 2026; the authors' word counts.
+
+Those of DINOv3, SigLIP 2, EVA-02 and RADIO are what timm's configurations state; CLIP's is that of OpenAI's repository,
+where timm's say Apache 2.0.
+"""
 
 
 def licence_of(base: str) -> Licence:
