@@ -12,6 +12,7 @@ import torch
 from pipelines.extraction.shard_contents import look_at_contents, same_contents
 from pipelines.loading.base_given import given_by
 from tec_cache import __version__
+from tec_cache.base.facts import Fact
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
 from tec_cache.base.source import Given, default_name, find_source
@@ -283,6 +284,8 @@ def prepare_targets(
         class_target=config.class_target or bool(before and before["spec"].get("class_token")),
         given=given_by(config).over(Given.from_json(stored["notes"].get("given") if stored else None)),
     )
+    pixels, *others = base.facts
+    base.facts = (pixels, *scaled_crops(int(cache.identity["views"]["size"]), base), *others)
     spec = base.spec(config.normalization or (before["spec"]["normalization"] if before else "patch"))
     old_codec = before.get("codec")
     quality = (
@@ -330,6 +333,17 @@ def prepare_targets(
     return TargetJob(
         name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), replaces and dry_run
     )
+
+
+def scaled_crops(size: int, base: FrozenBase) -> list[Fact]:
+    """Say how a base sees crops of `size` pixels per side, where not as they are stored, and what would change that."""
+    edge, patch = base.input_size, base.input_size // base.grid
+    if size == edge:
+        return []
+    grid, rest = divmod(size, patch)
+    whole = f"--grid {grid}" if rest == 0 and grid >= 2 else f"--size {edge}"
+    how = "reduced" if edge < size else "enlarged"
+    return [Fact("crops", f"{size} x {size}, {how} to {edge} x {edge}; with {whole} seen as they are", "--size")]
 
 
 def _versions() -> dict[str, Any]:
