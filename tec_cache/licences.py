@@ -43,6 +43,6 @@ where timm's say Apache 2.0.
 
 
 def licence_of(base: str) -> Licence:
-    """Return the licence of a base by its name, that of its target set for one."""
-    release = BASES[base].release if base in BASES else base.partition("_")[0]
-    return LICENCES.get(release, UNKNOWN)
+    """Return the licence of a base by its name or timm's, that of its target set for one."""
+    named = BASES.get(base) or next((one for one in BASES.values() if one.hub and one.timm_name == base), None)
+    return LICENCES.get(named.release if named else base.partition("_")[0], UNKNOWN)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.convert import convert
 from pipelines.export import export, trained_student
+from pipelines.extract import extract
 from pipelines.finetune import finetune
 from pipelines.train import train
 from tec_cache.base.load import load_base
@@ -22,7 +26,8 @@ from tec_cache.run.settings import load_settings
 from tec_cache.student.masking import random_mask
 from tec_cache.student.model import Student, create_student
 from tec_cache.types import Targets, TargetSpec
-from tests.conftest import TINY, tiny_training, write_shards
+from tests.conftest import TINY, last_checkpoint, tiny_config, tiny_training, write_shards
+from tests.test_base_models import randomized
 from tests.test_finetune import tuning
 from tests.test_student import run, some_targets, spec
 
@@ -143,6 +148,37 @@ def test_from_a_training_to_a_tuned_model(made_cache: Path, tmp_path: Path) -> N
         assert finetune(config).finished
     tuned = timm.create_model(f"local-dir:{export(tmp_path / 'full', tmp_path / 'tuned')}", pretrained=True)
     assert (tuned.num_classes, tuned.num_reg_tokens) == (4, 4)
+
+
+def test_a_student_with_registers_starts_from_a_base_with_registers(shards: Path, tmp_path: Path) -> None:
+    name, args, _ = KINDS["dinov2 with registers"]
+    base = write_base(tmp_path / "base", name, args)
+    extract(tiny_config(shards, tmp_path / "cache", base, limit=8, views=1))
+    chosen = {"student": name, "student_args": TINY | args, "batch_size": 4}
+    train(
+        tiny_training(
+            tmp_path / "cache", tmp_path / "run", init="base", base_lr=0.0, weight_decay=0.0, steps=1, **chosen
+        )
+    )
+    state, given = last_checkpoint(tmp_path / "run")["model"], load_file(base / "model.safetensors")
+    for part in ("reg_token", "cls_token", "blocks.1.ls2.gamma", "blocks.2.attn.q_norm.weight"):
+        assert torch.equal(state[f"encoder.{part}"], given[part])
+    expected = resample_abs_pos_embed(given["pos_embed"], [4, 4], [6, 6], num_prefix_tokens=0)
+    torch.testing.assert_close(state["encoder.pos_embed"], expected, rtol=0, atol=1e-6)
+
+
+def write_base(folder: Path, name: str, args: dict[str, Any]) -> Path:
+    """Write a random model over 6 x 6 patches, as timm's hub lays it out."""
+    model = randomized(lambda: timm.create_model(name, num_classes=0, img_size=48, **TINY | args))
+    folder.mkdir()
+    save_file({n: value.contiguous() for n, value in model.state_dict().items()}, folder / "model.safetensors")
+    config = {
+        "architecture": name,
+        "model_args": TINY | args | {"img_size": 48},
+        "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.2] * 3},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def test_a_student_of_dinov2s_kind_converts_to_dinov2s_class(made_cache: Path, tmp_path: Path) -> None:
