@@ -538,7 +538,7 @@ _OWN = "each set's own"  # --base without a name
     is_flag=False,
     flag_value=_OWN,
     metavar="[NAME]",
-    help="Run the base again on a sample of the stored crops: each target set's own, or this one for its sets.",
+    help="Run the base again on a sample of the stored crops: each target set's own, this one, or a set's by its name.",
 )
 @option("--repair", is_flag=True, help="Drop what is bad, so that extract makes it again.")
 @option("--sample", type=int, help="Views of each target set, for --base.  [default: 64]")

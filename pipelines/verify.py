@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.extraction.storage import Needed, explained_storage
+from pipelines.loading.base_of_set import base_again, same_base, set_meant
 from tec_cache.audit.audit import audit
 from tec_cache.audit.findings import Finding
 from tec_cache.audit.ledger import Report
@@ -33,7 +33,7 @@ class How:
     """How a base is run again."""
 
     base: str | None = None
-    """Its name, file or folder, where that is not the one that the target set names."""
+    """Its name, file or folder, where that is not the one that the target set names; or the name of a target set."""
     weights: str | None = None
     """Its weight file, or its file or folder where that was moved."""
     mean: tuple[float, ...] | None = None
@@ -116,7 +116,8 @@ def verify(
     """Check a cache: records and sizes; `full`: every byte; `base`: a sample against the base itself.
 
     base: True runs each target set's own base; a name, weight file or folder runs that one, for the target sets that it
-    made. The settings below it are for running the base: 64 views, seed 0, all target sets, device "auto".
+    made, and a target set's name that set's own. The settings below it are for running the base: 64 views, seed 0, all
+    target sets, device "auto".
     With `repair` what is bad is dropped, so that the same extraction makes it again; the index of what is whole is made
     again at once. Raises ConfigError where there is no cache or no such target set, TecCacheError where another job
     writes (repair only), WeightsError and StorageError; what is wrong with the cache is returned, not raised.
@@ -185,7 +186,11 @@ def _run_bases(verdict: Verdict, path: str, how: How, only: str | None, quiet: b
     if only is not None and only not in verdict.report.target_units:
         _ = cache[only]  # says which there are
     names = [only] if only is not None else [n for n in verdict.report.target_units if n in cache.target_names]
-    if how.base is not None and only is None:
+    meant = None if how.base is None else set_meant(how.base, cache)
+    if meant is not None:
+        base, weights = base_again(meant.manifest["notes"], how.weights, target=meant.name)
+        names, how = names if only is not None else [meant.name], replace(how, base=base, weights=weights)
+    elif how.base is not None and only is None:
         names = _made_by(how.base, {name: str(cache[name].manifest["notes"]["base"]) for name in names})
     if how.weights is not None and len(names) > 1:
         raise ConfigError(
@@ -211,8 +216,8 @@ def _run_bases(verdict: Verdict, path: str, how: How, only: str | None, quiet: b
 
 
 def _made_by(base: str, bases: dict[str, str]) -> list[str]:
-    """Choose the target sets that a base made, by its name; where there is but one set, it is meant."""
-    names = [name for name, made_by in bases.items() if os.path.abspath(made_by) == os.path.abspath(base)]
+    """Choose the target sets that a base made, by that base's name; where there is but one set, it is meant."""
+    names = [name for name, made_by in bases.items() if same_base(made_by, base)]
     if names or len(bases) == 1:
         return names or list(bases)
     raise ConfigError(

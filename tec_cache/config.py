@@ -105,7 +105,8 @@ class TrainConfig(JudgementSettings, LoopSettings):
         (), "Target set to learn from, NAME or NAME:WEIGHT; again for each of several, or all.  [default: the only one]"
     )
     online: tuple[str, ...] = setting(
-        (), "Base in the loop on the stored crops, the yardstick of caching; again, NAME:WEIGHT, for each of several."
+        (),
+        "Base, or a target set's by its name, in the loop: caching's yardstick; again, NAME:WEIGHT, for several.",
     )
     base_weights: str | None = setting(None, "Weight file of the base, for --online and --init base.")
     mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the base in the loop.  [default: its own]")

@@ -31,10 +31,10 @@ def student_macs(student: Any, visible: int) -> int:
 
     A training step takes 1 + BACKWARD times as many.
     """
-    encoder, decoder = student.encoder, student.decoder
+    encoder, decoder, tokens = student.encoder, student.decoder, student.num_prefix + visible
     macs = _patch_macs(encoder.patch_embed, visible)
     for block in encoder.blocks:
-        macs += _linear_macs(block) * (1 + visible) + 2 * (1 + visible) ** 2 * _attention_width(block)
+        macs += _linear_macs(block) * tokens + 2 * tokens**2 * _attention_width(block)
     for adapters in student.encoder_adapters:
         macs += _linear_macs(adapters) * (1 + visible)
     # the input adapter sees one class token a batch: nothing

@@ -33,11 +33,16 @@ LICENCES: dict[str, Licence] = {
     "clip": _MIT,
     "siglip2": _APACHE,
     "eva02": _MIT,
+    "radio": Licence("NVIDIA Open Model License", "other"),
 }
-"""Release of weights -> its licence, as of 2026; the authors' word counts."""
+"""Release of weights -> its licence, as of 2026; the authors' word counts.
+
+Those of DINOv3, SigLIP 2, EVA-02 and RADIO are what timm's configurations state; CLIP's is that of OpenAI's repository,
+where timm's say Apache 2.0.
+"""
 
 
 def licence_of(base: str) -> Licence:
-    """Return the licence of a base by its name, that of its target set for one."""
-    release = BASES[base].release if base in BASES else base.partition("_")[0]
-    return LICENCES.get(release, UNKNOWN)
+    """Return the licence of a base by its name or timm's, that of its target set for one."""
+    named = BASES.get(base) or next((one for one in BASES.values() if one.hub and one.timm_name == base), None)
+    return LICENCES.get(named.release if named else base.partition("_")[0], UNKNOWN)

@@ -6,7 +6,10 @@ it gives them (MAE-B, MAE-L, iBOT-B); the others take the nearest of these and s
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tec_cache.errors import ConfigError, nearest
 
@@ -24,7 +27,7 @@ class BaseRecipe:
     hub: bool
     """Whether timm's hub has the weights."""
     official_file: str
-    """Where the authors publish them."""
+    """Where the authors publish them; of those with a licence to agree to, timm's copy."""
     release: str = ""
     """Whose weights these are, of `weights.releases`."""
     k: int = 15
@@ -38,17 +41,18 @@ _DINO = "https://dl.fbaipublicfiles.com/dino/dino_{0}_pretrain/dino_{0}_pretrain
 _DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/dinov2_{0}/dinov2_{0}_{1}.pth"
 _IBOT = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot/{}/checkpoint_teacher.pth"
 _MOCO = "https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar"
+_TIMM = "https://huggingface.co/timm/{}/resolve/main/model.safetensors"
+_KIN_OF_IBOT = "not in the paper: k and tau of iBOT, the nearest kin"
 
 
 def _dinov2(size: str, short: str) -> dict[str, BaseRecipe]:
-    source = "not in the paper: k and tau of iBOT, the nearest kin"
     plain = BaseRecipe(
         timm_name=f"vit_{size}_patch14_dinov2.lvd142m",
         hub=True,
         official_file=_DINOV2.format(short, "pretrain"),
         release="dinov2",
         k=9,
-        source=source,
+        source=_KIN_OF_IBOT,
     )
     registers = BaseRecipe(
         timm_name=f"vit_{size}_patch14_reg4_dinov2.lvd142m",
@@ -56,9 +60,26 @@ def _dinov2(size: str, short: str) -> dict[str, BaseRecipe]:
         official_file=_DINOV2.format(short, "reg4_pretrain"),
         release="dinov2",
         k=9,
-        source=source,
+        source=_KIN_OF_IBOT,
     )
     return {f"dinov2_{size}": plain, f"dinov2_{size}_reg": registers}
+
+
+def _of_timm(timm_name: str, release: str, file: str = "", **how: Any) -> BaseRecipe:
+    """Return the recipe of weights that timm's hub keeps; file: whose copy, where that has another name."""
+    return BaseRecipe(
+        timm_name=timm_name, hub=True, official_file=_TIMM.format(file or timm_name), release=release, **how
+    )
+
+
+def _dinov3(size: str) -> BaseRecipe:
+    return _of_timm(f"vit_{size}_patch16_dinov3.lvd1689m", "dinov3", k=9, source=_KIN_OF_IBOT)
+
+
+def _clip(size: str, patch: int) -> BaseRecipe:
+    # timm has OpenAI's weights under a class with plain GELU too, which is not what they were trained with
+    file = f"vit_{size}_patch{patch}_clip_224.openai"
+    return _of_timm(f"vit_{size}_patch{patch}_clip_quickgelu_224.openai", "clip", file)
 
 
 BASES: dict[str, BaseRecipe] = {
@@ -95,7 +116,7 @@ BASES: dict[str, BaseRecipe] = {
         official_file=_DINO.format("vitbase16"),
         release="dino",
         k=9,
-        source="not in the paper: k and tau of iBOT, the nearest kin",
+        source=_KIN_OF_IBOT,
     ),
     "dino_small": BaseRecipe(
         timm_name="vit_small_patch16_224.dino",
@@ -103,12 +124,25 @@ BASES: dict[str, BaseRecipe] = {
         official_file=_DINO.format("deitsmall16"),
         release="dino",
         k=9,
-        source="not in the paper: k and tau of iBOT, the nearest kin",
+        source=_KIN_OF_IBOT,
     ),
     **_dinov2("small", "vits14"),
     **_dinov2("base", "vitb14"),
     **_dinov2("large", "vitl14"),
     **_dinov2("giant", "vitg14"),
+    "dinov3_small": _dinov3("small"),
+    "dinov3_base": _dinov3("base"),
+    "dinov3_large": _dinov3("large"),
+    "clip_base": _clip("base", 16),
+    "clip_large": _clip("large", 14),
+    # without the pooling by attention, which no target is taken from
+    "siglip2_base": _of_timm("vit_base_patch16_siglip_gap_224.v2_webli", "siglip2"),
+    "siglip2_large": _of_timm("vit_large_patch16_siglip_gap_256.v2_webli", "siglip2"),
+    "eva02_small": _of_timm("eva02_small_patch14_224.mim_in22k", "eva02"),
+    "eva02_base": _of_timm("eva02_base_patch14_224.mim_in22k", "eva02"),
+    "eva02_large": _of_timm("eva02_large_patch14_224.mim_m38m", "eva02"),
+    "radio_base": _of_timm("vit_base_patch16_radio_v3.c_radio", "radio"),
+    "radio_large": _of_timm("vit_large_patch16_radio_v3.c_radio", "radio"),
     "ibot": BaseRecipe(
         timm_name="vit_base_patch16_224",
         hub=False,
@@ -141,10 +175,43 @@ def recipe_of(base: str) -> BaseRecipe:
 
 def unknown_base(base: str) -> ConfigError:
     """Return the error for a name that is neither known, nor timm:NAME, nor an existing path."""
-    return ConfigError(
-        f"unknown base {base!r}{nearest(base, BASES)}",
-        todo=f"one of {', '.join(BASES)}; or timm:NAME; or a weight file or folder (an export, timm's, transformers')",
-    )
+    every = f"one of {', '.join(BASES)}; or timm:NAME; or a weight file or folder (an export, timm's, transformers')"
+    if "convnext" in base.lower():
+        return ConfigError(
+            f"a ConvNeXt cannot be a base, so there is no {base!r}: it has no tokens and no attention to learn from",
+            todo=every,
+        )
+    word = _written_as_here(base)
+    alike = of_generation(word, BASES)
+    if _family(word) in map(_family, BASES):
+        alike = [name for name in alike if _family(name) == _family(word)]
+    return ConfigError(f"unknown base {base!r}{nearest(word, alike)}", todo=every)
+
+
+_SIZES = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
+
+
+def _written_as_here(base: str) -> str:
+    """Return a name in the table's spelling: dinov3_base of DINO-v3-base, dinov3_vitb16, dinov3-b."""
+    word = re.sub(r"[^a-z0-9]+", "_", base.lower())
+    word = re.sub(r"_v(?=\d)", "v", word)
+    return re.sub(r"_(?:vit_?)?([sblhg])_?(?:1[46])?(?=_|$)", lambda found: f"_{_SIZES[found[1]]}", word)
+
+
+def _family(name: str) -> str:
+    """Return what stands before a generation's number: dino of dinov3_base."""
+    return re.split(r"v?\d|_", name, maxsplit=1)[0]
+
+
+def of_generation(word: str, known: Iterable[str]) -> list[str]:
+    """Return the names of the same generation of models as `word`: DINOv2 is no misspelt DINOv3."""
+    return [name for name in known if _generations(name) == _generations(word)]
+
+
+def _generations(name: str) -> set[int]:
+    """Return the numbers that models bear as generations, {3} of vit_base_patch16_dinov3; sizes in pixels are none."""
+    found = re.findall(r"(?<![a-z])(?!patch|reg|window)[a-z]{3,}?(?:_?v)?_?(\d{1,2})(?=[._]|$)", name.lower())
+    return {int(number) for number in found}
 
 
 def decoder_shape(student_width: int) -> tuple[int, int]:

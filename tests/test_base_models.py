@@ -648,10 +648,45 @@ def test_a_class_that_is_refused_is_refused_before_its_weights_are_fetched(name:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("mea", "mae"), ("dinov2_bas", "dinov2_base"), ("timm:vit_base_patch16_244", "vit_base_patch16_224")],
+    [
+        ("mea", "mae"),
+        ("dinov2_bas", "dinov2_base"),
+        ("dinov3_bas", "dinov3_base"),
+        ("dino_v3_base", "dinov3_base"),
+        ("DINOv3-S", "dinov3_small"),
+        ("dinov3_vitl16", "dinov3_large"),
+        ("dino_smal", "dino_small"),
+        ("eva02_bas", "eva02_base"),
+        ("timm:vit_base_patch16_244", "vit_base_patch16_224"),
+        ("timm:vit_bas_patch14_dinov2", "vit_base_patch14_dinov2"),
+        ("timm:vit_bas_patch16_dinov3", "vit_base_patch16_dinov3"),
+        ("vit_bas_patch16_dinov3", "timm:vit_base_patch16_dinov3"),
+    ],
 )
-def test_an_unknown_base_names_the_nearest(name: str, near: str) -> None:
-    with pytest.raises(ConfigError, match=rf"did you mean [^)]*\b{near}\b"):
+def test_an_unknown_base_names_the_nearest_of_its_generation(name: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=rf"did you mean [^)]*\b{near}\b") as caught:
+        load_base(name)
+    (proposed,) = re.findall(r"did you mean ([^?]*)\?", caught.value.what)
+    assert {tuple(re.findall(r"v\d", word)) for word in proposed.split(", ")} == {tuple(re.findall(r"v\d", near))}
+
+
+@pytest.mark.parametrize("name", ["dinov4_base", "siglip_base", "moco", "dinov1_small"])
+def test_no_other_generation_stands_in(name: str) -> None:
+    with pytest.raises(ConfigError, match="unknown base") as caught:
+        load_base(name)
+    assert "did you mean" not in caught.value.what
+
+
+def test_a_name_of_timms_is_offered_as_one() -> None:
+    for name in ("vit_small_patch14_dinov2.lvd142m", "vit_small_patch14_dinov2", "eva02_base_patch14_224"):
+        with pytest.raises(ConfigError, match="a name of timm's") as caught:
+            load_base(name)
+        assert caught.value.todo == f"--base timm:{name}"
+
+
+@pytest.mark.parametrize("name", ["dinov3_convnext_tiny", "convnext_tiny_dinov3"])
+def test_a_convnext_is_no_base_and_is_told_why(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"ConvNeXt cannot be a base.*no tokens and no attention"):
         load_base(name)
 
 

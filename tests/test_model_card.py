@@ -102,6 +102,8 @@ def test_licences() -> None:
     assert licence_of("dinov2_small_reg") == LICENCES["dinov2"]
     assert licence_of("mae_large").hub == "cc-by-nc-4.0"
     assert licence_of("my-own") is UNKNOWN
+    assert licence_of("vit_small_patch16_dinov3.lvd1689m") == LICENCES["dinov3"]
+    assert licence_of("vit_base_patch16_224") is UNKNOWN
 
 
 def card_of(*targets: dict[str, Any]) -> str:

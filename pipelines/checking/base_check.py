@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,9 +15,9 @@ import torch
 
 from pipelines.extraction.base_batches import targets_of_crops
 from pipelines.extraction.prepare import TargetJob
+from pipelines.loading.base_of_set import base_again, given_before, same_base
 from tec_cache.audit.findings import DROP, Finding, unreadable
 from tec_cache.base.load import load_base
-from tec_cache.base.model import FrozenBase
 from tec_cache.base.source import Given
 from tec_cache.cache import layout
 from tec_cache.cache.identity import differences
@@ -30,10 +29,9 @@ from tec_cache.codec.errors import TargetErrors
 from tec_cache.codec.quality import Quality
 from tec_cache.data.image_pool import ImagePool
 from tec_cache.device import Compute, default_threads, resolve_compute
-from tec_cache.errors import CacheError, ConfigError
+from tec_cache.errors import CacheError
 from tec_cache.paths import exact_name
 from tec_cache.progress import Progress
-from tec_cache.recipes import BASES
 from tec_cache.rng import key64, permutation
 from tec_cache.types import Targets
 
@@ -137,13 +135,11 @@ def _job(target: TargetSet, how: How) -> TargetJob:
         torch.set_num_threads(min(default_threads(1), int(identity["threads"] or default_threads(1))))
     shape: dict[str, Any] = {"grid": target.cache.grid, "last_layers": int(identity["last_layers"]), "k": spec.k}
     shape["class_target"] = spec.class_token
-    shape["given"] = Given.of(how.mean, how.std, how.base_args).over(
-        Given.from_json(target.manifest["notes"].get("given"))
-    )
-    if how.base is not None:
-        base = load_base(how.base, how.weights, **shape)
-    else:
-        base = _load(exact_name(str(target.manifest["notes"]["base"])), how.weights, **shape)
+    notes = target.manifest["notes"]
+    shape["given"] = Given.of(how.mean, how.std, how.base_args).over(given_before(notes))
+    own = how.base is None or same_base(how.base, exact_name(str(notes["base"])))
+    name, weights = base_again(notes, how.weights, target=target.name) if own else (str(how.base), how.weights)
+    base = load_base(name, weights, **shape)
     compute = Compute(compute.device, precision)
     return TargetJob(
         name=target.name,
@@ -155,16 +151,6 @@ def _job(target: TargetSet, how: How) -> TargetJob:
         compute=compute,
         fingerprint=target.fingerprint,
     )
-
-
-def _load(name: str, weights: str | None, **how: Any) -> FrozenBase:
-    """Load a base by its name; one that was a file or folder may lie elsewhere by now."""
-    if name in BASES or name.startswith("timm:") or (weights is not None and Path(name).is_dir()):
-        return load_base(name, weights, **how)
-    if weights is None and not Path(name).exists():
-        todo = "give its file or folder: --base-weights PLACE"
-        raise ConfigError("the base is not where it was when the targets were made", where=name, todo=todo)
-    return load_base(weights or name, **how)
 
 
 def _sampled(target: TargetSet, units: Sequence[Unit], sample: int, seed: int, check: BaseCheck) -> Iterator[_Row]:

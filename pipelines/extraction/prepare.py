@@ -11,10 +11,12 @@ import torch
 
 from pipelines.extraction.shard_contents import look_at_contents, same_contents
 from pipelines.loading.base_given import given_by
+from pipelines.loading.base_of_set import base_again, given_before, remember
 from tec_cache import __version__
+from tec_cache.base.facts import Fact
 from tec_cache.base.load import load_base
 from tec_cache.base.model import FrozenBase
-from tec_cache.base.source import Given, default_name, find_source
+from tec_cache.base.source import default_name, find_source
 from tec_cache.cache import layout, version1
 from tec_cache.cache.identity import differences, fingerprint, require_same
 from tec_cache.cache.layout import check_name
@@ -28,14 +30,13 @@ from tec_cache.codec.quality import Quality
 from tec_cache.config import ExtractConfig, parse_rows
 from tec_cache.data.classes import read_classes
 from tec_cache.data.folders import FolderShard
-from tec_cache.data.photos import Shard, plain_text
+from tec_cache.data.photos import Shard
 from tec_cache.data.source import Source, open_source
 from tec_cache.data.tars import TarShard
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, device_notes, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, SourceError
-from tec_cache.paths import exact_name
 from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
 
@@ -268,7 +269,11 @@ def prepare_targets(
     if config.base is None and stored is None:
         raise ConfigError(f"the cache has no target set {name!r} to go on with", todo="give --base")
     before = stored["identity"] if stored else {}
-    base_name = config.base or exact_name(stored["notes"]["base"])  # type: ignore[index]
+    notes = stored["notes"] if stored else {}
+    if config.base is None:
+        base_name, weights = base_again(notes, config.base_weights, target=name)
+    else:
+        base_name, weights = config.base, config.base_weights
     precision = config.precision or before.get("precision") or "auto"
     compute = resolve_compute(config.device, precision, ranks.local_rank, shared=True)
     k: Any = parse_rows(config.k)
@@ -276,13 +281,15 @@ def prepare_targets(
         k = before["spec"]["k"] if before else "recipe"
     base = load_base(
         base_name,
-        config.base_weights,
+        weights,
         grid=cache.grid,
         last_layers=config.last_layers or before.get("last_layers") or 2,
         k=None if k == "none" else k,
         class_target=config.class_target or bool(before and before["spec"].get("class_token")),
-        given=given_by(config).over(Given.from_json(stored["notes"].get("given") if stored else None)),
+        given=given_by(config).over(given_before(notes)),
     )
+    pixels, *others = base.facts
+    base.facts = (pixels, *scaled_crops(int(cache.identity["views"]["size"]), base), *others)
     spec = base.spec(config.normalization or (before["spec"]["normalization"] if before else "patch"))
     old_codec = before.get("codec")
     quality = (
@@ -321,15 +328,24 @@ def prepare_targets(
             lock.share()
         if stored is None:
             _forget_other(store, path, identity, lock, target=name, overwrite=overwrite)
-        notes = (
-            _versions() | device_notes(compute.device) | {"base": plain_text(base_name), "first_row": base.first_row}
-        )
-        notes |= {"facts": [list(fact) for fact in base.facts], "given": base.given.to_json()}
+        notes = _versions() | device_notes(compute.device) | remember(base_name, weights, base.given)
+        notes |= {"first_row": base.first_row, "facts": [list(fact) for fact in base.facts]}
         ensure_manifest(store, path, identity, notes, what=what, todo=todo)
     base.prepare(compute)
     return TargetJob(
         name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), replaces and dry_run
     )
+
+
+def scaled_crops(size: int, base: FrozenBase) -> list[Fact]:
+    """Say how a base sees crops of `size` pixels per side, where not as they are stored, and what would change that."""
+    edge, patch = base.input_size, base.input_size // base.grid
+    if size == edge:
+        return []
+    grid, rest = divmod(size, patch)
+    whole = f"--grid {grid}" if rest == 0 and grid >= 2 else f"--size {edge}"
+    how = "reduced" if edge < size else "enlarged"
+    return [Fact("crops", f"{size} x {size}, {how} to {edge} x {edge}; with {whole} seen as they are", "--size")]
 
 
 def _versions() -> dict[str, Any]:

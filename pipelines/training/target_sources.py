@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipelines.loading.base_given import given_by
+from pipelines.loading.base_of_set import base_again, given_before, set_meant
 from tec_cache.base.facts import require_alike
 from tec_cache.base.load import load_base, outline, read_state
 from tec_cache.base.model import FrozenBase
@@ -36,6 +37,8 @@ class OnlineTargets:
     compute: Compute
     weight: float = 1.0
     stored: TargetSet | None = None
+    weights: str | None = None
+    """The base's weight file, where it is one beside its name."""
 
     def __post_init__(self) -> None:
         self.base.prepare(self.compute)
@@ -91,20 +94,27 @@ def target_sets(config: TrainConfig, cache: Cache) -> dict[str, float]:
 
 
 def _online(name: str, weight: float, config: TrainConfig, cache: Cache, compute: Compute) -> OnlineTargets:
-    """Load a base to be run in every step."""
+    """Load a base to be run in every step: the one of this name, or the one that made the target set of this name."""
+    weights, given, meant = config.base_weights, given_by(config), set_meant(name, cache)
+    if meant is not None:
+        notes = meant.manifest["notes"]
+        given = given.over(given_before(notes))
+        name, weights = base_again(notes, weights, target=meant.name)
     k, recipe = parse_rows(config.k), recipe_of(name)
     base = load_base(
         name,
-        config.base_weights,
+        weights,
         grid=cache.grid,
         last_layers=2 if config.last_layers is None else config.last_layers,
         k="recipe" if k is None else None if k == "none" else k,
         class_target=config.class_target and config.class_weight > 0,
-        given=given_by(config),
+        given=given,
     )
+    if meant is not None:
+        _require_same_weights(base.identity["weights_sha256"], meant.identity["base"], weights or name)
     how: Any = config.normalization or "patch"
     tau = recipe.tau if config.tau is None else config.tau
-    return OnlineTargets(base, base.spec(how), tau, compute, weight)
+    return OnlineTargets(base, base.spec(how), tau, compute, weight, weights=weights)
 
 
 def _cached(name: str, weight: float, config: TrainConfig, cache: Cache) -> CachedTargets:
@@ -164,17 +174,23 @@ def base_weights_for(config: TrainConfig, sources: Sources, encoder: torch.nn.Mo
         raise ConfigError("--init base with several target sets: which base?", todo="leave out --init")
     (source,) = sources.values()
     if isinstance(source, OnlineTargets):
-        name, identity = source.base.name, source.base.identity
+        name, weights, identity = source.base.name, source.weights, source.base.identity
     elif source.stored is not None:
-        name, identity = _base_name(source.stored), source.stored.identity["base"]
+        name, weights = base_again(source.stored.manifest["notes"], config.base_weights, target=source.stored.name)
+        identity = source.stored.identity["base"]
     else:
         raise ConfigError("--init base needs a base", todo="leave out --pixels")
-    state = read_state(find_source(name, config.base_weights), name)
-    if sha256_of_state(state) != identity["weights_sha256"]:
-        raise WeightsError(
-            f"these are not the weights of {name} that made the targets",
-            where=config.base_weights or name,
-            todo="give the same file as in the extraction with --base-weights",
-        )
+    state = read_state(find_source(name, weights), name)
+    _require_same_weights(sha256_of_state(state), identity, weights or name)
     require_alike(outline(identity["architecture"], identity["model_args"], name), encoder, name)
     return state
+
+
+def _require_same_weights(sha256: str, identity: dict[str, Any], place: str) -> None:
+    """Refuse other weights than those of the base's identity, which made the targets."""
+    if sha256 != identity["weights_sha256"]:
+        raise WeightsError(
+            "these are not the weights of the base that made the targets",
+            where=place,
+            todo="give the same file as in the extraction with --base-weights",
+        )

@@ -15,6 +15,7 @@ from tec_cache.base import transformers_config
 from tec_cache.base.statistics import three
 from tec_cache.errors import ConfigError, WeightsError, nearest
 from tec_cache.model_args import BASE_ARGS, check_model_args
+from tec_cache.recipes import of_generation
 from tec_cache.weights.content import read_json
 from tec_cache.weights.releases import Colours
 
@@ -117,8 +118,9 @@ def _check_architecture(architecture: Any, where: str) -> None:
 
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         shown = str(architecture)[:80]
+        near = nearest(shown, of_generation(shown, timm.list_models("vit*")))
         raise ConfigError(
-            f"timm {timm.__version__} knows no model {shown!r}{nearest(shown, timm.list_models('vit*'))}",
+            f"timm {timm.__version__} knows no model {shown!r}{near}",
             where=where,
             todo="see timm.list_models('vit*')",
         )

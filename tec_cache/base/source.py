@@ -8,11 +8,11 @@ from typing import Any
 
 from tec_cache.base import folders
 from tec_cache.base.statistics import colours, config_of, pixel_statistics, three
-from tec_cache.errors import ConfigError, WeightsError
+from tec_cache.errors import ConfigError, WeightsError, nearest
 from tec_cache.model_args import BASE_ARGS, check_model_args
-from tec_cache.recipes import BASES, unknown_base
+from tec_cache.recipes import BASES, BaseRecipe, of_generation, unknown_base
 from tec_cache.weights.files import Weights, read_weights
-from tec_cache.weights.releases import RELEASES, Colours, release_of_tag
+from tec_cache.weights.releases import IMAGENET, RELEASES, Colours, release_of_tag
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,7 @@ def find_source(name: str, weights: str | Path | None) -> Source:
     """
     file = Path(weights) if weights is not None else None
     if name in BASES:
-        recipe = BASES[name]
-        mean, std = _statistics_of(recipe.release)
-        title = RELEASES[recipe.release].title
-        return Source(recipe.timm_name, {}, file, mean, std, f"{title}'s", firm=True, release=recipe.release)
+        return _known(BASES[name], file)
     if name.startswith("timm:"):
         return _named(name.removeprefix("timm:"), file)
     path = Path(name)
@@ -121,13 +118,41 @@ def find_source(name: str, weights: str | Path | None) -> Source:
         )
     if path.is_file():
         return _bare_file(path, file)
-    raise unknown_base(name)
+    raise _no_such_base(name)
 
 
-def _statistics_of(release: str) -> tuple[Colours, Colours]:
-    statistics = RELEASES[release].statistics
-    assert statistics is not None, "a base with a name of its own has statistics of its own"
-    return statistics
+def _no_such_base(name: str) -> ConfigError:
+    """Return the error for a name that nobody knows, or that lacks what says that it is timm's."""
+    import timm
+
+    architecture = name.partition(".")[0]
+    if "/" not in name and timm.is_model(architecture):
+        return ConfigError(
+            f"unknown base {name!r}: it is a name of timm's, which is given with timm: before it",
+            todo=f"--base timm:{name}",
+        )
+    if "/" not in name and "_patch" in name:
+        near = nearest(f"timm:{architecture}", (f"timm:{one}" for one in of_generation(name, timm.list_models())))
+        return ConfigError(f"unknown base {name!r}{near}", todo="--base timm:NAME; see timm.list_models('vit*')")
+    return unknown_base(name)
+
+
+def _known(recipe: BaseRecipe, file: Path | None) -> Source:
+    """Resolve a base with a name of its own: pixel statistics are its release's, or timm's where that has several."""
+    import timm
+
+    architecture, release = recipe.timm_name.partition(".")[0], RELEASES[recipe.release]
+    if not timm.is_model(architecture):
+        raise ConfigError(
+            f"timm {timm.__version__} has no {architecture}", where=recipe.timm_name, todo="pip install --upgrade timm"
+        )
+    mean, std = release.statistics or pixel_statistics(recipe.timm_name)
+    origin = f"{release.title}'s" if release.statistics else f"timm's {recipe.timm_name}"
+    notes = (_RADIO,) if recipe.release == "radio" else ()
+    return Source(recipe.timm_name, {}, file, mean, std, origin, firm=True, release=recipe.release, notes=notes)
+
+
+_RADIO = "timm keeps positions for 32 x 32 patches of RADIO's 128 x 128: other grids are interpolated from those"
 
 
 def _named(timm_name: str, file: Path | None) -> Source:
@@ -193,7 +218,7 @@ def _bare_file(path: Path, weights: Path | None) -> Source:
             where=str(path),
             todo="name it: --base timm:NAME --base-weights FILE",
         )
-    mean, std = _statistics_of("mae")
+    mean, std = IMAGENET
     origin = "ImageNet's by default, for the file does not say"
     return Source(timm_name, {}, path, mean, std, origin, firm=False, read=read)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tec_cache.errors import ConfigError, WeightsError, nearest
+from tec_cache.recipes import of_generation
 from tec_cache.weights.releases import Colours
 
 
@@ -17,9 +18,9 @@ def config_of(timm_name: str) -> Any:
     except RuntimeError:
         config = None
     if config is None:
-        known = timm.list_models() + timm.list_models(pretrained=True)
+        near = nearest(timm_name, of_generation(timm_name, timm.list_models() + timm.list_models(pretrained=True)))
         raise ConfigError(
-            f"timm {timm.__version__} knows no model {timm_name!r}{nearest(timm_name, known)}",
+            f"timm {timm.__version__} knows no model {timm_name!r}{near}",
             todo="see timm.list_models('vit*')",
         )
     return config

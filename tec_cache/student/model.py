@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import timm
 import torch
-from timm.layers import Attention, DropPath, LayerScale, PatchDropout, PatchEmbed
+from timm.layers import DropPath, PatchDropout, PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from tec_cache.errors import ConfigError, nearest
 from tec_cache.model_args import check_model_args
-from tec_cache.recipes import decoder_shape
+from tec_cache.recipes import decoder_shape, of_generation
 from tec_cache.student.adapters import EncoderAdapters, Mlp
 from tec_cache.student.blocks import draws, run_block
 from tec_cache.student.decoder import Decoder
@@ -39,9 +39,11 @@ class Goal:
 class Student(nn.Module):
     """Encoder, adapters and decoder for one or several sets of targets over one grid; see `create_student`.
 
-    The encoder is timm's own module, so its weights leave as a timm checkpoint. All sets share the encoder, the mask
-    and the input adapter, since another class token would need another pass through the encoder, and the decoder's
-    blocks. Each has encoder adapters of its own (unless `adapters_shared`) and a head for each kind of target.
+    The encoder is timm's own module, so its weights leave as a timm checkpoint; it may have LayerScale, norms of
+    queries and keys, and registers, which no mask hides and neither adapters nor decoder see. All sets share the
+    encoder, the mask and the input adapter, since another class token would need another pass through the encoder, and
+    the decoder's blocks. Each has encoder adapters of its own (unless `adapters_shared`) and a head for each kind of
+    target.
     balanced: keep room for the norms that `tasks.gradients` weighs the sets by.
     """
 
@@ -84,6 +86,8 @@ class Student(nn.Module):
         self.goals, self.mask_ratio = goals, mask_ratio
         self.checkpointing, self.draws = checkpointing, draws(encoder.blocks)
         self.encoder: Any = encoder  # timm types its optional tokens as None or Parameter
+        self.num_prefix = int(encoder.num_prefix_tokens)
+        """Tokens before the patches: the class token, then registers."""
         self.input_adapter = Mlp(channel, 4 * channel) if adapters in ("both", "input") else None
         fused = adapters in ("both", "encoder")
         count = (1 if adapters_shared else len(goals)) if fused else 0
@@ -104,7 +108,10 @@ class Student(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialize as MAE does: xavier-uniform linears with zero bias, tokens normal(0, 0.02), fixed positions."""
+        """Initialize as MAE does: xavier-uniform linears with zero bias, tokens normal(0, 0.02), fixed positions.
+
+        LayerScale stays as timm makes it, by the architecture's `init_values`.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -122,8 +129,11 @@ class Student(nn.Module):
         for module in self.heads.modules():
             if isinstance(module, Branch):
                 nn.init.normal_(module.mask_token, std=0.02)
+        if self.encoder.reg_token is not None:
+            nn.init.normal_(self.encoder.reg_token, std=0.02)
+        prefix = 0 if self.encoder.no_embed_class else self.num_prefix
         with torch.no_grad():
-            self.encoder.pos_embed.copy_(sincos_position(self.encoder.embed_dim, self.grid))
+            self.encoder.pos_embed.copy_(sincos_position(self.encoder.embed_dim, self.grid, prefix))
         self.encoder.pos_embed.requires_grad_(False)
 
     def class_token(self) -> torch.Tensor:
@@ -131,15 +141,22 @@ class Student(nn.Module):
         token: torch.Tensor = self.encoder.cls_token
         return token if self.input_adapter is None else self.input_adapter(token)
 
-    def forward_layers(self, images: torch.Tensor, mask: Mask) -> list[torch.Tensor]:
-        """Encode the visible patches: the outputs (M B, 1 + V, C) of all blocks, the last behind the final norm.
+    def prefix_tokens(self) -> torch.Tensor:
+        """Return the tokens before the patches, without positions, (1, P, C): the class token, then registers."""
+        registers: torch.Tensor | None = self.encoder.reg_token
+        return self.class_token() if registers is None else torch.cat([self.class_token(), registers], dim=1)
 
-        images: (B, 3, S, S) float, normalized; mask: of M B rows, row m B + i is a mask of image i.
+    def forward_layers(self, images: torch.Tensor, mask: Mask) -> list[torch.Tensor]:
+        """Encode the visible patches: the outputs (M B, P + V, C) of all blocks, the last behind the final norm.
+
+        images: (B, 3, S, S) float, normalized; mask: of M B rows, row m B + i is a mask of image i. P = num_prefix.
         """
         position = self.encoder.pos_embed
-        x = self.embed_visible(images, mask) + position[0, 1:][mask.visible]
-        first = (self.class_token() + position[:, :1]).to(x.dtype).expand(x.shape[0], -1, -1)
-        x = torch.cat([first, x], dim=1)
+        own, patches = position.split([position.shape[1] - self.grid**2, self.grid**2], dim=1)
+        x = self.embed_visible(images, mask) + patches[0][mask.visible]
+        first = self.prefix_tokens()
+        first = first + own if own.shape[1] else first
+        x = torch.cat([first.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         layers = []
         for block in self.encoder.blocks:
             x = run_block(block, x, self.checkpointing, draws=self.draws)
@@ -148,7 +165,12 @@ class Student(nn.Module):
         return layers
 
     def fused(self, layers: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return what each set's heads read, Z_e (M B, 1 + V, C): the layers as its encoder adapters fuse them."""
+        """Return what each set's heads read, Z_e (M B, 1 + V, C): the layers as its encoder adapters fuse them.
+
+        layers: (M B, P + V, C) of all blocks. Registers end here: the adapters look at each token by itself.
+        """
+        if self.num_prefix > 1:
+            layers = [torch.cat([x[:, :1], x[:, self.num_prefix :]], dim=1) for x in layers]
         if not self.encoder_adapters:
             return layers[-1:] * len(self.goals)
         found = [adapters(layers) for adapters in self.encoder_adapters]
@@ -257,7 +279,7 @@ def create_encoder(name: str, grid: int, model_args: dict[str, Any] | None = Non
         if given in args:
             raise ConfigError(f"the student's {why}", todo=f"leave out {given}")
     if not timm.is_model(name):
-        near = nearest(name, timm.list_models("vit*"))
+        near = nearest(name, of_generation(name, timm.list_models("vit*")))
         raise ConfigError(f"timm {timm.__version__} knows no model {name!r}{near}", todo="see timm.list_models('vit*')")
     try:
         probe = timm.create_model(name, num_classes=0, **args)
@@ -282,7 +304,7 @@ def check_class(encoder: nn.Module, name: str) -> None:
     if type(encoder) is not VisionTransformer:
         raise ConfigError(
             f"{name} is a {type(encoder).__name__}; a student must be a plain VisionTransformer",
-            todo="use for instance vit_small_patch16_224, vit_base_patch16_224 or vit_large_patch16_224",
+            todo="use for instance vit_small_patch16_224, vit_base_patch16_224 or vit_base_patch14_reg4_dinov2",
         )
 
 
@@ -292,15 +314,9 @@ def check_encoder(encoder: VisionTransformer, grid: int) -> None:
     reasons = {
         "its patches are not cut by a plain PatchEmbed": type(encoder.patch_embed) is not PatchEmbed,
         "it has no class token": encoder.cls_token is None,
-        "it has register tokens": encoder.num_prefix_tokens > 1,
-        "its class token has no position": encoder.no_embed_class,
         "it has no position embedding": encoder.pos_embed is None,
         "it drops tokens, features or paths at random": any(
             isinstance(m, nn.Dropout | DropPath | PatchDropout) and _probability(m) > 0 for m in encoder.modules()
-        ),
-        "its blocks have LayerScale or query and key norms": any(
-            isinstance(m, LayerScale) or (isinstance(m, Attention) and not isinstance(m.q_norm, nn.Identity))
-            for m in encoder.modules()
         ),
         "it has a LayerNorm before the blocks": not isinstance(encoder.norm_pre, nn.Identity),
         "it has no final LayerNorm": isinstance(encoder.norm, nn.Identity),

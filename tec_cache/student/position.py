@@ -7,8 +7,8 @@ import torch
 from tec_cache.errors import ConfigError
 
 
-def sincos_position(width: int, grid: int) -> torch.Tensor:
-    """Return the embedding (1, 1 + grid * grid, width) float32; the class token's is zero.
+def sincos_position(width: int, grid: int, num_prefix: int = 1) -> torch.Tensor:
+    """Return the embedding (1, num_prefix + grid * grid, width) float32; that of class token and registers is zero.
 
     The first half of the channels encodes the column (sines, then cosines), the second half the row;
     frequencies are 10000 ** (-2i / (width / 2)).
@@ -21,4 +21,4 @@ def sincos_position(width: int, grid: int) -> torch.Tensor:
     columns = wave[None].expand(grid, grid, -1)
     rows = wave[:, None].expand(grid, grid, -1)
     patches = torch.cat([columns, rows], dim=2).reshape(grid * grid, width)
-    return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches])[None].float()
+    return torch.cat([torch.zeros(num_prefix, width, dtype=torch.float64), patches])[None].float()

@@ -16,6 +16,10 @@ Colours = tuple[float, float, float]
 Statistics = tuple[Colours, Colours]
 
 IMAGENET: Statistics = (IMAGENET_MEAN, IMAGENET_STD)
+OPENAI: Statistics = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+"""Of CLIP's photos, which EVA-02 and RADIO take too."""
+HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""Pixels from -1 to 1."""
 SATELLITE: Statistics = ((0.43, 0.411, 0.296), (0.213, 0.156, 0.143))
 """Of the satellite images (SAT-493M) of two of DINOv3's models."""
 
@@ -51,6 +55,14 @@ RELEASES: dict[str, Release] = {
     "tec": Release(title="TEC", heads={768: 12, 1024: 16}),
     # OpenAI's were trained with QuickGELU and its statistics, OpenCLIP's mostly without; the names are the same
     "clip": Release(title="CLIP", statistics=None, heads={768: 12, 1024: 16, 1280: 16}, activation=None),
+    # of its sizes timm computes some with GELU by tanh, some exactly
+    "siglip2": Release(
+        title="SigLIP 2", statistics=HALF, heads={768: 12, 1024: 16, 1152: 16, 1536: 16}, activation=None
+    ),
+    "eva02": Release(
+        title="EVA-02", statistics=OPENAI, heads={w: _64[w] for w in (192, 384, 768, 1024)}, activation=None
+    ),
+    "radio": Release(title="RADIO", statistics=OPENAI, heads={768: 12, 1024: 16, 1152: 16, 1280: 16, 1536: 24}),
 }
 
 _RELATED = ({"dino", "ibot"},)
@@ -63,6 +75,10 @@ _TAGS = {
     "lvd1689m": "dinov3",
     "sat493m": "dinov3",
     "openai": "clip",
+    "v2_webli": "siglip2",
+    "mim_in22k": "eva02",
+    "mim_m38m": "eva02",
+    "c_radio": "radio",
 }
 """Release of the weights that a tag of timm names."""
 
