@@ -104,7 +104,7 @@ class LocalFile(ShardFile):
     def _checked(self, found: os.stat_result) -> os.stat_result:
         kind = kind_of(found.st_mode)
         if kind:
-            todo = "give tars, or a pattern that matches nothing else"
+            todo = "give files, or a pattern that matches nothing else"
             raise SourceError(f"this is {kind}, not a file", where=self.where, todo=todo)
         return found
 
@@ -135,7 +135,8 @@ class RemoteFile(ShardFile):
             info = self.fs.info(self.address)
             kind = {"directory": "a folder", "other": "something special"}.get(info.get("type"))
             if kind is not None:
-                todo = f"give a pattern of tars: '{self.where.rstrip('/')}/*.tar'"
+                folder = self.where.rstrip("/")
+                todo = f"give a pattern of the files in it: '{folder}/*.tar', or '{folder}/*.parquet'"
                 raise SourceError(f"this is {kind}, not a file", where=self.where, todo=todo)
             self._size = int(info["size"]) if info.get("size") is not None else self._count().size
         return self._size
@@ -244,3 +245,9 @@ class WebFile(RemoteFile):
         with self.fs.open(self.address, "rb", size=self._size, cache_type="none") as stream:
             stream.seek(start)
             return bytes(stream.read(end - start))
+
+
+def unreadable_shard(error: Exception, file: ShardFile) -> StorageError:
+    """Say that a disk or a network fails: that must not be recorded as the damage of a shard."""
+    todo = "check the disk or the network; what is finished is kept, the same command goes on"
+    return StorageError(f"the shard cannot be read: {file.explained(error)}", where=file.where, todo=todo)
