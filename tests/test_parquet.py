@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 import cli
 import pipelines.extraction.make_views
@@ -475,12 +476,26 @@ class OtherFileSystem(MemoryFileSystem):
     pseudo_dirs = [""]  # noqa: RUF012
 
 
+class HubFile(AbstractBufferedFile):
+    """A file that reads ahead, as the hub's do."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        self.fs.asked.append(end - start)
+        data: bytes = self.fs.store[self.path].getvalue()[start:end]
+        return data
+
+
 class HubFileSystem(OtherFileSystem):
     """Stands for the hub's, whose paths begin with `datasets/`."""
 
     protocol = "hf"
     store: dict[str, Any] = {}  # noqa: RUF012
     pseudo_dirs = [""]  # noqa: RUF012
+    asked: list[int] = []  # noqa: RUF012
+    cat_file = AbstractFileSystem.cat_file
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        return HubFile(self, path, mode, **options) if mode == "rb" else super()._open(path, mode, **options)
 
 
 @pytest.fixture(params=[OtherFileSystem, HubFileSystem], ids=["any", "hf"])
@@ -522,11 +537,24 @@ def test_tars_and_parquet_of_the_hub(remote: str, tables: Path, shards: Path, tm
         assert extract(config).photos == 40
     ours, theirs = (content(open_cache(tmp_path / out)) for out in "ab")
     assert ours == theirs
-    with pytest.raises(SourceError, match=r"did you mean shard-000000\.parquet"):
+    with pytest.raises(SourceError, match=r"did you mean .*shard-000000\.parquet"):
         open_source(f"{remote}/shard-00000.parquet")
     with pytest.raises(SourceError, match="a folder") as caught:
         open_source(remote)
     assert f"{remote}/*.parquet" in caught.value.todo
+
+
+@pytest.mark.parametrize("remote", [HubFileSystem], indirect=True, ids=["hf"])
+def test_the_hub_is_asked_for_little_more_than_is_read(remote: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [{"bytes": rng.bytes(50_000), "path": f"{i}.jpg"} for i in range(40)]
+    size = write(tmp_path / "a.parquet", images, [0] * 40, group=20).stat().st_size
+    put(remote, tmp_path)
+    source = open_source(f"{remote}/a.parquet")
+    for most, look in ((0.1 * size, source.with_labels), (1.1 * size, lambda: list(source.shards[0].photos()))):
+        del HubFileSystem.asked[:]
+        look()
+        assert 0 < sum(HubFileSystem.asked) < most
 
 
 def test_only_what_is_wanted_is_asked_for(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ import stat
 from abc import ABC, abstractmethod
 from typing import IO, Any, NamedTuple
 
+from fsspec.asyn import AsyncFileSystem
+from fsspec.spec import AbstractFileSystem
+
 from tec_cache.errors import SourceError, StorageError
 from tec_cache.urls import scrubbed
 from tec_cache.web import refusal_behind
@@ -171,7 +174,9 @@ class RemoteFile(ShardFile):
 
     def part(self, start: int, end: int) -> bytes:
         """Read some bytes by one request."""
-        return bytes(self.fs.cat_file(self.address, start=start, end=end))
+        # a file system without a way of its own opens the file, and then reads megabytes ahead (the hub's does)
+        opens = type(self.fs).cat_file is AbstractFileSystem.cat_file and not isinstance(self.fs, AsyncFileSystem)
+        return bytes(self.fs.cat_file(self.address, start=start, end=end, **({"block_size": 1} if opens else {})))
 
     def _count(self) -> Ends:
         """Read the whole file, piece by piece, for its size and its ends."""
