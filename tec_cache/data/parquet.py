@@ -21,7 +21,7 @@ from tec_cache.errors import ConfigError, SourceError
 
 MOST_GROUP = 32 << 20
 """Bytes of a row group's photos where single ones are read: half of them on average, for each. The hub's groups are
-100 photos; of 110 KB each, one takes 16 ms of a core, a little more than it takes to decode and augment it."""
+100 photos; of 110 KB each, one takes 11 ms of a core, as much as to decode and augment it."""
 MOST_KEY = 200
 """Characters of a path that is a key."""
 
