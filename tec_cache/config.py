@@ -52,7 +52,7 @@ class ExtractConfig:
     group_size: int | None = setting(None, "Photos per unit of work, at most 1024.  [default: 1024]")
     limit: int | None = setting(None, "Use only the first N photos.")
     classes: str | None = setting(None, "File of class names, in the order of their numbers.  [default: collected]")
-    label_field: str | None = setting(None, "Labels: KEY.FIELD, a field of KEY.json, or a column.  [default: cls, label]")
+    label_field: str | None = setting(None, "Labels: KEY.FIELD, a field of KEY.json, a column.  [default: cls, label]")
     k: str | None = setting(None, "Attention rows beside the class token's: a number, all, none.  [default: base's]")
     class_target: bool = setting(False, "Store the base's class token too (its patches' mean where it has none).")
     normalization: str | None = setting(None, "patch, feature or none.  [default: patch]")

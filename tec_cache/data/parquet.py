@@ -49,7 +49,7 @@ class ParquetShard(FileShard):
         return self._given(self._table(self.labels), photos=True)
 
     def places(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
-        """Yield the photos in order, of which only paths and labels are read.
+        """Yield the photos in order, of which only paths and labels are read: one without bytes is found by reading it.
 
         Raises OneByOneError for a file that is not on a disk, or whose row groups hold more than MOST_GROUP bytes.
         """
@@ -86,8 +86,8 @@ class ParquetShard(FileShard):
         """Yield the label of each photo as it is written, and the names of the other columns; no photos are read."""
         table = self._table(labels)
         others = dict.fromkeys(table.columns.others, b"")
-        for row in table.rows(photos=False, paths=False):
-            yield table.columns.read_label(row.label), others
+        for value in table.label_values():
+            yield table.columns.read_label(value), others
 
     def class_names(self, labels: Labels) -> tuple[str, ...] | None:
         """Return the names in the metadata, of data sets whose labels have names."""
@@ -157,9 +157,9 @@ class ParquetHome(Home):
             if self._table is None:
                 self._table = self._opened()
             data = self._table.photo(extent.offset)
-        if not data or len(data) > MOST_PHOTO_BYTES:
-            raise SourceError(f"it has {len(data or b''):,} bytes, so it is no photo")
-        return data
+        if problem := _problem(Row(extent.offset, data, None, None)):
+            raise SourceError(problem)
+        return data or b""
 
     def _opened(self) -> Table:
         try:

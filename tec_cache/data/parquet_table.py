@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tec_cache.data.files import ShardFile, unreadable_shard
 from tec_cache.data.parquet_columns import Columns, columns_of
-from tec_cache.errors import ConfigError, SourceError, TecCacheError
+from tec_cache.errors import ConfigError, SourceError, StorageError, TecCacheError
 
 REQUEST = 8 << 20
 """Bytes of a column that are asked for at a time."""
@@ -22,8 +22,8 @@ MOST_ROWS = 1024
 TOGETHER = 32 << 20
 """Bytes of photos that are decompressed at a time, by the mean of their group, or MOST_ROWS rows."""
 MOST_TOGETHER = 2 << 30
-"""Bytes that rows of one group may become together at worst, were each of them the longest that the group can hold:
-a dictionary says a value once for any number of rows."""
+"""Bytes that such rows may become at worst, were each of them as long as its group: a dictionary has a value once for
+any number of rows."""
 
 
 class Row(NamedTuple):
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
     number: int
     data: bytes | None
-    """Of the photo; None where there are none. Empty where they are there and were not wanted."""
+    """Of the photo; None where it has none. Empty where they were not wanted."""
     path: str | None
     label: Any
     """As Python has it."""
@@ -48,10 +48,11 @@ class Table:
         parquet = parquet_module(file.where)
         self.file = file
         with _damage_told(file):
-            stream = _pyarrow().PythonFile(_Stream(file), mode="r")
+            self._stream = _Stream(file)
             self._parquet = parquet.ParquetFile(
-                stream, buffer_size=REQUEST, pre_buffer=False, page_checksum_verification=True
-            )
+                _pyarrow().PythonFile(self._stream, mode="r"),
+                buffer_size=REQUEST, pre_buffer=False, page_checksum_verification=True,
+            )  # fmt: skip
             schema = self._parquet.schema_arrow
         self.columns: Columns = columns_of(schema, label_field, file.where)
 
@@ -59,31 +60,36 @@ class Table:
     def starts(self) -> list[int]:
         """Number of the first row of each group, and behind them the number of all rows."""
         starts, about = [0], self._parquet.metadata
-        for group in range(about.num_row_groups):
-            starts.append(starts[-1] + about.row_group(group).num_rows)
+        with _damage_told(self.file):
+            for group in range(about.num_row_groups):
+                starts.append(starts[-1] + about.row_group(group).num_rows)
         return starts
 
     @property
     def most_group_bytes(self) -> int:
-        """Bytes in the file of the photos of the group that has most of them."""
-        groups = range(len(self.starts) - 1)
-        return max((self._photos(group).total_compressed_size for group in groups), default=0)
+        """Bytes of the largest group, without compression."""
+        return max(map(self._group_bytes, range(len(self.starts) - 1)), default=0)
 
-    def rows(self, *, photos: bool = True, paths: bool = True) -> Iterator[Row]:
-        """Yield all rows in order.
+    def rows(self, *, photos: bool = True) -> Iterator[Row]:
+        """Yield all rows in order, with the bytes of their photos or without.
 
-        photos: read their bytes; without, they are read only of a group in which some may be missing. paths: read them.
         Raises SourceError at the point where the file is damaged, StorageError.
         """
-        wanted = [f"{self.columns.image}.path"] if paths and self.columns.has_path else []
+        wanted = [f"{self.columns.image}.path"] if self.columns.has_path else []
         wanted += [self.columns.label] if self.columns.label is not None else []
+        wanted += [f"{self.columns.image}.bytes"] if photos else []
         for group in range(len(self.starts) - 1):
-            read = photos or not self._all_there(group)
-            columns = [*wanted, f"{self.columns.image}.bytes"] if read else wanted
             number = self.starts[group]
-            for batch in self._batches(group, columns, self._rows_together(group) if read else MOST_ROWS):
-                yield from self._rows_of(batch, number, photos=photos, read=read)
+            for batch in self._batches(group, wanted, self._rows_together(group) if photos else MOST_ROWS):
+                yield from self._rows_of(batch, number)
                 number += len(batch)
+
+    def label_values(self) -> Iterator[Any]:
+        """Yield what the label column has for each row; None where there is no such column. Raises as `rows` does."""
+        wanted = [self.columns.label] if self.columns.label is not None else []
+        for group in range(len(self.starts) - 1):
+            for batch in self._batches(group, wanted, MOST_ROWS):
+                yield from batch.column(0).to_pylist() if wanted else [None] * len(batch)
 
     def photo(self, number: int) -> bytes | None:
         """Return the bytes of one photo; None where it has none.
@@ -107,7 +113,7 @@ class Table:
             every = self._parquet.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
             yield from every
 
-    def _rows_of(self, batch: Any, start: int, *, photos: bool, read: bool) -> Iterator[Row]:
+    def _rows_of(self, batch: Any, start: int) -> Iterator[Row]:
         place = batch.schema.get_field_index(self.columns.image)
         image = batch.column(place) if place >= 0 else None
         fields = [] if image is None else [child.name for child in image.type]
@@ -115,34 +121,22 @@ class Table:
         paths = image.field("path") if image is not None and "path" in fields else None
         labels = batch.column(batch.schema.get_field_index(self.columns.label)) if self.columns.label else None
         for i in range(len(batch)):
-            if data is None or (not photos and data[i].is_valid):
-                found: bytes | None = b""
-            else:
-                found = data[i].as_py()
-            path = _text(paths[i]) if paths is not None else None
-            yield Row(start + i, found, path, labels[i].as_py() if labels is not None else None)
+            yield Row(
+                start + i,
+                b"" if data is None else data[i].as_py(),
+                None if paths is None else _text(paths[i]),
+                None if labels is None else labels[i].as_py(),
+            )
 
-    def _photos(self, group: int) -> Any:
-        """Return what the file says of the photos' bytes in a group."""
-        return self._parquet.metadata.row_group(group).column(self._place)
-
-    @cached_property
-    def _place(self) -> int:
-        paths = [self._parquet.schema.column(i).path for i in range(len(self._parquet.schema))]
-        return paths.index(f"{self.columns.image}.bytes")
-
-    def _all_there(self, group: int) -> bool:
-        """Say whether a group surely has the bytes of all its photos."""
-        seen = self._photos(group).statistics
-        return seen is not None and seen.has_null_count and seen.null_count == 0
+    def _group_bytes(self, group: int) -> int:
+        """Return the bytes of a group without compression; those of the file where the file does not say."""
+        # nothing is asked of its columns: where those make no sense, pyarrow's metadata end the process
+        size = int(self._parquet.metadata.row_group(group).total_byte_size)
+        return size if size > 0 else max(1, self._stream.size)
 
     def _rows_together(self, group: int) -> int:
-        about, rows = self._photos(group), self.starts[group + 1] - self.starts[group]
-        size = max(1, about.total_uncompressed_size)
-        most = TOGETHER * rows // size
-        if about.has_dictionary_page:
-            most = min(most, MOST_TOGETHER // size)
-        return int(max(1, min(most, MOST_ROWS)))
+        size, rows = self._group_bytes(group), self.starts[group + 1] - self.starts[group]
+        return max(1, min(TOGETHER * rows // size, MOST_TOGETHER // size, MOST_ROWS))
 
 
 def parquet_module(where: str) -> Any:
@@ -190,7 +184,7 @@ class _Stream:
     def __init__(self, file: ShardFile) -> None:
         self._file, self._at = file, 0
         try:
-            self._size = file.size()
+            self.size = file.size()
         except TecCacheError:
             raise
         except Exception as error:  # network libraries have errors of their own
@@ -198,14 +192,14 @@ class _Stream:
 
     def read(self, size: int = -1) -> bytes:
         """Read at most so many bytes; all that are left where it is negative."""
-        end = self._size if size < 0 else min(self._size, self._at + size)
+        end = self.size if size < 0 else min(self.size, self._at + size)
         data = self._part(self._at, end) if self._at < end else b""
         self._at += len(data)
         return data
 
     def _part(self, start: int, end: int) -> bytes:
         try:
-            return self._file.part(start, end)
+            data = self._file.part(start, end)
         except TecCacheError:
             raise
         except ValueError as error:  # what fsspec says of a web server that answers with the whole file
@@ -216,10 +210,14 @@ class _Stream:
             ) from error
         except Exception as error:
             raise unreadable_shard(error, self._file) from error
+        if len(data) != end - start:
+            what = f"{len(data):,} bytes came where {end - start:,} were asked for"
+            raise StorageError(what, where=self._file.where, todo="check the disk or the network")
+        return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Go to a position: from the beginning, from here, or from the end."""
-        self._at = offset + (0, self._at, self._size)[whence]
+        self._at = offset + (0, self._at, self.size)[whence]
         return self._at
 
     def tell(self) -> int:
