@@ -456,9 +456,11 @@ def test_files_of_two_kinds_are_no_one_input(tables: Path, shards: Path, tmp_pat
     write_tables(tmp_path, [1])
     (tmp_path / "README.md").write_text("words")
     assert open_source(str(tmp_path)).passed_over == {".md files": 1}
+    # a folder of tars may have captions beside each
     write_shards(tmp_path, [1])
-    with pytest.raises(SourceError, match="tars and parquet files lie here together"):
-        open_source(str(tmp_path))
+    source = open_source(str(tmp_path))
+    assert [shard.name for shard in source.shards] == ["shard-000000.tar"]
+    assert source.passed_over == {".md files": 1, ".parquet files": 1}
 
 
 def test_a_table_of_captions_beside_photos_is_no_shard(tmp_path: Path) -> None:

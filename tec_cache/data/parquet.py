@@ -43,8 +43,8 @@ class ParquetShard(FileShard):
     def photos(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
         """Yield the photos in order; a column of something else is not counted.
 
-        Memory: 32 MB of photos, or one page of the file. Raises SourceError where the file is damaged or empty,
-        ConfigError for columns that hold no photos, StorageError.
+        Memory: 32 MB of photos and a few times one page of the file, which may hold a row group. Raises SourceError
+        where the file is damaged or empty, ConfigError for columns that hold no photos, StorageError.
         """
         return self._given(self._table(self.labels), photos=True)
 

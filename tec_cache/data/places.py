@@ -45,8 +45,8 @@ def existing_folder(source: str) -> Path | None:
 def shards_in(folder: Path) -> list[FileShard]:
     """Return the files of a folder that are shards, sorted by name, without hidden ones; none where it holds none.
 
-    Raises SourceError where something else has the name of a shard, or they are of several kinds; LayoutError where
-    they are several parts of a data set.
+    Of several kinds those of the first in `READERS`: what writes tars may write a table of captions beside each. Raises
+    SourceError where something else has the name of a shard, LayoutError where they are several parts of a data set.
     """
     return _as_shards(_shards_in(str(folder)), str(folder))
 
@@ -113,8 +113,10 @@ def _files_of(text: str) -> Iterator[ShardFile]:
 
 
 def _shards_in(folder: str) -> list[ShardFile]:
-    names = sorted(name for name in os.listdir(folder) if reader_of(name) is not None)
-    return _of_one_part([LocalFile(os.path.join(folder, name)) for name in names if not name.startswith(".")], folder)
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    kinds = ([name for name in names if reader_of(name) is reader] for reader in READERS)
+    chosen = next((kind for kind in kinds if kind), [])
+    return _of_one_part([LocalFile(os.path.join(folder, name)) for name in chosen], folder)
 
 
 def _of_one_part(files: Sequence[ShardFile], where: str) -> list[ShardFile]:

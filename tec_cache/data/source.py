@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from tec_cache.data.labels import Labels
 from tec_cache.data.passed_over import HIDDEN, PassedOver, is_hidden
 from tec_cache.data.photos import Shard
 from tec_cache.data.places import existing_folder, file_shards, shards_in
-from tec_cache.data.readers import reader_of
 
 
 @dataclass(frozen=True)
@@ -73,21 +72,22 @@ def open_source(
     if path is None:
         return _of_files(file_shards(source), label_field).with_classes(classes)
     if files := shards_in(path):
-        return replace(_of_files(files, label_field), passed_over=_beside_files(path).told()).with_classes(classes)
+        beside = _beside({file for shard in files for file in shard.file.parts[-1:]}, path)
+        return replace(_of_files(files, label_field), passed_over=beside.told()).with_classes(classes)
     folder = open_folder(path, seed)
     shards: list[Shard] = list(folder.shards)
     return Source(shards, folder.classes, None, folder.passed_over.told(), folder.remarks).with_classes(classes)
 
 
-def _beside_files(folder: Path) -> PassedOver:
-    """Count what lies in a folder of shards and is none."""
+def _beside(shards: Collection[str], folder: Path) -> PassedOver:
+    """Count what lies in a folder beside files of these names."""
     beside = PassedOver()
     for entry in sorted(folder.iterdir()):
         if is_hidden(entry.name):
             beside.add(HIDDEN)
         elif entry.is_dir():
             beside.add("folders")
-        elif reader_of(entry.name) is None:
+        elif entry.name not in shards:
             beside.add_file(entry.name)
     return beside
 
