@@ -98,9 +98,9 @@ def extract(
 ) -> None:
     """Stage one: cut views from photos, run the base over them once, write both to a cache.
 
-    INPUT is a pattern of WebDataset tars (quote it), a folder of tars, a URL that fsspec knows, or a folder
-    CLASS/NAME.jpg. Without it, targets are added for the crops that a cache already holds. An interrupted
-    extraction goes on with the same command.
+    INPUT is a pattern of WebDataset tars or parquet files (quote it), a folder of them, a URL that fsspec knows
+    (hf://, s3://), or a folder CLASS/NAME.jpg. Without it, targets are added for the crops that a cache already
+    holds. An interrupted extraction goes on with the same command.
 
     Known bases: mae, mae_large, mae_huge, dino, dino_small, dinov2_small, dinov2_base, dinov2_large,
     dinov2_giant (each also with _reg), ibot, ibot_large, mocov3; timm:NAME; a weight file; a folder

@@ -18,7 +18,6 @@ from tec_cache.cache.remove import foreign_files, working
 from tec_cache.cache.writer import commit_content
 from tec_cache.config import ExtractConfig, parse_part
 from tec_cache.data.image_pool import ImagePool
-from tec_cache.data.tars import TarShard
 from tec_cache.device import default_image_workers
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError
@@ -73,7 +72,7 @@ def extract(
                 with Progress("index", noun="units", quiet=quiet) as progress:
                     refresh(cache.again(), progress)
         summary.source_shards = len(cache.shards)
-        summary.source_bytes = sum(shard.size for shard in views.shards if isinstance(shard, TarShard))
+        summary.source_bytes = sum(shard.size for shard in views.shards if shard.in_bytes)
         if job is not None:
             summary.first_row = job.base.first_row if job.spec.k is not None else ""
             summary.facts = [list(fact) for fact in job.base.facts]
@@ -115,7 +114,7 @@ def make_views_and_targets(
         fresh = Cache(cache.store, cache.manifest)
         needed.source_left = float(sum(shard.size for shard in views.shards))
         # a view takes a sixth of a tar's bytes where photos are ImageNet's, and hardly ever more than all
-        needed.most_per_size = views.num_views if any(isinstance(shard, TarShard) for shard in views.shards) else 0
+        needed.most_per_size = views.num_views if any(shard.in_bytes for shard in views.shards) else 0
         if job is not None and coded is not None:
             needed.most_per_target = row_bytes(coded.codec.arrays(job.spec))
             needed.targets_left = _rows_without_targets(fresh, job, views.num_views, ranks)

@@ -28,7 +28,7 @@ from tec_cache.store import is_url
 class ExtractConfig:
     """Stage one: photos to views, views to targets."""
 
-    input: str | None = setting(None, "Photos: a pattern of tars, a folder of tars, or a folder CLASS/NAME.jpg.")
+    input: str | None = setting(None, "Photos: tars or parquet files by pattern or folder, or a folder CLASS/NAME.jpg.")
     cache: str = setting("", "Folder or URL of the cache.")
     base: str | None = setting(None, "Base model: a known name, timm:NAME, a weight file, or an exported folder.")
     base_weights: str | None = setting(None, "Weight file of the base, in its authors' format or timm's.")
@@ -52,7 +52,7 @@ class ExtractConfig:
     group_size: int | None = setting(None, "Photos per unit of work, at most 1024.  [default: 1024]")
     limit: int | None = setting(None, "Use only the first N photos.")
     classes: str | None = setting(None, "File of class names, in the order of their numbers.  [default: collected]")
-    label_field: str | None = setting(None, "Labels of tars: in KEY.FIELD, or in a field of KEY.json.  [default: cls]")
+    label_field: str | None = setting(None, "Labels: KEY.FIELD, a field of KEY.json, a column.  [default: cls, label]")
     k: str | None = setting(None, "Attention rows beside the class token's: a number, all, none.  [default: base's]")
     class_target: bool = setting(False, "Store the base's class token too (its patches' mean where it has none).")
     normalization: str | None = setting(None, "patch, feature or none.  [default: patch]")

@@ -23,7 +23,6 @@ from tec_cache.data.image_pool import ImagePool
 from tec_cache.data.image_work import Cutting, Seen
 from tec_cache.data.passed_over import PassedOver
 from tec_cache.data.photos import Photo, Shard
-from tec_cache.data.tars import TarShard
 from tec_cache.data.views import CutPhoto
 from tec_cache.distributed import Ranks
 from tec_cache.errors import LayoutError, SourceError
@@ -152,7 +151,7 @@ class ViewMaker:
         passed_over = PassedOver(self.views.source.passed_over if number == 0 else ())
         try:
             for photo in self.tally.busy.each(READING, islice(shard.photos(passed_over), take)):
-                size += len(photo.data) if isinstance(shard, TarShard) else 1
+                size += len(photo.data) if shard.in_bytes else 1
                 held += len(photo.data)
                 if held > MOST_GROUP_BYTES:
                     photo = Photo(photo.key, b"", None, TOO_MUCH)

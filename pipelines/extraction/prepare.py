@@ -29,10 +29,8 @@ from tec_cache.cache.sealed import FORMAT
 from tec_cache.codec.quality import Quality
 from tec_cache.config import ExtractConfig, parse_rows
 from tec_cache.data.classes import read_classes
-from tec_cache.data.folders import FolderShard
 from tec_cache.data.photos import Shard
 from tec_cache.data.source import Source, open_source
-from tec_cache.data.tars import TarShard
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, device_notes, resolve_compute
 from tec_cache.distributed import Ranks
@@ -204,8 +202,8 @@ def _source(
     classes = read_classes(config.classes) if config.classes is not None else None
     field = config.label_field or known.get("label_field")
     source = open_source(config.input, seed=plan.seed, classes=classes, label_field=field)
-    tars = any(isinstance(shard, TarShard) for shard in source.shards)
-    if config.label_field is not None and not tars:
+    in_field = any(shard.labels_in_field for shard in source.shards)
+    if config.label_field is not None and not in_field:
         todo = "leave it out: the labels of a folder of photos are its class folders"
         raise ConfigError(f"--label-field {config.label_field} with a folder of photos", where=config.input, todo=todo)
     limit = config.limit
@@ -226,7 +224,7 @@ def _source(
     source = replace(source, shards=source.shards[: len(takes)])
     if not known:
         source = source.with_labels(quiet=quiet)
-    elif classes is None and known.get("classes") is not None and (tars or _same_names(source, known["source"])):
+    elif classes is None and known.get("classes") is not None and (in_field or _same_names(source, known["source"])):
         # of a folder only while its photos are the same: else its class folders are compared with the stored ones
         source = source.with_classes(tuple(known["classes"]))
     look_at_contents(source.shards, quiet=quiet)
@@ -238,7 +236,7 @@ def _source(
 
 def _same_names(source: Source, known: dict[str, Any]) -> bool:
     """Say whether the photos of a folder have the names that are stored."""
-    hashes = [shard.files_sha256 for shard in source.shards if isinstance(shard, FolderShard)]
+    hashes = [shard.files_sha256 for shard in source.shards]
     return hashes == [entry.get("files_sha256") for entry in known["shards"]]
 
 

@@ -10,7 +10,6 @@ from tec_cache.cache.record import SourceRecord
 from tec_cache.data.contents import Contents, read_contents
 from tec_cache.data.files import END
 from tec_cache.data.photos import Shard
-from tec_cache.data.tars import TarShard
 from tec_cache.errors import CacheError, IdentityError
 from tec_cache.progress import Progress
 
@@ -68,7 +67,7 @@ def _record(cache: Cache, number: int, *, overwrite: bool) -> SourceRecord | Non
 
 
 def _changed(shard: Shard, record: SourceRecord) -> IdentityError:
-    noun = "bytes" if isinstance(shard, TarShard) else "photos"
+    noun = "bytes" if shard.in_bytes else "photos"
     if record.size != shard.size:
         how = f"{record.size:,} {noun} when its views were made, {shard.size:,} now"
     else:

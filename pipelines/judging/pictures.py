@@ -62,7 +62,7 @@ class PredictionWriter:
         self.apart = len(set(keys)) < len(keys)
 
     def _key(self, number: int) -> PurePosixPath:
-        in_folder = isinstance(self.index.homes[self.index.shard[number]].inside, Path)
+        in_folder = self.index.homes[self.index.shard[number]].has_files
         key = self.index.key(number)
         parts = PurePosixPath(key.rpartition(".")[0] if in_folder else key).parts
         return PurePosixPath(*(_file_name(part) for part in parts if part != "/"))

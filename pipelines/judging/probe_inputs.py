@@ -16,12 +16,12 @@ from tec_cache.cache.reader import Cache, open_cache
 from tec_cache.data.files import LocalFile
 from tec_cache.data.labels import LOOKED_FOR
 from tec_cache.data.photos import Photo, Shard, plain_text
+from tec_cache.data.readers import NOUNS, TAR, reader_of
 from tec_cache.data.source import open_source
-from tec_cache.data.tars import SHARD_SUFFIXES
 from tec_cache.errors import ConfigError, SourceError, listed, nearest
 from tec_cache.store import is_url, open_store
 
-NO_LABEL = f"looked for {LOOKED_FOR} of a tar, and for class folders"
+NO_LABEL = f"looked for {LOOKED_FOR} of a tar, for a column label of a parquet file, and for class folders"
 
 
 @dataclass(frozen=True)
@@ -72,23 +72,26 @@ def open_part(source: str) -> Part:
 
 
 def is_cache(source: str) -> bool:
-    """Say whether a folder or URL holds a cache or a pack; a pattern or a tar is not asked about."""
-    if is_url(source) and _names_tars(source):
+    """Say whether a folder or URL holds a cache or a pack; a pattern or a shard is not asked about."""
+    if is_url(source) and _names_files(source):
         return False
     store = open_store(source)
     return any(store.size(name) is not None for name in (layout.MANIFEST, layout.PACK))
 
 
-def _names_tars(source: str) -> bool:
-    return any(c in source for c in "{*?[") or source.lower().endswith(SHARD_SUFFIXES)
+def _names_files(source: str) -> bool:
+    return any(c in source for c in "{*?[") or reader_of(source.rpartition("/")[2]) is not None
 
 
 def _require_there(source: str) -> None:
-    """Raise SourceError for a local path with nothing at it; a missing tar is `open_source`'s to explain."""
-    path = None if _names_tars(source) else open_store(source).folder
+    """Raise SourceError for a local path with nothing at it; a missing shard is `open_source`'s to explain."""
+    path = None if _names_files(source) else open_store(source).folder
     if path is not None and not os.path.lexists(path):
         near = nearest(path.name, LocalFile(str(path)).neighbours())
-        todo = "give a cache or a pack (the folder with its cache.json or pack.json), a folder of photos, or tars"
+        todo = (
+            "give a cache or a pack (the folder with its cache.json or pack.json), a folder of photos, "
+            f"or {' or '.join(NOUNS)}"
+        )
         raise SourceError(f"nothing lies here{near}", where=source, todo=todo)
 
 
@@ -159,7 +162,7 @@ def no_label(photo: Photo, place: str) -> str:
 def _fields(tar: str, key: str) -> list[str]:
     """Return what follows the key in the names of a sample's members, as far as the tar can be read."""
     fields: list[str] = []
-    if not tar.lower().endswith(SHARD_SUFFIXES):
+    if not TAR.takes(tar.rpartition("/")[2]):
         return fields
     with suppress(OSError, tarfile.TarError), fsspec.open(tar, "rb") as stream:
         with tarfile.open(fileobj=stream, mode="r|*") as members:

@@ -11,7 +11,6 @@ from itertools import islice
 from pipelines.extraction.prepare import ViewJob
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.writer import Crop
-from tec_cache.data.folders import FolderShard
 from tec_cache.data.photos import Photo, Shard
 from tec_cache.data.views import CutPhoto, cut_photo
 from tec_cache.errors import SourceError
@@ -72,7 +71,7 @@ def look_at_source(cache: Cache, views: ViewJob, *, seconds: float, count: bool,
     entries = cache.identity["source"]["shards"]
     for number, shard in enumerate(views.shards):
         record, take = cache.source_record(number), entries[number].get("take")
-        known = record.photos if record else shard.size if isinstance(shard, FolderShard) else take
+        known = record.photos if record else take if shard.in_bytes else shard.size
         if known is not None:
             source.known[number] = known
     order = sorted(range(len(views.shards)), key=lambda i: key64("fit", views.plan.seed, views.shards[i].name))

@@ -68,9 +68,9 @@ class SourceShard(_Document):
     files_sha256: Sha256 | None = None
     """Of the names of its photos, for a part of a folder."""
     size: Size | None = None
-    """Bytes, for a tar."""
+    """Bytes, for a file."""
     ends_sha256: Sha256 | None = None
-    """Of its first and last bytes, for a tar."""
+    """Of its first and last bytes, for a file."""
 
 
 class Source(_Document):
@@ -92,7 +92,7 @@ class CacheIdentity(_Document):
     classes: list[str] | None = None
     """Names of the classes, by their numbers; null where labels are numbers, or there are none."""
     label_field: str | None = None
-    """Where the labels of tars were found; null where a folder's classes are the labels."""
+    """Where the labels of tars or tables were found; null where a folder's classes are the labels."""
 
 
 class Exact(_Document, tag_field="name", tag="exact"):

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from tec_cache.data.samples import Sample
 from tec_cache.errors import LayoutError, SourceError, listed
 
-SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 def refuse_apart(every: Iterable[Sample], label_fields: Collection[str], place: str) -> None:
@@ -31,7 +31,7 @@ def refuse_apart(every: Iterable[Sample], label_fields: Collection[str], place: 
                     unlabelled[base] = sample.image.name
             else:
                 lonely += [(base, name) for name in labels]
-                tars += [m.name for m in sample.fields.values() if m.name.lower().endswith(SHARD_SUFFIXES)]
+                tars += [m.name for m in sample.fields.values() if m.name.lower().endswith(TAR_SUFFIXES)]
     except SourceError:
         pass  # damage: whoever reads the photos will come to it, and say so
     if tars and not photos:

@@ -6,14 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tec_cache.data.labels import LOOKED_FOR, Label, Labels, json_fields
-from tec_cache.data.tars import TarShard
+from tec_cache.data.labels import Label, Labels, json_fields
+from tec_cache.data.photos import Shard
 from tec_cache.errors import ConfigError, LayoutError, SourceError, listed
 from tec_cache.progress import Progress
 
@@ -89,7 +89,7 @@ class LabelsSeen:
     """Fields beside the image, and those of JSON documents as json:NAME."""
 
     @classmethod
-    def of(cls, shard: TarShard, field: str | None) -> LabelsSeen:
+    def of(cls, shard: Shard, field: str | None) -> LabelsSeen:
         """Look at the first photos of a shard."""
         seen = cls()
         for label, fields in islice(_labels(shard, Labels(field)), LOOKED_AT):
@@ -108,14 +108,18 @@ class LabelsSeen:
         return bool(self.numbers or self.names)
 
 
-def find_labels(shards: Sequence[TarShard], field: str | None, *, quiet: bool) -> tuple[Labels, str]:
-    """Say where the labels of tars are and whether they are numbers or names; collect the names.
+def find_labels(shards: Sequence[Shard], field: str | None, *, quiet: bool) -> tuple[Labels, str]:
+    """Say where the labels of some shards are and whether they are numbers or names; collect the names.
 
-    Returns them and a remark for people. The first photos decide (of the first shard; where they have no labels, of one
-    in the middle and of the last), and what is of the other kind among the rest is a label that is not understood.
-    KEY.txt counts only where no other label is found and all of them are whole numbers: it holds captions more often.
-    Names cost one reading of all shards (of plain local tars: of their headers and labels).
+    Returns them and a remark for people. Names that the first whole shard says beside its photos are the classes of
+    all. Else the first photos decide (of the first shard; where they have no labels, of one in the middle and of the
+    last), and what is of the other kind among the rest is a label that is not understood. KEY.txt counts only where no
+    other label is found and all of them are whole numbers: it holds captions more often. Names cost one reading of all
+    shards (of plain local tars: of their headers and labels; of parquet files: of one column).
     """
+    names = next(_declared(shards, Labels(field)), None)
+    if names is not None:
+        return Labels(field, names), ""
     seen = LabelsSeen()
     for number in sorted({0, len(shards) // 2, len(shards) - 1}):
         seen = LabelsSeen.of(shards[number], field)
@@ -127,17 +131,17 @@ def find_labels(shards: Sequence[TarShard], field: str | None, *, quiet: bool) -
         return Labels(field, collect(shards, field, quiet=quiet)), ""
     if seen.any:
         return Labels(field), ""
-    remark = f"no label was found: looked for {f'KEY.{field}' if field else LOOKED_FOR}"
+    remark = f"no label was found: looked for {shards[0].looked_for(Labels(field))}"
     if seen.fields:
         remark += f"; the photos have {listed(sorted(seen.fields))}; --label-field NAME says which it is"
     return Labels(field), remark
 
 
-def collect(shards: Sequence[TarShard], field: str | None, *, quiet: bool) -> tuple[str, ...]:
+def collect(shards: Sequence[Shard], field: str | None, *, quiet: bool) -> tuple[str, ...]:
     """Return the names of all labels, sorted."""
     found: set[str] = set()
 
-    def names_of(shard: TarShard) -> set[str]:
+    def names_of(shard: Shard) -> set[str]:
         return {label.text for label, _ in _labels(shard, Labels(field)) if isinstance(label.value, str)}
 
     with (
@@ -158,9 +162,18 @@ def collect(shards: Sequence[TarShard], field: str | None, *, quiet: bool) -> tu
     return tuple(sorted(found))
 
 
-def _labels(shard: TarShard, labels: Labels) -> Iterator[tuple[Label, dict[str, bytes]]]:
+def _declared(shards: Sequence[Shard], labels: Labels) -> Iterator[tuple[str, ...] | None]:
+    """Yield what each shard says of the names of its classes, if it is whole."""
+    for shard in shards:
+        try:
+            yield shard.class_names(labels)
+        except SourceError:  # damage: whoever reads the photos will come to it
+            continue
+
+
+def _labels(shard: Shard, labels: Labels) -> Iterator[tuple[Label, dict[str, bytes]]]:
     """Yield the labels of a shard, up to where it is damaged: whoever reads the photos will come to that."""
     try:
-        yield from replace(shard, labels=labels).label_values()
+        yield from shard.label_values(labels)
     except SourceError:
         return

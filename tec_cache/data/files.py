@@ -7,6 +7,9 @@ import stat
 from abc import ABC, abstractmethod
 from typing import IO, Any, NamedTuple
 
+from fsspec.asyn import AsyncFileSystem
+from fsspec.spec import AbstractFileSystem
+
 from tec_cache.errors import SourceError, StorageError
 from tec_cache.urls import scrubbed
 from tec_cache.web import refusal_behind
@@ -104,7 +107,7 @@ class LocalFile(ShardFile):
     def _checked(self, found: os.stat_result) -> os.stat_result:
         kind = kind_of(found.st_mode)
         if kind:
-            todo = "give tars, or a pattern that matches nothing else"
+            todo = "give files, or a pattern that matches nothing else"
             raise SourceError(f"this is {kind}, not a file", where=self.where, todo=todo)
         return found
 
@@ -135,7 +138,8 @@ class RemoteFile(ShardFile):
             info = self.fs.info(self.address)
             kind = {"directory": "a folder", "other": "something special"}.get(info.get("type"))
             if kind is not None:
-                todo = f"give a pattern of tars: '{self.where.rstrip('/')}/*.tar'"
+                folder = self.where.rstrip("/")
+                todo = f"give a pattern of the files in it: '{folder}/*.tar', or '{folder}/*.parquet'"
                 raise SourceError(f"this is {kind}, not a file", where=self.where, todo=todo)
             self._size = int(info["size"]) if info.get("size") is not None else self._count().size
         return self._size
@@ -170,7 +174,9 @@ class RemoteFile(ShardFile):
 
     def part(self, start: int, end: int) -> bytes:
         """Read some bytes by one request."""
-        return bytes(self.fs.cat_file(self.address, start=start, end=end))
+        # a file system without a way of its own opens the file, and then reads megabytes ahead (the hub's does)
+        opens = type(self.fs).cat_file is AbstractFileSystem.cat_file and not isinstance(self.fs, AsyncFileSystem)
+        return bytes(self.fs.cat_file(self.address, start=start, end=end, **({"block_size": 1} if opens else {})))
 
     def _count(self) -> Ends:
         """Read the whole file, piece by piece, for its size and its ends."""
@@ -244,3 +250,9 @@ class WebFile(RemoteFile):
         with self.fs.open(self.address, "rb", size=self._size, cache_type="none") as stream:
             stream.seek(start)
             return bytes(stream.read(end - start))
+
+
+def unreadable_shard(error: Exception, file: ShardFile) -> StorageError:
+    """Say that a disk or a network fails: that must not be recorded as the damage of a shard."""
+    todo = "check the disk or the network; what is finished is kept, the same command goes on"
+    return StorageError(f"the shard cannot be read: {file.explained(error)}", where=file.where, todo=todo)

@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from tec_cache.cache.record import hash_keys
 from tec_cache.data.contents import Contents, folder_contents
 from tec_cache.data.passed_over import PassedOver, passed_over_text
-from tec_cache.data.photos import MOST_PHOTO_BYTES, Extent, Photo, Shard, mask_name, plain_text
+from tec_cache.data.photos import MASK_SUFFIX, MOST_PHOTO_BYTES, Extent, Home, Photo, Shard, mask_name, plain_text
+from tec_cache.data.readers import NOUNS
 from tec_cache.data.walk import Walk, walk
 from tec_cache.errors import LayoutError, SourceError, listed
 from tec_cache.rng import key64, permutation
@@ -28,11 +29,16 @@ _SPLIT = re.compile(
     re.IGNORECASE,
 )
 """Names of the parts of a data set."""
+_SPLIT_FILE = re.compile(r"(.+?)-[0-9]+-of-[0-9]+(?:-[0-9a-f]+)?(\.[^.]+)")
+"""Names of its files on the Hugging Face hub: its part, number and count."""
 
 
 @dataclass(frozen=True)
 class FolderShard(Shard):
     """A part of a folder of photos; labels are the numbers of the class folders."""
+
+    in_bytes: ClassVar[bool] = False
+    labels_in_field: ClassVar[bool] = False
 
     root: Path
     files: tuple[str, ...]
@@ -64,6 +70,10 @@ class FolderShard(Shard):
         """Return the same part with labels that are numbers of these classes."""
         return replace(self, classes=classes)
 
+    def mask_names(self) -> Iterator[str]:
+        """Yield the paths of its masks, which are among its photos as long as nobody asks for masks."""
+        return (name for name in self.files if name.lower().endswith(MASK_SUFFIX))
+
     def with_masks(self, beside: frozenset[str]) -> FolderShard:
         """Return the same part with the masks of its photos, wherever they lie in the folder's order."""
         files = tuple(file for file in self.files if file not in beside)
@@ -85,6 +95,14 @@ class FolderShard(Shard):
             mask = Extent(-1, -1) if self.masks is not None and mask_name(file) in self.masks else None
             yield Photo(plain_text(file), b"", label, note=note, extent=Extent(number, -1), mask=mask)
 
+    def home(self) -> Home:
+        """Return what reads single photos."""
+        return FolderHome(self.place, self.root)
+
+    def read_by(self, photo: Photo) -> str:
+        """Return the path of a photo that has its extent."""
+        return photo.key if photo.extent is None else self.files[photo.extent.offset]
+
     def _label(self, file: str) -> tuple[int | None, str]:
         """Return the label of a photo, and a note where it has none although others do."""
         if self.classes is None:
@@ -100,6 +118,23 @@ class FolderShard(Shard):
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.classes or ())}
+
+
+@dataclass(frozen=True)
+class FolderHome(Home):
+    """A folder of photos, each a file."""
+
+    has_files: ClassVar[bool] = True
+
+    place: str
+    root: Path
+
+    def read(self, name: str, extent: Extent) -> bytes:
+        """Read a photo by its path below the folder."""
+        try:
+            return read_regular(self.root / name, MOST_PHOTO_BYTES)
+        except OSError as error:
+            raise SourceError(f"cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -156,6 +191,20 @@ def refuse_splits(root: Path, photos: Iterable[str]) -> None:
         )
 
 
+def refuse_split_files(names: Iterable[str], where: str) -> None:
+    """Raise LayoutError where files of one folder or pattern are called train-00000-of-00009, test-00000-of-00002."""
+    every = {match[1]: match[2] for name in names if (match := _SPLIT_FILE.fullmatch(name))}
+    splits = {name: suffix for name, suffix in every.items() if _SPLIT.fullmatch(name)}
+    if len(splits) > 1:
+        folder = where if not any(letter in where for letter in "*?[") else where.rpartition("/")[0]
+        patterns = [f"'{folder.rstrip('/')}/{split}-*{suffix}'" for split, suffix in sorted(splits.items())]
+        raise LayoutError(
+            f"the parts of a data set lie here together ({', '.join(sorted(splits))}), and their photos would be mixed",
+            where=where,
+            todo=f"give one of {listed(patterns, 4)}; or, if all are meant, list them in braces",
+        )
+
+
 def _remarks(photos: Sequence[str], folders: Sequence[str]) -> Iterator[str]:
     deeper = [file for file in photos if file.count("/") > 1]
     if not deeper:
@@ -168,9 +217,11 @@ def _remarks(photos: Sequence[str], folders: Sequence[str]) -> Iterator[str]:
 
 def _no_photos(root: Path, seen: Walk) -> SourceError:
     passed = f"; in it: {passed_over_text(seen.passed_over)}" if seen.passed_over else ""
-    deeper = f", or the tars in its folders: '{(root / seen.tar).parent}/*.tar'" if seen.tar else ""
+    deeper = (
+        f", or what its folders hold: '{(root / seen.shard).parent}/*{Path(seen.shard).suffix}'" if seen.shard else ""
+    )
     return SourceError(
-        f"the folder holds neither photos nor tars{passed}",
+        f"the folder holds neither photos nor {' nor '.join(NOUNS)}{passed}",
         where=str(root),
         todo=f"give a folder of CLASS/NAME.jpg, or a pattern such as 'shards/*.tar'{deeper}",
     )

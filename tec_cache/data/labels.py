@@ -139,7 +139,7 @@ def _from_json(documents: Sequence[bytes], names: Sequence[str]) -> Label:
             continue
         for name in names if isinstance(values, dict) else ():
             if values.get(name) is not None:
-                return _from_value(values[name])
+                return from_value(values[name])
     return Label(None, note)
 
 
@@ -152,8 +152,8 @@ def json_fields(document: bytes) -> list[str]:
     return list(values) if isinstance(values, dict) else []
 
 
-def _from_value(value: Any) -> Label:
-    """Read a JSON value as a label: 3, 3.0, "3" or "dog"."""
+def from_value(value: Any) -> Label:
+    """Read a value of JSON or of a table as a label: 3, 3.0, "3" or "dog"."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool | list | dict | float):

@@ -11,17 +11,19 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 from braceexpand import braceexpand
 
+from tec_cache.data.file_shards import FileShard
 from tec_cache.data.files import LocalFile, ShardFile
+from tec_cache.data.folders import refuse_split_files
 from tec_cache.data.photos import plain_text
+from tec_cache.data.readers import NOUNS, READERS, TAR, reader_of
 from tec_cache.data.remote import connect, literal_as_far_as_there
-from tec_cache.data.tars import SHARD_SUFFIXES, TarShard
 from tec_cache.errors import SourceError, StorageError, TecCacheError, nearest
 from tec_cache.urls import scrubbed, without_secrets
 
@@ -40,25 +42,28 @@ def existing_folder(source: str) -> Path | None:
     return Path(path) if path is not None and _there(path) and os.path.isdir(path) else None
 
 
-def tars_in(folder: Path) -> list[TarShard]:
-    """Return the tars of a folder as shards, sorted by name, without hidden ones; none where it holds none.
+def shards_in(folder: Path) -> list[FileShard]:
+    """Return the files of a folder that are shards, sorted by name, without hidden ones; none where it holds none.
 
-    Raises SourceError where something else has the name of a tar.
+    Of several kinds those of the first in `READERS`: what writes tars may write a table of captions beside each. Raises
+    SourceError where something else has the name of a shard, LayoutError where they are several parts of a data set.
     """
-    return _as_shards(_tars_in(str(folder)))
+    return _as_shards(_shards_in(str(folder)), str(folder))
 
 
-def tar_shards(source: str) -> list[TarShard]:
-    """Return the shards that a path, pattern or URL of tars names, in its order.
+def file_shards(source: str) -> list[FileShard]:
+    """Return the shards that a path, pattern or URL of files names, in its order.
 
-    Raises SourceError where it names none, or what is no tar; StorageError where the files cannot be reached.
+    A file that no reader knows by its name is taken for a tar. Raises SourceError where it names none, what is no
+    file, or files of several kinds; LayoutError where one pattern matches several parts of a data set; StorageError
+    where the files cannot be reached; ConfigError where a package is missing that reads them.
     """
     shown = without_secrets(source)
     try:
         files = [file for text in _expanded(source) for file in _files_of(text)]
         if not files:
             raise SourceError("no shard matches", where=shown, todo="check the pattern; quote it in the shell")
-        return _as_shards(files)
+        return _as_shards(files, shown)
     except ImportError as error:  # fsspec names the package that a kind of URL needs
         raise SourceError(f"{error}", where=shown, todo="install that package into this environment") from error
     except TecCacheError:
@@ -92,23 +97,32 @@ def _files_of(text: str) -> Iterator[ShardFile]:
     """Return what one path or URL names: itself where it exists, else what it matches as a pattern."""
     path = _local_path(text)
     if path is None:
-        yield from connect(text).files()
+        yield from _of_one_part(list(connect(text).files()), without_secrets(text))
     elif os.path.isdir(path):
-        tars = _tars_in(path)
-        if not tars:
-            todo = "give folders of tars, or one folder of photos by itself"
-            raise SourceError("this folder, one of several paths, holds no tars", where=path, todo=todo)
-        yield from tars
+        files = _shards_in(path)
+        if not files:
+            todo = f"give folders of {' or '.join(NOUNS)}, or one folder of photos by itself"
+            what = f"this folder, one of several paths, holds no {' and no '.join(NOUNS)}"
+            raise SourceError(what, where=path, todo=todo)
+        yield from files
     elif not glob.has_magic(path) or _there(path):
         yield LocalFile(path)
     else:
         pattern = literal_as_far_as_there(path, "*?[", _there)
-        yield from (LocalFile(match) for match in sorted(glob.glob(pattern, recursive=True)))
+        yield from _of_one_part([LocalFile(match) for match in sorted(glob.glob(pattern, recursive=True))], path)
 
 
-def _tars_in(folder: str) -> list[ShardFile]:
-    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(SHARD_SUFFIXES))
-    return [LocalFile(os.path.join(folder, name)) for name in names if not name.startswith(".")]
+def _shards_in(folder: str) -> list[ShardFile]:
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    kinds = ([name for name in names if reader_of(name) is reader] for reader in READERS)
+    chosen = next((kind for kind in kinds if kind), [])
+    return _of_one_part([LocalFile(os.path.join(folder, name)) for name in chosen], folder)
+
+
+def _of_one_part(files: Sequence[ShardFile], where: str) -> list[ShardFile]:
+    """Return the files of a folder or pattern. Raises LayoutError where they are several parts of a data set."""
+    refuse_split_files([file.parts[-1] for file in files if file.parts], where)
+    return list(files)
 
 
 def _local_path(text: str) -> str | None:
@@ -132,19 +146,26 @@ def _there(path: str) -> bool:
         return False
 
 
-def _as_shards(files: list[ShardFile]) -> list[TarShard]:
-    """Name the files and ask for their sizes. Raises SourceError for the first that is not there."""
+def _as_shards(files: list[ShardFile], where: str) -> list[FileShard]:
+    """Name the files and ask for their sizes.
+
+    Raises SourceError for the first that is not there, and for files of several kinds.
+    """
     names = _names(files)
+    readers = [(reader_of(file.parts[-1]) if file.parts else None) or TAR for file in files]
+    if len(set(readers)) > 1:
+        kinds = " and ".join(reader.noun for reader in READERS if reader in readers)
+        raise SourceError(f"{kinds} lie here together", where=where, todo="give a pattern that matches one kind")
     with ThreadPoolExecutor(REQUESTS, thread_name_prefix="sizes") as pool:
         sizes = list(pool.map(_size, files))
     shards = []
-    for name, file, size in zip(names, files, sizes, strict=True):
+    for reader, name, file, size in zip(readers, names, files, sizes, strict=True):
         if isinstance(size, FileNotFoundError | NotADirectoryError):
             near = nearest(file.parts[-1], file.neighbours()) if file.parts else ""
             raise SourceError(f"there is no such shard{near}", where=file.where, todo="check the name") from size
         if isinstance(size, Exception):
             raise size
-        shards.append(TarShard(name, size, file))
+        shards.append(reader.open(name, size, file))
     return shards
 
 

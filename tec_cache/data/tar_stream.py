@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from tec_cache.data.files import LocalFile, ShardFile
-from tec_cache.errors import StorageError
+from tec_cache.data.files import LocalFile, ShardFile, unreadable_shard
 from tec_cache.tar_headers import MOST_HEADER_BYTES, StrictHeader
 
 PIECE = 1 << 20
@@ -198,9 +197,3 @@ def _packed(head: bytes) -> Callable[[Any], Callable[[int], bytes]] | None:
     if head.startswith(b"BZh"):
         return lambda raw: bz2.BZ2File(raw).read1
     return (lambda raw: _Xz(raw).read) if head.startswith((b"\xfd7zXZ", b"\x5d\x00\x00\x80")) else None
-
-
-def unreadable_shard(error: Exception, file: ShardFile) -> StorageError:
-    """Say that a disk or a network fails: that must not be recorded as the damage of a shard."""
-    todo = "check the disk or the network; what is finished is kept, the same command goes on"
-    return StorageError(f"the shard cannot be read: {file.explained(error)}", where=file.where, todo=todo)

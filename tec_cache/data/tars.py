@@ -6,16 +6,16 @@ a proper end, because neither tarfile nor webdataset does so by itself.
 
 from __future__ import annotations
 
+import pickle
 import re
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 
-from tec_cache.data.apart import SHARD_SUFFIXES, refuse_apart
-from tec_cache.data.contents import Contents, file_contents
-from tec_cache.data.files import ShardFile
-from tec_cache.data.labels import Label, Labels
+from tec_cache.data.apart import TAR_SUFFIXES, refuse_apart
+from tec_cache.data.file_shards import FileShard
+from tec_cache.data.files import ShardFile, unreadable_shard
+from tec_cache.data.labels import LOOKED_FOR, Label, Labels
 from tec_cache.data.links import Links
 from tec_cache.data.passed_over import (
     HIDDEN,
@@ -30,37 +30,21 @@ from tec_cache.data.passed_over import (
     kind_of,
     passed_over_text,
 )
-from tec_cache.data.photos import MASK_SUFFIX, MOST_PHOTO_BYTES, Photo, Shard, plain_text
+from tec_cache.data.photos import MASK_SUFFIX, MOST_PHOTO_BYTES, Extent, Home, OneByOneError, Photo, plain_text
 from tec_cache.data.samples import Member, Sample, samples, split_name
-from tec_cache.data.tar_stream import open_members, unreadable_shard
-from tec_cache.errors import ConfigError, SourceError, TecCacheError
+from tec_cache.data.tar_stream import open_members
+from tec_cache.errors import SourceError, TecCacheError
 
 MOST_SAMPLE_BYTES = 2 * MOST_PHOTO_BYTES
 """Of all files with one key, which are held together: a photo and as much beside it."""
 
 
 @dataclass(frozen=True)
-class TarShard(Shard):
+class TarShard(FileShard):
     """A tar (or tar.gz) of photos in WebDataset's layout."""
 
-    file: ShardFile
-    labels: Labels = field(default_factory=Labels)
     masked: bool = False
     """Whether KEY.seg.png is a photo's mask, and not something that is passed over."""
-
-    @property
-    def place(self) -> str:
-        """Path or URL, without credentials."""
-        return self.file.where
-
-    @cached_property
-    def contents(self) -> Contents:
-        """Size and ends of the file."""
-        return file_contents(self.file)
-
-    def with_classes(self, classes: tuple[str, ...]) -> TarShard:
-        """Return the same shard with labels that are names of these classes."""
-        return replace(self, labels=replace(self.labels, classes=classes))
 
     def with_masks(self, beside: frozenset[str]) -> TarShard:
         """Return the same shard with the masks of its photos."""
@@ -80,7 +64,7 @@ class TarShard(Shard):
     def places(self, passed_over: PassedOver | None = None) -> Iterator[Photo]:
         """Yield the photos in order, without reading them where the tar is local.
 
-        Raises PackedShardError for a compressed tar, in which nobody can jump.
+        Raises OneByOneError for a compressed tar, in which nobody can jump.
         """
         counts = PassedOver() if passed_over is None else passed_over
         return self._given(members(self.file, counts, self.labels.wanted, plain=True), counts)
@@ -101,12 +85,20 @@ class TarShard(Shard):
             passed = f"; in it: {passed_over_text(counts)}" if counts else ""
             raise SourceError(f"the shard holds no photos{passed}", where=self.place, todo="leave it out")
 
-    def label_values(self) -> Iterator[tuple[Label, dict[str, bytes]]]:
+    def home(self) -> Home:
+        """Return what reads single photos of a plain tar."""
+        return TarHome(self.place, self.file)
+
+    def label_values(self, labels: Labels) -> Iterator[tuple[Label, dict[str, bytes]]]:
         """Yield the label of each photo as it is written, and its other fields; bytes are read of a few only."""
-        for sample in samples(members(self.file, PassedOver(), self.labels.wanted), self.place):
+        for sample in samples(members(self.file, PassedOver(), labels.wanted), self.place):
             if sample.image is not None:
                 fields = {name: m.data for name, m in sample.fields.items() if not m.is_image}
-                yield self.labels.read(fields), fields
+                yield labels.read(fields), fields
+
+    def looked_for(self, labels: Labels) -> str:
+        """Name the members of a sample."""
+        return f"KEY.{labels.field}" if labels.field else LOOKED_FOR
 
     def _photo(self, sample: Sample, counts: PassedOver) -> Photo | None:
         """Make a photo of a sample; None where it is none, and then its members are counted."""
@@ -136,12 +128,36 @@ class TarShard(Shard):
         return Photo(sample.key, image.data, number, "", note, image.extent, where, data)
 
 
+@dataclass(frozen=True)
+class TarHome(Home):
+    """A plain tar."""
+
+    place: str
+    file: ShardFile
+
+    def read(self, name: str, extent: Extent) -> bytes:
+        """Read a photo by one `pread`, or one request."""
+        try:
+            data = self.file.part(extent.offset, extent.offset + extent.size)
+        except TecCacheError:
+            raise
+        except Exception as error:  # network libraries have errors of their own
+            raise unreadable_shard(error, self.file) from error
+        if len(data) != extent.size:
+            raise SourceError(f"{len(data):,} of its {extent.size:,} bytes are left: the shard has changed")
+        return data
+
+    def reopened(self) -> TarHome:
+        """Return the same with a file system of its own."""
+        return replace(self, file=pickle.loads(pickle.dumps(self.file)))
+
+
 def _is_mask(member: Member) -> bool:
     return "." + member.field == MASK_SUFFIX
 
 
 def _holds_a_tar(sample: Sample) -> bool:
-    return sample.image is None and any(m.name.lower().endswith(SHARD_SUFFIXES) for m in sample.fields.values())
+    return sample.image is None and any(m.name.lower().endswith(TAR_SUFFIXES) for m in sample.fields.values())
 
 
 DAMAGE = (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError)
@@ -154,13 +170,13 @@ def members(
     """Yield the files of a tar that may belong to a sample, count the others, or raise SourceError.
 
     wanted: says by the name whose bytes are wanted; those of the other members are not read. plain: raise
-    PackedShardError for a compressed tar.
+    OneByOneError for a compressed tar.
     """
     todo = "make the shard again, or --on-error skip to use what comes before the damage"
     try:
         with open_members(file) as tar:
             if plain and tar.compressed:
-                raise packed_shard(file.where)
+                raise _packed(file.where)
             links, held = Links(file, compressed=tar.compressed), Held()
             for info in tar:
                 if info.isfile():
@@ -187,14 +203,9 @@ def members(
         raise unreadable_shard(error, file) from error
 
 
-class PackedShardError(ConfigError):
-    """A compressed tar where photos are wanted in a random order."""
-
-
-def packed_shard(where: str, why: str = "which needs plain tars") -> PackedShardError:
-    """Return the error for a compressed tar."""
-    return PackedShardError(
-        f"the shard is compressed, and photos are read from it in a random order, {why}",
+def _packed(where: str) -> OneByOneError:
+    return OneByOneError(
+        "the shard is compressed, and photos are read from it in a random order",
         where=where,
         todo="unpack it: gunzip (or bunzip2, unxz) leaves a .tar; photos are hardly larger for it",
     )

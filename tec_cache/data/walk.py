@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tec_cache.data.apart import SHARD_SUFFIXES
 from tec_cache.data.passed_over import HIDDEN, SPECIAL, PassedOver, is_hidden
 from tec_cache.data.photos import IMAGE_SUFFIXES
+from tec_cache.data.readers import reader_of
 from tec_cache.errors import SourceError
 
 CYCLES = "links to a folder that they are in"
@@ -25,8 +25,8 @@ class Walk:
     folders: set[str] = field(default_factory=set)
     """Names of the folders right below it, hidden ones left out."""
     passed_over: PassedOver = field(default_factory=PassedOver)
-    tar: str = ""
-    """One of the tars in it, where there are any."""
+    shard: str = ""
+    """One of the files in it that are shards, where there are any."""
 
 
 def walk(root: Path) -> Walk:
@@ -62,8 +62,8 @@ def _file(found: Walk, entry: os.DirEntry[str], name: str) -> None:
         found.photos.append(name)
     else:
         found.passed_over.add_file(entry.name)
-        if name.lower().endswith(SHARD_SUFFIXES):
-            found.tar = min(found.tar or name, name)
+        if reader_of(entry.name) is not None:
+            found.shard = min(found.shard or name, name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -28,7 +28,7 @@ class FinetuneConfig(TuningSettings):
     TITLE: ClassVar[str] = "Tuning and recipe"
     PROGRAM: ClassVar[str] = "finetune"
 
-    label_field: str | None = setting(None, "Labels of tars: in KEY.FIELD, or in a field of KEY.json.  [default: cls]")
+    label_field: str | None = setting(None, "Labels: KEY.FIELD, a field of KEY.json, a column.  [default: cls, label]")
     tune: str = setting("full", "full, head, input-adapter or adapters.")
     rule: str | None = setting(None, "mae or tec: whose rules.  [default: mae; tec where adapters are tuned]")
     adapters_from: str = setting("pretrained", "pretrained; random: the control; or, of several target sets, whose.")

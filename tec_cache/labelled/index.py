@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,71 +15,39 @@ import numpy.typing as npt
 import torch
 
 from tec_cache.background import in_order
-from tec_cache.data.files import ShardFile
-from tec_cache.data.folders import FolderShard
 from tec_cache.data.images import decode_photo
 from tec_cache.data.passed_over import PassedOver
-from tec_cache.data.photos import MOST_PHOTO_BYTES, Extent, Photo, Shard, plain_text
+from tec_cache.data.photos import Extent, Home, OneByOneError, Photo, Shard, plain_text
 from tec_cache.data.source import Source
-from tec_cache.data.tar_stream import unreadable_shard
-from tec_cache.data.tars import PackedShardError, TarShard, packed_shard
-from tec_cache.errors import ConfigError, SourceError, TecCacheError
+from tec_cache.errors import ConfigError, SourceError
 from tec_cache.labelled.left_out import LeftOut
 from tec_cache.labelled.names import Names
 from tec_cache.labelled.transforms import Transform
 from tec_cache.progress import Progress
 from tec_cache.rng import key64, uniform
-from tec_cache.store.local import read_regular
 
 READERS = 8
 """Shards that are looked through at the same time: to read headers is to wait, of remote shards at least."""
 
 
 @dataclass(frozen=True)
-class Home:
-    """Where the photos of a shard lie."""
+class Held(Home):
+    """The bytes of a shard's photos one after another, of a shard in which they cannot be read one at a time."""
 
     place: str
-    """For messages."""
-    inside: ShardFile | Path | bytes
-    """A plain tar, the folder below which they are, or the bytes of a compressed tar's photos, one after another."""
+    data: bytes
 
     def read(self, name: str, extent: Extent) -> bytes:
-        """Read a photo; name: of a folder, its path below it.
-
-        Raises SourceError where it is not what it was when the shard was looked through, StorageError where the disk or
-        the network fails.
-        """
-        if isinstance(self.inside, Path):
-            try:
-                return read_regular(self.inside / name, MOST_PHOTO_BYTES)
-            except OSError as error:
-                raise SourceError(f"cannot be read: {error.strerror}") from error
-        end = extent.offset + extent.size
-        if isinstance(self.inside, bytes):
-            return self.inside[extent.offset : end]
-        try:
-            data = self.inside.part(extent.offset, end)
-        except TecCacheError:
-            raise
-        except Exception as error:  # network libraries have errors of their own
-            raise unreadable_shard(error, self.inside) from error
-        if len(data) != extent.size:
-            raise SourceError(f"{len(data):,} of its {extent.size:,} bytes are left: the shard has changed")
-        return data
-
-    def reopened(self) -> Home:
-        """Return the same with a file system of its own."""
-        if not isinstance(self.inside, ShardFile):
-            return self
-        return replace(self, inside=pickle.loads(pickle.dumps(self.inside)))
+        """Read a photo."""
+        return self.data[extent.offset : extent.offset + extent.size]
 
 
 @dataclass(frozen=True)
 class PhotoIndex(ABC):
     """The annotated photos of a source, in its order, and what of it is none.
 
-    shard: (N,) int32. offset, size: (N,) int64, in bytes (of a photo in a folder its number in the shard, and -1).
+    shard: (N,) int32. offset, size: (N,) int64, in bytes (of a file of a folder, or a row of a table, its number, and
+    -1).
     sample_keys: (N,) uint64, a function of (shard, key), as in a cache's batches.
     """
 
@@ -93,7 +59,7 @@ class PhotoIndex(ABC):
     homes: tuple[Home, ...]
     """Of each shard."""
     names: Names
-    """Keys in a tar, paths below a folder."""
+    """Keys, of photos in a folder the paths below it."""
     shard: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
     size: npt.NDArray[np.int64]
@@ -205,13 +171,16 @@ def index_photos(source: Source, *, quiet: bool = True, on_error: str = "stop") 
         _require_class(photo, shard)
         return (photo.label,)
 
-    todo = "a tar's label is in KEY.cls or where --label-field says, a folder's photos lie in class folders"
+    todo = (
+        "a tar's label is in KEY.cls, a parquet file's in its column label, or where --label-field says; "
+        "a folder's photos lie in class folders"
+    )
     found, (label,) = look_through(source, label_of, LabelledIndex.ANNOTATION, 1, todo, quiet=quiet, on_error=on_error)
     return LabelledIndex(**found, label=label)
 
 
 MOST_UNPACKED = 2 << 30
-"""Bytes of the photos of compressed tars, which are held in memory, by each process of a job."""
+"""Bytes of photos that cannot be read one at a time, which are held in memory, by each process of a job."""
 
 Annotate = Callable[[Photo, Shard], tuple[int, ...] | str]
 """Returns the numbers that an index keeps of a photo's annotation, or why it has none."""
@@ -225,8 +194,9 @@ def look_through(
     annotation, todo: what is looked for, and where it should be, for messages. on_error: what a photo whose bytes
     cannot be had and a damaged shard do: "stop" (SourceError), or "skip" (named in `unusable`). quiet: no progress.
 
-    Photos of compressed tars are taken into memory. Raises ConfigError where they are more than MOST_UNPACKED bytes,
-    SourceError where no photo has an annotation, and what the photos of a shard raise.
+    Photos that cannot be read one at a time, those of compressed tars for one, are taken into memory. Raises
+    ConfigError where they are more than MOST_UNPACKED bytes, SourceError where no photo has an annotation, and what the
+    photos of a shard raise.
     """
     parts: list[_Part] = []
     unpacked = Unpacked()
@@ -252,7 +222,10 @@ def look_through(
         raise SourceError(f"no photo has a {annotation}{why}", where=source.shards[0].place, todo=todo)
     shard, offset, size, *rest = columns
     fields: dict[str, Any] = {
-        "homes": tuple(_home(shard, part.held) for shard, part in zip(source.shards, parts, strict=True)),
+        "homes": tuple(
+            shard.home() if part.held is None else Held(shard.place, part.held)
+            for shard, part in zip(source.shards, parts, strict=True)
+        ),
         "names": Names.joined([part.names for part in parts]),
         "shard": shard.astype(np.int32),
         "offset": offset,
@@ -277,16 +250,16 @@ class _Part:
     unlabelled: LeftOut
     unusable: LeftOut
     held: bytes | None
-    """Photos and masks of a compressed tar."""
+    """Photos and masks of a shard in which they cannot be read one at a time."""
 
     @classmethod
     def of(cls, number: int, shard: Shard, annotate: Annotate, width: int, unpacked: Unpacked, *, skip: bool) -> _Part:
         """Look through a shard."""
         try:
             return cls._of(number, shard, shard.places, annotate, width, None, skip=skip)
-        except PackedShardError:
+        except OneByOneError as error:
             held = bytearray()
-            places = unpacked.into(held, shard)
+            places = unpacked.into(held, shard, error)
             return cls._of(number, shard, places, annotate, width, held, skip=skip)
 
     @classmethod
@@ -316,7 +289,7 @@ class _Part:
                 if isinstance(found, str):
                     unlabelled.add(f"{shard.place}: photo {photo.key!r}: {found}")
                     continue
-                names.append(_name(shard, photo))
+                names.append(shard.read_by(photo))
                 keys.append(key64("sample", shard.name, photo.key))
                 rows.append((number, *photo.extent, *found))
         except SourceError as error:
@@ -329,13 +302,16 @@ class _Part:
 
 
 class Unpacked:
-    """How many bytes of compressed tars are in memory; shards are looked through side by side."""
+    """How many bytes of whole shards are in memory; shards are looked through side by side."""
 
     def __init__(self) -> None:
         self._bytes, self._lock = 0, threading.Lock()
 
-    def into(self, held: bytearray, shard: Shard) -> Callable[[PassedOver], Iterator[Photo]]:
-        """Return what gives the photos of a shard with their places in `held`, where their bytes are put."""
+    def into(self, held: bytearray, shard: Shard, why: OneByOneError) -> Callable[[PassedOver], Iterator[Photo]]:
+        """Return what gives the photos of a shard with their places in `held`, where their bytes are put.
+
+        why: of the shard; raised anew where memory must not hold more.
+        """
 
         def places(passed_over: PassedOver) -> Iterator[Photo]:
             for photo in shard.photos(passed_over):
@@ -343,17 +319,18 @@ class Unpacked:
                     photo,
                     data=b"",
                     mask_data=b"",
-                    extent=self._put(held, photo.data, shard) if photo.data else None,
-                    mask=self._put(held, photo.mask_data, shard) if photo.mask_data else None,
+                    extent=self._put(held, photo.data, why) if photo.data else None,
+                    mask=self._put(held, photo.mask_data, why) if photo.mask_data else None,
                 )
 
         return places
 
-    def _put(self, held: bytearray, data: bytes, shard: Shard) -> Extent:
+    def _put(self, held: bytearray, data: bytes, why: OneByOneError) -> Extent:
         with self._lock:
             self._bytes += len(data)
             if self._bytes > MOST_UNPACKED:
-                raise packed_shard(shard.place, f"for which {MOST_UNPACKED >> 30} GB at most are unpacked into memory")
+                what = f"{why.what}; at most {MOST_UNPACKED >> 30} GB of such photos are held in memory"
+                raise OneByOneError(what, where=why.where, todo=why.todo)
         held += data
         return Extent(len(held) - len(data), len(data))
 
@@ -368,20 +345,3 @@ def _require_class(photo: Photo, shard: Shard) -> None:
     if photo.label is not None and photo.label < 0:
         what = f"photo {photo.key!r} is of class {photo.label}; classes count from 0 on"
         raise ConfigError(what, where=shard.place, todo="number the classes from 0 on")
-
-
-def _name(shard: Shard, photo: Photo) -> str:
-    """Return what a photo is read by, where its key may have lost bytes that are no UTF-8."""
-    if isinstance(shard, FolderShard) and photo.extent is not None:
-        return shard.files[photo.extent.offset]
-    return photo.key
-
-
-def _home(shard: Shard, held: bytes | None) -> Home:
-    if held is not None:
-        return Home(shard.place, held)
-    if isinstance(shard, TarShard):
-        return Home(shard.place, shard.file)
-    if isinstance(shard, FolderShard):
-        return Home(shard.place, shard.root)
-    raise TypeError(f"photos of a {type(shard).__name__} cannot be read at random")
