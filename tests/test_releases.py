@@ -316,9 +316,12 @@ def test_extract_says_what_it_assumes_keeps_it_and_goes_on_with_it(photos: Path,
         (["probe", "mae", "--train", "a", "--test", "b", "--base-arg", "depth"], "NAME=VALUE"),
     ],
 )
-def test_the_command_line_refuses_what_is_not_used_or_cannot_be_meant(words: list[str], message: str) -> None:
+def test_the_command_line_refuses_what_is_not_used_or_cannot_be_meant(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from click.testing import CliRunner
 
+    monkeypatch.chdir(tmp_path)  # a cache that is begun and refused leaves its lock
     result = CliRunner().invoke(cli, words)
     error = result.exception
     assert result.exit_code == 2 or (isinstance(error, TecCacheError) and error.exit_code == 2)
