@@ -18,9 +18,9 @@ from pipelines.planning.result import HOUR
 IMAGENET, BILLION = 1_281_167, 1_000_000_000
 
 CROP_BYTES = 17_900
-"""Of a stored crop: README, the step from fp16."""
+"""Of a stored crop: docs/quality.md."""
 TARGET_BYTES = {"ViT-S/14": 14_015, "ViT-B/16": 22_869}
-"""Of one view's targets at the default quality: README. ViT-B's are of random weights."""
+"""Of one view's targets at the default quality: docs/quality.md. ViT-B's are of random weights."""
 
 PUBLISHED_HOURS, PUBLISHED_GPUS, PUBLISHED_EPOCHS = 25, 8, 300
 """TEC on ImageNet-1k, ViT-B/16 from ViT-B/16, the base in the loop, on A100s: arXiv 2210.11016."""

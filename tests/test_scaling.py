@@ -1,4 +1,4 @@
-"""What docs/scaling.md shows: job scripts that work, and a table that a command made."""
+"""Job scripts of examples/ that work, and the table of docs/scaling.md, which a command made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.launch import SCRIPTS, TIMEOUT, environment, options
 
 ROOT = Path(__file__).parent.parent
 DOC = (ROOT / "docs" / "scaling.md").read_text()
-EXTRACTION, TRAINING = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", DOC, flags=re.DOTALL)
+EXTRACTION, TRAINING = ((ROOT / "examples" / f"slurm-{stage}.sh").read_text() for stage in ("extract", "train"))
 
 
 def test_the_table_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
