@@ -48,8 +48,8 @@ def test_every_command_has_help_with_an_example_and_every_option_its_text(name: 
     assert {"as_json", "quiet", "debug"} <= {p.name for p in command.params}
 
 
-def test_the_commands_are_those_of_the_readme() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_pages_show_every_command() -> None:
+    text = "".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
     for name in commands():
         assert f"tec-cache {name}" in text
 
