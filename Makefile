@@ -9,7 +9,7 @@ S3 := 's3fs>=2025.9' 'moto[s3]>=5' 'flask>=3' 'flask-cors>=4'
 LOWEST_TIMM := $(shell sed -n 's/.*"timm>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check unit slow bench soak clean
+.PHONY: demo test check unit slow bench soak docs clean
 
 demo: $(VENV)/stamp
 	OMP_WAIT_POLICY=PASSIVE python -m pipelines.demo demo-out
@@ -35,6 +35,14 @@ bench: $(VENV)/stamp
 soak: $(VENV)/stamp
 	python -m benchmarks.soak
 
+# The site, into site/. It is built without a network and needs none to be read; --strict: no broken link.
+docs: $(VENV)/docs-stamp
+	mkdocs build --strict --quiet
+
+$(VENV)/docs-stamp: $(VENV)/stamp
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 $(VENV)/stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tec-cache needs Python 3.11 or newer; say which: make test PYTHON=python3.12"; exit 1; }
@@ -46,4 +54,4 @@ $(VENV)/stamp: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-out site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
