@@ -38,6 +38,8 @@ soak: $(VENV)/stamp
 # The site, into site/. It is built without a network and needs none to be read; --strict: no broken link.
 docs: $(VENV)/docs-stamp
 	mkdocs build --strict --quiet
+	@! grep -rlE --include='*.html' '<(script|link|img|iframe)[^>]+(src|href)="?(https?:)?//' site || \
+	  { echo "these pages would fetch something from elsewhere"; exit 1; }
 
 $(VENV)/docs-stamp: $(VENV)/stamp
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
