@@ -100,7 +100,10 @@ def options_of(config: type, without: Iterable[str] = ()) -> Callable[[Callable[
             default = item.default if item.default is not dataclasses.MISSING else None
             shown = isinstance(default, int | float | str) and not isinstance(default, bool) and default != ""
             text = f"{help_text}  [default: {default}]" if shown else help_text
-            made = functools.partial(option, flag, item.name, default=None, help=text, section=section)
+            text += "  [required]" if item.metadata["required"] else ""
+            choices = item.metadata["choices"]
+            metavar = f"[{'|'.join(choices)}]" if choices else None
+            made = functools.partial(option, flag, item.name, default=None, help=text, section=section, metavar=metavar)
             if kind == "bool":
                 function = option(flag, item.name, is_flag=True, help=text, section=section)(function)
             elif kind == "tuple[str, ...]":
