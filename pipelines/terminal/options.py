@@ -24,7 +24,7 @@ class Grouped(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):  # arguments stand in the text above
                 sections.setdefault(getattr(parameter, "section", ""), []).append(record)
         own = sections.pop("", [])
         for title, records in [*sections.items(), ("Options", own)]:
