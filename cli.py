@@ -48,11 +48,34 @@ from tec_cache.rounds_config import FIRST, NOT_OF_ROUNDS, OF_TARGETS, RoundsConf
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.urls import scrubbed, without_secrets
 
+SECTIONS = {
+    "Make a cache": ("plan", "extract", "fit"),
+    "Train": ("train", "rounds", "export"),
+    "Judge": ("probe", "finetune", "segment", "report"),
+    "Give on": ("convert", "push"),
+    "Keep a cache": ("info", "verify", "index", "pack", "unpack", "merge", "rm"),
+}
+"""The commands in the order of work."""
+
+
+WHOLE = 200
+"""Characters of a command's first line: none is cut off."""
+
 
 class Commands(click.Group):
-    """A group that names the nearest command for a mistyped one."""
+    """A group that lists its commands in the order of work, and names the nearest one for a mistyped one."""
 
     command_class = Grouped
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of work."""
+        return [name for names in SECTIONS.values() for name in names]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each step of the work, with the first line of each command's help."""
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(WHOLE)) for name in names])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the command, or fail with the nearest names."""
@@ -103,8 +126,10 @@ def extract(
     holds. An interrupted extraction goes on with the same command.
 
     Known bases: mae, mae_large, mae_huge, dino, dino_small, dinov2_small, dinov2_base, dinov2_large,
-    dinov2_giant (each also with _reg), ibot, ibot_large, mocov3; timm:NAME; a weight file; a folder
-    (an export, one of timm's hub, one of the transformers library). What no file says is printed and can be set.
+    dinov2_giant (each also with _reg), dinov3_small, dinov3_base, dinov3_large, clip_base, clip_large,
+    siglip2_base, siglip2_large, eva02_small, eva02_base, eva02_large, radio_base, radio_large, ibot,
+    ibot_large, mocov3; timm:NAME; a weight file; a folder (an export, one of timm's hub, one of the
+    transformers library). What no file says is printed and can be set.
 
     \b
     Example:

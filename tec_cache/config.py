@@ -10,76 +10,44 @@ import dataclasses
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from tec_cache.cache.layout import MOST_VIEWS
 from tec_cache.codec.quality import Quality
 from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError, nearest
-from tec_cache.fields import changed, check_choice, check_positive, check_range, expand_paths, setting
+from tec_cache.extract_settings import (
+    BaseSettings,
+    InputSettings,
+    SpeedSettings,
+    StoredTargetSettings,
+    ViewSettings,
+)
+from tec_cache.fields import changed, check_choices, check_positive, check_range, expand_paths, setting, table
 from tec_cache.judgement_settings import JudgementSettings
 from tec_cache.loop_settings import LoopSettings
 from tec_cache.store import is_url
+from tec_cache.train_settings import (
+    LoaderSettings,
+    LossSettings,
+    OnlineBaseSettings,
+    StudentSettings,
+    TargetSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ExtractConfig(InputSettings, ViewSettings, BaseSettings, StoredTargetSettings, SpeedSettings):
     """Stage one: photos to views, views to targets."""
-
-    input: str | None = setting(None, "Photos: tars or parquet files by pattern or folder, or a folder CLASS/NAME.jpg.")
-    cache: str = setting("", "Folder or URL of the cache.")
-    base: str | None = setting(None, "Base model: a known name, timm:NAME, a weight file, or an exported folder.")
-    base_weights: str | None = setting(None, "Weight file of the base, in its authors' format or timm's.")
-    mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the base.  [default: its release's]")
-    std: tuple[float, float, float] | None = setting(None, "Pixel deviation of the base.  [default: its release's]")
-    base_args: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"help": "Say what the base's weights cannot: NAME=VALUE (num_heads, act_layer, ...)."},
-    )
-    name: str | None = setting(None, "Name of the target set.  [default: the base's name]")
-    views_only: bool = setting(False, "Write crops alone; targets can be added later.")
-    views: int | None = setting(None, "Views per photo; a larger number adds views.  [default: 4]")
-    size: int | None = setting(None, "Pixels per side of a stored crop.  [default: 224]")
-    grid: int | None = setting(None, "Patches per side; a base's input is grid * patch.  [default: 14]")
-    crop: str | None = setting(None, "random (RandomResizedCrop) or center.  [default: random]")
-    scale: tuple[float, float] | None = setting(None, "Smallest and largest area of a crop.  [default: 0.2 1.0]")
-    flip: float | None = setting(None, "Probability of mirroring a view.  [default: 0.5]")
-    seed: int | None = setting(None, "Seed of crop boxes and flips.  [default: 0]")
-    jpeg_quality: int | None = setting(None, "Quality of stored crops.  [default: 90]")
-    jpeg_subsampling: str | None = setting(None, "Chroma of stored crops: 444, 422 or 420.  [default: 420]")
-    group_size: int | None = setting(None, "Photos per unit of work, at most 1024.  [default: 1024]")
-    limit: int | None = setting(None, "Use only the first N photos.")
-    classes: str | None = setting(None, "File of class names, in the order of their numbers.  [default: collected]")
-    label_field: str | None = setting(None, "Labels: KEY.FIELD, a field of KEY.json, a column.  [default: cls, label]")
-    k: str | None = setting(None, "Attention rows beside the class token's: a number, all, none.  [default: base's]")
-    class_target: bool = setting(False, "Store the base's class token too (its patches' mean where it has none).")
-    normalization: str | None = setting(None, "patch, feature or none.  [default: patch]")
-    last_layers: int | None = setting(None, "Blocks whose mean output is the feature target.  [default: 2]")
-    quality: str | None = setting(
-        None, "Error of stored targets: exact, high, default, small, or MSE,KL.  [default: default]"
-    )
-    fit_views: int | None = setting(None, "Views from which the codec is fitted.  [default: 512]")
-    batch_size: int | None = setting(None, "Views per batch of the base.  [default: 64]")
-    threads: int | None = setting(None, "Threads of the base on a CPU.  [default: all cores]")
-    precision: str | None = setting(None, "Of the base: float32 or bfloat16.  [default: bfloat16 on a GPU]")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
-    workers: int | None = setting(
-        None, "Photos worked on at a time.  [default: all cores, shared by ranks; at most 32]"
-    )
-    on_error: str = setting("stop", "What a broken photo or shard does: stop or skip (counted and named).")
-    part: str | None = setting(None, "Do part I of N, for instance 3/16: one of N independent jobs.")
 
     def __post_init__(self) -> None:
         expand_paths(self)
-        check_choice("on_error", self.on_error, ("stop", "skip"))
-        check_choice("crop", self.crop, ("random", "center"))
-        check_choice("normalization", self.normalization, ("patch", "feature", "none"))
+        check_choices(self)
         if self.quality is not None:
             Quality.parse(self.quality)
         parse_part(self.part)
-        check_choice("precision", self.precision, ("float32", "bfloat16"))
         check_positive(self, "views", "size", "limit", "batch_size", "threads", "workers", "last_layers", "group_size")
         check_positive(self, "fit_views")
         if not self.cache:
@@ -95,63 +63,10 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(JudgementSettings, LoopSettings):
+class TrainConfig(
+    TargetSettings, OnlineBaseSettings, StudentSettings, LossSettings, LoaderSettings, JudgementSettings, LoopSettings
+):
     """Stage two: a new ViT from the cache. Defaults are the paper's pretraining recipe."""
-
-    TITLE: ClassVar[str] = "Targets and student"
-
-    cache: str = setting("", "Folder or URL of the cache.")
-    target: tuple[str, ...] = setting(
-        (), "Target set to learn from, NAME or NAME:WEIGHT; again for each of several, or all.  [default: the only one]"
-    )
-    online: tuple[str, ...] = setting(
-        (),
-        "Base, or a target set's by its name, in the loop: caching's yardstick; again, NAME:WEIGHT, for several.",
-    )
-    base_weights: str | None = setting(None, "Weight file of the base, for --online and --init base.")
-    mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the base in the loop.  [default: its own]")
-    std: tuple[float, float, float] | None = setting(None, "Pixel deviation of it.  [default: its own]")
-    base_args: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"help": "Say what the base's weights cannot: NAME=VALUE (num_heads, act_layer, ...)."},
-    )
-    pixels: bool = setting(False, "Learn from patch-normalized pixels: a masked autoencoder, needs no base.")
-    student: str = setting("vit_base_patch16_224", "Plain vision transformer of timm.")
-    student_args: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"help": "Change the student: NAME=VALUE (patch_size, embed_dim, depth, num_heads, ...)."},
-    )
-    adapters: str = setting("both", "both, input, encoder or none.")
-    adapters_shared: bool = setting(False, "One set of encoder adapters for all target sets (an ablation).")
-    init: str = setting(
-        "random",
-        "random; base: its weights (an ablation); or the folder of an export (encoder, adapters) or of a run (also the "
-        "decoder's blocks and heads): what fits is taken, and told.",
-    )
-    decoder_depth: int = setting(2, "Shared blocks of the decoder.")
-    decoder_width: int | None = setting(None, "Width of the decoder.  [default: 512; 768 for ViT-L]")
-    decoder_heads: int | None = setting(None, "Heads of the decoder.  [default: 16]")
-    mask_ratio: float = setting(0.75, "Share of patches that the student does not see.")
-    tau: float | None = setting(None, "Temperature of the attention target.  [default: the base's recipe]")
-    k: str | None = setting(None, "Attention rows: at most what is stored; none for no attention.  [default: stored]")
-    class_target: bool = setting(False, "With --online: the base's class token as a target too.  [default: as stored]")
-    normalization: str | None = setting(None, "patch, feature or none.  [default: stored; patch online]")
-    last_layers: int | None = setting(None, "Blocks averaged by the base.  [default: stored; 2 online]")
-    feature_weight: float = setting(1.0, "Weight of the feature loss.")
-    attention_weight: float = setting(1.0, "Weight of the attention loss.")
-    class_weight: float = setting(1.0, "Weight of the class-token loss, where there is such a target; 0 leaves it out.")
-    balance: str = setting(
-        "none", "Weights of several sets: none (as given), or norm (equal gradients at the encoder)."
-    )
-    partial: bool = setting(False, "Train on the units that are finished now, while extraction goes on.")
-    views: int | None = setting(None, "Views to use; epoch e reads view e mod views.  [default: all]")
-    masks_per_view: int = setting(1, "Masks of one loaded view in a step; a step then reads batch / masks views.")
-    shuffle_buffer: int = setting(1024, "Views that are shuffled among each other, in whole blocks of 32.")
-    stage: str | None = setting(None, "Local folder for copies of what is read from the cache; shared by a node.")
-    stage_bytes: str | None = setting(None, "Most bytes of copies: 200GB, 500MB.  [default: 90 % of the free disk]")
-    on_error: str = setting(
-        "stop", "What a damaged block does: stop, or skip (other rows stand in); a probe's photo too."
-    )
 
     def __post_init__(self) -> None:
         for name in ("target", "online"):
@@ -161,12 +76,8 @@ class TrainConfig(JudgementSettings, LoopSettings):
             wanted_sets(getattr(self, name))
         super().__post_init__()
         self.check_judgement()
-        check_choice("adapters", self.adapters, ("both", "input", "encoder", "none"))
-        check_choice("balance", self.balance, ("none", "norm"))
         if not self.init:
             raise ConfigError("--init is empty", todo="give random, base, or the folder of an export or a run")
-        check_choice("on_error", self.on_error, ("stop", "skip"))
-        check_choice("normalization", self.normalization, ("patch", "feature", "none"))
         check_positive(self, "views", "decoder_width", "decoder_heads", "last_layers")
         check_positive(self, "masks_per_view", "shuffle_buffer")
         check_range(self, 0, "decoder_depth")
@@ -200,30 +111,30 @@ class ProbeConfig:
     """Judge frozen features: k nearest neighbours and a linear classifier."""
 
     model: str = setting("", "Exported folder, base name, timm:NAME, weight file, or random:NAME.")
-    train: str = setting("", "Labelled photos (as for extract), or a cache folder: its stored crops.")
-    test: str = setting("", "Labelled photos to be judged on, or a cache folder.")
+    train: str = setting("", "Labelled photos (as for extract), or a cache folder: its stored crops.", required=True)
+    test: str = setting("", "Labelled photos to be judged on, or a cache folder.", required=True)
     weights: str | None = setting(None, "Weight file of the model.")
     mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the model.  [default: its release's]")
     std: tuple[float, float, float] | None = setting(None, "Pixel deviation of the model.  [default: its release's]")
-    base_args: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Say what the model's weights cannot: NAME=VALUE (num_heads, ...)."}
-    )
+    base_args: dict[str, Any] = table("Say what the model's weights cannot: NAME=VALUE (num_heads, ...).")
     grid: int | None = setting(None, "Patches per side.  [default: the model's own]")
-    pool: str = setting("patches", "patches (their mean) or class (the class token).")
+    pool: str = setting(
+        "patches",
+        "What of a view is judged: the mean of its patches, or the class token.",
+        choices=("patches", "class"),
+    )
     neighbours: int = setting(20, "k of the nearest-neighbour vote.")
     batch_size: int = setting(128, "Images per batch of the model.")
     limit: int | None = setting(None, "Use only the first N photos of each part.")
     l2: float = setting(1e-4, "Penalty of the linear classifier's weights.")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
-    precision: str = setting("auto", "auto, float32 or bfloat16.")
+    precision: str = setting("auto", "Of the model; auto: bfloat16 on a GPU.", choices=("auto", "float32", "bfloat16"))
     workers: int | None = setting(None, "Threads that decode photos.  [default: all cores]")
-    on_error: str = setting("stop", "What a broken photo does: stop or skip.")
+    on_error: str = setting("stop", "What a broken photo does.", choices=("stop", "skip"))
 
     def __post_init__(self) -> None:
         expand_paths(self)
-        check_choice("pool", self.pool, ("patches", "class"))
-        check_choice("on_error", self.on_error, ("stop", "skip"))
-        check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
+        check_choices(self)
         check_positive(self, "neighbours", "batch_size", "limit", "workers", "grid")
         for name in ("model", "train", "test"):
             if not getattr(self, name):

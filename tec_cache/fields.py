@@ -15,9 +15,17 @@ PLACES = {"input", "cache", "base", "base_weights", "online", "out", "stage", "m
 """Settings that may name a file or folder, in whichever config."""
 
 
-def setting(default: Any, text: str) -> Any:
-    """Declare a field with its documentation string."""
-    return field(default=default, metadata={"help": text})
+def setting(default: Any, text: str, *, choices: tuple[str, ...] = (), required: bool = False) -> Any:
+    """Declare a field with its documentation string.
+
+    choices: the values it may have beside None, see `check_choices`. required: say so in the help.
+    """
+    return field(default=default, metadata={"help": text, "choices": choices, "required": required})
+
+
+def table(text: str) -> Any:
+    """Declare a field of names with values, empty by default."""
+    return field(default_factory=dict, metadata={"help": text, "choices": (), "required": False})
 
 
 def varied(component: type, name: str, default: Any) -> Any:
@@ -52,6 +60,13 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ConfigError(
             f"{option} {value}{nearest(str(value), choices)}", todo=f"choose one of: {', '.join(choices)}"
         )
+
+
+def check_choices(config: Any) -> None:
+    """Refuse a value of any field that is none of the choices with which the field was declared."""
+    for item in dataclasses.fields(config):
+        if item.metadata.get("choices"):
+            check_choice(item.name, getattr(config, item.name), item.metadata["choices"])
 
 
 def check_positive(config: Any, *names: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tec_cache.errors import ConfigError
-from tec_cache.fields import check_choice, check_positive, check_range, expand_paths, setting
+from tec_cache.fields import check_choices, check_positive, check_range, expand_paths, setting
 from tec_cache.store import is_url
 
 
@@ -17,7 +17,7 @@ class RunSettings:
     TITLE: ClassVar[str] = "Run"
 
     # not --run: torchrun would take it for its own --run-path
-    out: str = setting("", "Folder of the run: settings, checkpoints, metrics.")
+    out: str = setting("", "Folder of the run: settings, checkpoints, metrics.", required=True)
     steps: int | None = setting(None, "Stop after N steps of the schedule.")
     seed: int = setting(0, "Seed of weights, order and whatever else is drawn.")
     log_every: int = setting(20, "Steps between two lines of metrics.jsonl.")
@@ -39,7 +39,7 @@ class OptimizerSettings:
     )
     base_lr: float = setting(1.5e-4, "Learning rate per 256 views of the batch.")
     min_lr: float = setting(0.0, "Learning rate at the end.")
-    schedule: str = setting("cosine", "cosine or linear: from the peak down to --min-lr, step by step.")
+    schedule: str = setting("cosine", "From the peak down to --min-lr, step by step.", choices=("cosine", "linear"))
     weight_decay: float = setting(0.05, "AdamW's, none on biases and norms.")
     beta1: float = setting(0.9, "AdamW's first beta.")
     beta2: float = setting(0.95, "AdamW's second beta.")
@@ -53,7 +53,7 @@ class ComputeSettings:
     TITLE: ClassVar[str] = "Device"
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
-    precision: str = setting("auto", "auto, float32 or bfloat16.")
+    precision: str = setting("auto", "Of the model; auto: bfloat16 on a GPU.", choices=("auto", "float32", "bfloat16"))
     threads: int | None = setting(None, "Threads of torch on a CPU.  [default: all cores]")
     workers: int | None = setting(None, "What reads and decodes.  [default: all cores beside a GPU, else 1]")
     compile: bool = setting(False, "Let torch.compile make the kernels: minutes once, then faster steps.")
@@ -68,8 +68,7 @@ class LoopSettings(RunSettings, OptimizerSettings, ComputeSettings):
 
     def __post_init__(self) -> None:
         expand_paths(self)
-        check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
-        check_choice("schedule", self.schedule, ("cosine", "linear"))
+        check_choices(self)
         check_positive(self, "epochs", "batch_size", "micro_batch", "threads", "workers", "log_every", "steps")
         check_range(self, 0, "base_lr", "min_lr", "weight_decay", "save_minutes")
         check_range(self, 0, "clip_grad", "save_every", open_end=True)

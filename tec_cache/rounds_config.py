@@ -9,7 +9,7 @@ from typing import ClassVar
 from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, TrainConfig, wanted_sets
 from tec_cache.errors import ConfigError
-from tec_cache.fields import changed, check_choice, check_positive, check_range, setting
+from tec_cache.fields import changed, check_choices, check_positive, check_range, setting
 
 NOT_OF_ROUNDS = ("online", "base_weights", "mean", "std", "base_args", "init", "partial", "steps", "k", "normalization",
                  "last_layers", "class_target")  # fmt: skip
@@ -33,13 +33,17 @@ class RoundsConfig:
     target: tuple[str, ...] = setting((), "Target set of round 0, NAME or NAME:WEIGHT; again for each of several.")
     pixels: bool = setting(False, "Round 0 learns from pixels: a masked autoencoder, needs no base.")
     rounds: int = setting(2, "Trainings, round 0 among them; may be raised later.")
-    start: str = setting("random", "Weights of each next round: random (the paper), or previous: the last round's.")
+    start: str = setting(
+        "random",
+        "Weights of each next round: new ones (the paper), or the last round's.",
+        choices=("random", "previous"),
+    )
     keep: int = setting(1, "Target sets of rounds to keep; an older one goes when the next round has finished.")
     name: str | None = setting(None, "The sets are NAME-round-01, ...  [default: the last part of --out]")
     seconds: float = setting(20.0, "Seconds to measure for in a dry run.")
 
     def __post_init__(self) -> None:
-        check_choice("start", self.start, ("random", "previous"))
+        check_choices(self)
         check_positive(self, "rounds")
         check_range(self, 0, "keep")
         check_range(self, 0, "seconds", open_end=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError
-from tec_cache.fields import changed, check_choice, check_positive, check_range, setting
+from tec_cache.fields import changed, check_positive, check_range, setting, table
 from tec_cache.loop_settings import LoopSettings
 
 
@@ -21,9 +21,7 @@ class ModelSettings:
     weights: str | None = setting(None, "Weight file of the model.")
     mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the model.  [default: its release's]")
     std: tuple[float, float, float] | None = setting(None, "Pixel deviation of the model.  [default: its release's]")
-    base_args: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Say what the model's weights cannot: NAME=VALUE (num_heads, ...)."}
-    )
+    base_args: dict[str, Any] = table("Say what the model's weights cannot: NAME=VALUE (num_heads, ...).")
     grid: int | None = setting(None, "Patches per side.  [default: the model's own]")
 
 
@@ -33,11 +31,13 @@ class PhotoSettings:
 
     TITLE: ClassVar[str] = "Photos and judging"
 
-    train: str = setting("", "Annotated photos to learn from, as for extract.")
+    train: str = setting("", "Annotated photos to learn from, as for extract.", required=True)
     test: str | None = setting(None, "Annotated photos to be judged on.")
     select: float | None = setting(None, "Judge on this share of --train, held out, instead of --test.")
     classes: str | None = setting(None, "File of class names, in the order of their numbers.  [default: what is found]")
-    on_error: str = setting("stop", "What a broken photo does: stop, or skip (another of its batch stands in).")
+    on_error: str = setting(
+        "stop", "What a broken photo does; skip: another of its batch stands in.", choices=("stop", "skip")
+    )
     judge_every: int = setting(1, "Epochs between two judgements; the last step is always judged.")
 
 
@@ -50,7 +50,6 @@ class TuningSettings(ModelSettings, PhotoSettings, LoopSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("on_error", self.on_error, ("stop", "skip"))
         check_positive(self, "grid", "judge_every")
         check_range(self, 0, "select", open_end=True, below=1)
         for name in ("model", "train"):

@@ -14,11 +14,13 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import cli
 from tec_cache.config import ExtractConfig, TrainConfig, read_toml
 from tec_cache.errors import ConfigError
 from tec_cache.finetune.config import FinetuneConfig
+from tec_cache.recipes import BASES
 from tec_cache.segment.config import SegmentConfig
 from tests.conftest import TINY
 
@@ -46,6 +48,33 @@ def test_every_command_has_help_with_an_example_and_every_option_its_text(name: 
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
     assert {"as_json", "quiet", "debug"} <= {p.name for p in command.params}
+
+
+def test_the_help_lists_every_command_in_the_order_of_work_and_cuts_none_off() -> None:
+    assert sorted(name for names in cli.SECTIONS.values() for name in names) == sorted(commands())
+    shown = CliRunner().invoke(cli.cli, ["--help"], terminal_width=100).output
+    assert "..." not in shown.partition("Options:")[2]
+    places = [shown.index(f"\n  {name} ") for names in cli.SECTIONS.values() for name in names]
+    assert places == sorted(places)
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_the_help_shows_sections_choices_and_what_is_required() -> None:
+    shown = CliRunner().invoke(cli.cli, ["train", "--help"], terminal_width=100).output
+    titles = ["Targets:", "Base in the loop:", "Student:", "Losses:", "Loader:", "Optimizer and schedule:", "Device:"]
+    assert [shown.index(f"\n{title}\n") for title in titles] == sorted(shown.index(f"\n{title}\n") for title in titles)
+    assert "--adapters [both|input|encoder|none]" in shown
+    assert "--on-error [stop|skip]" in shown
+    assert "--schedule [cosine|linear]" in shown
+    for option in ("--cache TEXT", "--out TEXT"):
+        about = shown[shown.index(option) :].split("\n  --")[0]
+        assert "[required]" in about, about
+
+
+def test_the_help_of_extract_knows_every_base() -> None:
+    text = " ".join((commands()["extract"].help or "").split())
+    for name in BASES:
+        assert name in text or name.removesuffix("_reg") in text, name
 
 
 def test_the_pages_show_every_command() -> None:

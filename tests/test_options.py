@@ -11,15 +11,18 @@ import click
 import pytest
 
 import cli
+from pipelines.terminal.options import read_settings
+from pipelines.train import train
 from pipelines.verify import verify
 from tec_cache.conditions import USED, require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig, read_toml
-from tec_cache.errors import ConfigError
+from tec_cache.errors import ConfigError, TecCacheError
 from tec_cache.fields import PLACES
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.paths import expanded
 from tec_cache.rounds_config import RoundsConfig
 from tec_cache.segment.config import SegmentConfig
+from tests.conftest import tiny_training
 
 EVERY = (ExtractConfig, TrainConfig, ProbeConfig, PlanConfig, FinetuneConfig, SegmentConfig, RoundsConfig)
 CONFIGS: dict[str, Any] = {c.__name__: c for c in EVERY}
@@ -305,3 +308,17 @@ def test_an_empty_path_is_not_the_current_folder(
     code, text = told(capsys, monkeypatch, command, *[""] * len(places))
     assert code == 2, text
     assert not list(tmp_path.iterdir())
+
+
+def test_the_settings_of_a_run_make_another_one(made_cache: Path, tmp_path: Path) -> None:
+    first = tiny_training(made_cache, tmp_path / "one", epochs=2, base_lr=2e-3, mask_ratio=0.5, steps=1)
+    train(first)
+    read = read_settings(str(tmp_path / "one" / "run.json"), TrainConfig)
+    assert {"out", "steps"}.isdisjoint(read)
+    again = TrainConfig(**read, out=str(tmp_path / "two"))
+    same = {f.name for f in dataclasses.fields(TrainConfig)} - {"out", "steps", "micro_batch"}  # the last: as resolved
+    assert {name: getattr(again, name) for name in same} == {name: getattr(first, name) for name in same}
+    with pytest.raises(TecCacheError, match="a run of tec-cache train, not of finetune"):
+        read_settings(str(tmp_path / "one" / "run.json"), FinetuneConfig)
+    with pytest.raises(ConfigError, match=r"reads no run\.json"):
+        read_settings(str(tmp_path / "one" / "run.json"), ExtractConfig)

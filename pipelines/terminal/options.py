@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,7 +25,7 @@ class Grouped(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):  # arguments stand in the text above
                 sections.setdefault(getattr(parameter, "section", ""), []).append(record)
         own = sections.pop("", [])
         for title, records in [*sections.items(), ("Options", own)]:
@@ -100,7 +101,10 @@ def options_of(config: type, without: Iterable[str] = ()) -> Callable[[Callable[
             default = item.default if item.default is not dataclasses.MISSING else None
             shown = isinstance(default, int | float | str) and not isinstance(default, bool) and default != ""
             text = f"{help_text}  [default: {default}]" if shown else help_text
-            made = functools.partial(option, flag, item.name, default=None, help=text, section=section)
+            text += "  [required]" if item.metadata["required"] else ""
+            choices = item.metadata["choices"]
+            metavar = f"[{'|'.join(choices)}]" if choices else None
+            made = functools.partial(option, flag, item.name, default=None, help=text, section=section, metavar=metavar)
             if kind == "bool":
                 function = option(flag, item.name, is_flag=True, help=text, section=section)(function)
             elif kind == "tuple[str, ...]":
@@ -147,7 +151,12 @@ def loop_options(config: type) -> Callable[[Callable[..., None]], Callable[..., 
         for made in (
             option("--overwrite", is_flag=True, help="Replace a run that was made with other settings."),
             option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing."),
-            option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings."),
+            option(
+                "--config",
+                "file",
+                type=ExistingPlace(exists=True, dir_okay=False),
+                help="TOML file of settings, or the run.json of a run.",
+            ),
         ):
             function = made(function)
         return options_of(config)(function)
@@ -173,7 +182,7 @@ def settings(
     tables = [f.name for f in dataclasses.fields(config) if str(f.type).startswith("dict") and f.name in given]
     for name in tables:
         given[name] = by_name(given[name], "--" + name.replace("_", "-").removesuffix("s"))
-    stored = read_toml(file, config) if file else {}
+    stored = read_settings(file, config) if file else {}
     foreign = sorted(set(stored) & set(without))
     if foreign:
         raise ConfigError(f"this command has no setting {', '.join(foreign)}", where=str(file), todo="leave it out")
@@ -182,6 +191,31 @@ def settings(
     made = config(**(stored | given | dict(fixed or {})))
     require_used(made, [f.name for f in dataclasses.fields(config) if f.name in stored or f.name in given], options)
     return made
+
+
+TASKS = {"TrainConfig": "pretrain", "FinetuneConfig": "classify", "SegmentConfig": "segment"}
+"""Config of a program of the training loop -> the task of its runs."""
+OF_ONE_RUN = ("out", "steps")
+"""Settings of a run that another one does not take over."""
+
+
+def read_settings(file: str, config: type) -> dict[str, Any]:
+    """Read settings from a TOML file, or from the run.json of a run of the same program: what it was told.
+
+    Raises ConfigError for what cannot be read or is no setting, TecCacheError for a run of another program.
+    """
+    if Path(file).suffix != ".json":
+        return read_toml(file, config)
+    if config.__name__ not in TASKS:
+        raise ConfigError("this command reads no run.json", where=file, todo="give a TOML file of settings")
+    from tec_cache.run.settings import load_settings
+
+    told = load_settings(Path(file).parent, TASKS[config.__name__])["config"]
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name not in OF_ONE_RUN}
+    return {
+        name: values[name] for name, default in defaults.items() if name in values and values[name] not in (default, {})
+    }
 
 
 def given_options(values: dict[str, Any]) -> dict[str, Any]:

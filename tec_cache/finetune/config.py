@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from tec_cache.conditions import is_used
 from tec_cache.errors import ConfigError
-from tec_cache.fields import check_choice, check_interval, check_range, check_share, setting, varied
+from tec_cache.fields import check_interval, check_range, check_share, setting, varied
 from tec_cache.finetune.recipes import FinetuneRecipe
 from tec_cache.loop_settings import LoopSettings
 from tec_cache.tuning_settings import TuningSettings
@@ -29,8 +29,12 @@ class FinetuneConfig(TuningSettings):
     PROGRAM: ClassVar[str] = "finetune"
 
     label_field: str | None = setting(None, "Labels: KEY.FIELD, a field of KEY.json, a column.  [default: cls, label]")
-    tune: str = setting("full", "full, head, input-adapter or adapters.")
-    rule: str | None = setting(None, "mae or tec: whose rules.  [default: mae; tec where adapters are tuned]")
+    tune: str = setting(
+        "full", "What is trained beside the head.", choices=("full", "head", "input-adapter", "adapters")
+    )
+    rule: str | None = setting(
+        None, "Whose rules.  [default: mae; tec where adapters are tuned]", choices=("mae", "tec")
+    )
     adapters_from: str = setting("pretrained", "pretrained; random: the control; or, of several target sets, whose.")
     recipe: str | None = setting(None, "Recipe by name.  [default: by what the model was made of]")
     # None until they are resolved
@@ -44,7 +48,9 @@ class FinetuneConfig(TuningSettings):
     crop_scale: tuple[float, float] = setting(None, "Least and most area of the random crop, of the photo's.")
     crop_ratio: tuple[float, float] = setting(None, "Least and most width to height of it.")
     flip: float = setting(None, "Chance of mirroring a photo.")
-    optimizer: str = setting(None, "adamw, sgd or lars.")
+    optimizer: str = setting(
+        None, "What changes the weights.  [default: the recipe's]", choices=("adamw", "sgd", "lars")
+    )
     momentum: float | None = setting(None, "Of sgd and lars.")
     # the loop's, None until they are resolved
     epochs: int = varied(LoopSettings, "epochs", None)
@@ -56,9 +62,6 @@ class FinetuneConfig(TuningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("tune", self.tune, ("full", "head", "input-adapter", "adapters"))
-        check_choice("rule", self.rule, ("mae", "tec"))
-        check_choice("optimizer", self.optimizer, ("adamw", "sgd", "lars"))
         check_range(self, 0, "mixup", "cutmix")
         if self.auto_augment == "":
             raise ConfigError("--auto-augment is empty", todo="write a policy as timm does, or none")

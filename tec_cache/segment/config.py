@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from tec_cache.conditions import is_used
 from tec_cache.errors import ConfigError
-from tec_cache.fields import check_choice, check_interval, check_range, check_share, setting, varied
+from tec_cache.fields import check_interval, check_range, check_share, setting, varied
 from tec_cache.loop_settings import LoopSettings
 from tec_cache.segment.recipes import SegmentRecipe
 from tec_cache.store import is_url
@@ -30,8 +30,10 @@ class SegmentConfig(TuningSettings):
     PROGRAM: ClassVar[str] = "segment"
 
     ignore: int = setting(None, "Value of masks that is neither learned nor judged.  [default: the recipe's]")
-    head: str = setting(None, "linear (a norm and a 1 x 1 convolution) or upernet.  [default: the recipe's]")
-    tune: str = setting("full", "full, or head: the encoder stays as it is.")
+    head: str = setting(
+        None, "A norm and a 1 x 1 convolution, or UPerNet.  [default: the recipe's]", choices=("linear", "upernet")
+    )
+    tune: str = setting("full", "What is trained; head: the encoder stays as it is.", choices=("full", "head"))
     recipe: str | None = setting(None, "Recipe by name.  [default: by head and number of photos]")
     layer_decay: float | None = setting(None, "Of the learning rate from a layer to the one below.")
     drop_path: float | None = setting(None, "Highest chance of a block's being skipped.")
@@ -54,8 +56,6 @@ class SegmentConfig(TuningSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("head", self.head, ("linear", "upernet"))
-        check_choice("tune", self.tune, ("full", "head"))
         check_range(self, 0, "ignore")
         check_share(self, "grey", "blur")
         check_interval(self, "crop_scale", most=1)
