@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.gain import photos
+from benchmarks.gain import photos, statistics
 from benchmarks.gain.__main__ import main
 from benchmarks.gain.jobs import Place
 from benchmarks.gain.plan import CPU, GPU, NEW, PIXELS, TEST, Gain, Job, Model, arm, arm_jobs, chosen_epochs, curve_jobs
@@ -97,7 +97,8 @@ def invented(config: Gain, better: float) -> Found:
     return Found(config, curve, 64, True, results)
 
 
-def test_sentences_follow_from_the_numbers(tmp_path: Path) -> None:
+def test_sentences_follow_from_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "DRAWS", 200)
     better, worse, same = (said(invented(CPU, by)) for by in (0.05, -0.05, 0.0))
     assert better[0].startswith("The new model (C) is better than its base: +")
     assert worse[0].startswith("The new model (C) is worse, not better than its base: -")

@@ -115,17 +115,24 @@ def test_a_pipe_that_is_full_and_does_not_block_is_waited_for() -> None:
 # ---- encodings -----------------------------------------------------------------------------------------------
 
 
+ENCODINGS = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "ascii:strict"},
+    {"PYTHONIOENCODING": "latin-1"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    {"LC_ALL": "C.UTF-8"},
+]
+NAMES = ["caf\u00e9 \u5199\u771f".encode(), b"caf\xe9\xff", b"a\x1b[31m\nb"]
+
+
 @pytest.mark.parametrize(
-    "env",
-    [
-        {"PYTHONIOENCODING": "ascii"},
-        {"PYTHONIOENCODING": "ascii:strict"},
-        {"PYTHONIOENCODING": "latin-1"},
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"LC_ALL": "C.UTF-8"},
+    ("name", "env"),
+    [  # each name and each encoding in the quick tests, all pairs of them in the slow ones
+        pytest.param(name, env, marks=() if i % len(NAMES) == j else pytest.mark.slow)
+        for i, env in enumerate(ENCODINGS)
+        for j, name in enumerate(NAMES)
     ],
 )
-@pytest.mark.parametrize("name", ["caf\u00e9 \u5199\u771f".encode(), b"caf\xe9\xff", b"a\x1b[31m\nb"])
 def test_any_name_in_any_encoding(made_cache: Path, tmp_path: Path, env: dict[str, str], name: bytes) -> None:
     """A folder's name reaches the output of a result, of an error, of a usage error, and of --json."""
     link = os.fsencode(tmp_path) + b"/" + name
