@@ -52,12 +52,10 @@ SECTIONS = {
     "Make a cache": ("plan", "extract", "fit"),
     "Train": ("train", "rounds", "export"),
     "Judge": ("probe", "finetune", "segment", "report"),
-    "Give on": ("convert", "push"),
-    "Keep a cache": ("info", "verify", "index", "pack", "unpack", "merge", "rm"),
+    "Share": ("convert", "push"),
+    "Look after a cache": ("info", "verify", "index", "pack", "unpack", "merge", "rm"),
 }
 """The commands in the order of work."""
-
-
 WHOLE = 200
 """Characters of a command's first line: none is cut off."""
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,15 +29,17 @@ from pipelines.finetune import finetune
 from pipelines.info import info
 from pipelines.judging.demo_picture import draw
 from pipelines.probe import probe
-from pipelines.train import TrainSummary, train
+from pipelines.train import train
 from tec_cache.cache.reader import open_cache
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.progress import human_bytes
+from tec_cache.run.loop import LoopSummary
 from tec_cache.run.metrics import read_metrics
 from tec_cache.student.heads.attention import target_distribution
 
 T = TypeVar("T")
+S = TypeVar("S", bound=LoopSummary)
 
 SIZE, GRID = 32, 4
 """A patch is 2 x 2 pixels of a digit. With patches of one pixel (a grid of 8) the base's attention is all but even over
@@ -72,20 +75,7 @@ def demo(
     train_shards, test_shards = str(photos / "train-*.tar"), str(photos / "test-*.tar")
     plan: dict[str, Any] = {"size": SIZE, "grid": GRID, "scale": (0.5, 1.0), "flip": 0.0, "views": 4}
     stage("views", lambda: extract(ExtractConfig(input=train_shards, cache=cache, views_only=True, **plan)))
-    recipe: dict[str, Any] = {
-        "cache": cache,
-        "student": "vit_tiny_patch16_224",
-        "student_args": STUDENT,
-        "decoder_depth": 1,
-        "decoder_width": 64,
-        "decoder_heads": 4,
-        "batch_size": 128,
-        "epochs": epochs,
-        "base_lr": 1e-3,
-        "workers": 1,
-        "log_every": 10,
-        "save_every": float(2 * epochs),
-    }
+    recipe = training_recipe(cache, epochs)
     zero = TrainConfig(out=str(out / "zero"), pixels=True, **recipe)
     stage("round zero: masked pixels", lambda: whole(train(zero)))
     base = export(out / "zero", out / "base")
@@ -102,24 +92,12 @@ def demo(
     yardstick = recipe | {"steps": ONLINE_STEPS}
     cached = stage("yardstick: cached", lambda: train(TrainConfig(out=str(out / "cached"), **yardstick)))
 
-    def judge(name: str, model: str) -> Judged:
-        found = probe(ProbeConfig(model=model, train=train_shards, test=test_shards, l2=1e-3))
-        if name == "untrained":
-            return Judged(found.knn, found.linear)
-        run = str(out / f"tuned-{name}".replace(" ", "-"))
-        how: dict[str, Any] = {"base_lr": 4e-3, "crop_scale": (0.5, 1.0), "flip": 0.0, "auto_augment": "none"}
-        tuned = finetune(
-            FinetuneConfig(
-                model=model, train=train_shards, test=test_shards, out=run, recipe="small", workers=1,
-                epochs=tune_epochs, judge_every=tune_epochs, save_every=float(tune_epochs), **how,
-            )
-        )  # fmt: skip
-        if not tuned.finished:
-            raise KeyboardInterrupt
-        return Judged(found.knn, found.linear, tuned.last["test_top1"])
-
     models = {"untrained": f"random:{base}", "base": str(base), "new model": str(new), "control": str(control)}
-    judged = {name: stage(f"judge: {name}", lambda n=name, m=model: judge(n, m)) for name, model in models.items()}  # type: ignore[misc]
+    judged = {}
+    for name, model in models.items():
+        run = None if name == "untrained" else out / f"tuned-{name}".replace(" ", "-")
+        work = partial(judge, model, train_shards, test_shards, run, tune_epochs)
+        judged[name] = stage(f"judge: {name}", work)
     picture = out / "demo.png"
     curves = {name: read_metrics(out / run) for name, run in (("round zero", "zero"), ("new model", "one"))}
     stage("picture", lambda: draw(picture, test_shards, base, new, GRID, curves))
@@ -151,6 +129,39 @@ class Judged(NamedTuple):
     """None where it was not fine-tuned."""
 
 
+def training_recipe(cache: str, epochs: int) -> dict[str, Any]:
+    """Return what all trainings have in common."""
+    return {
+        "cache": cache,
+        "student": "vit_tiny_patch16_224",
+        "student_args": STUDENT,
+        "decoder_depth": 1,
+        "decoder_width": 64,
+        "decoder_heads": 4,
+        "batch_size": 128,
+        "epochs": epochs,
+        "base_lr": 1e-3,
+        "workers": 1,
+        "log_every": 10,
+        "save_every": float(2 * epochs),
+    }
+
+
+def judge(model: str, train_shards: str, test_shards: str, run: Path | None, epochs: int) -> Judged:
+    """Probe a model, and fine-tune it; run: folder of that, None for none."""
+    found = probe(ProbeConfig(model=model, train=train_shards, test=test_shards, l2=1e-3))
+    if run is None:
+        return Judged(found.knn, found.linear)
+    how: dict[str, Any] = {"base_lr": 4e-3, "crop_scale": (0.5, 1.0), "flip": 0.0, "auto_augment": "none"}
+    tuned = finetune(
+        FinetuneConfig(
+            model=model, train=train_shards, test=test_shards, out=str(run), recipe="small", workers=1,
+            epochs=epochs, judge_every=epochs, save_every=float(epochs), **how,
+        )
+    )  # fmt: skip
+    return Judged(found.knn, found.linear, whole(tuned).last["test_top1"])
+
+
 def attention_entropy(cache: str) -> float:
     """Return the mean entropy of the attention targets of the first block of views, in nats.
 
@@ -164,7 +175,7 @@ def attention_entropy(cache: str) -> float:
     return float(torch.distributions.Categorical(target_distribution(targets.attention, 1.0)).entropy().mean())
 
 
-def whole(summary: TrainSummary) -> TrainSummary:
+def whole(summary: S) -> S:
     """Return what a training did. Raises KeyboardInterrupt where a signal stopped it: its model is no result."""
     if not summary.finished:
         raise KeyboardInterrupt

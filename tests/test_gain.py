@@ -19,7 +19,7 @@ from benchmarks.gain.report import Found, draw, markdown, said
 from benchmarks.gain.running import Failed, run_jobs
 from benchmarks.gain.statistics import bootstrap
 from tec_cache.errors import TecCacheError
-from tests.conftest import write_shards
+from tests.conftest import encoded, photo, write_shards, write_tar
 
 
 def test_e_is_where_twice_as_many_epochs_gain_less_than_the_bar() -> None:
@@ -136,7 +136,11 @@ def test_a_job_that_fails_says_how(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_all_of_it_once_stopped_and_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shards = str(write_shards(tmp_path / "shards", [160]))
+    # classes in tens: every tenth photo has every class
+    members = [(f"p{n:03d}.{kind}", data) for n in range(160)
+               for kind, data in (("jpg", encoded(photo(n))), ("cls", str(n // 10 % 4).encode()))]  # fmt: skip
+    (tmp_path / "shards").mkdir()
+    shards = str(write_tar(tmp_path / "shards" / "shard-000000.tar", members))
     values = {"photos": 120, "valid": 40, "judged": 30, "width": 24, "heads": 2, "depth": 3, "epochs": 2, "at": 2,
               "multiples": [1, 2, 4], "seeds": 2, "tune_epochs": 1, "tenth_epochs": 1, "batch_size": 40,
               "tune_batch": 6, "views": 2, "more_views": [1]}  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -45,6 +45,8 @@ class Found:
     flat: bool
     """Whether the curve had flattened there."""
     results: dict[Job, dict[str, Any]]
+    _known: dict[tuple[str, str, str, int | None], Interval] = field(default_factory=dict)
+    """Differences that were computed: tables, sentences and picture ask for the same ones."""
 
     @classmethod
     def read(cls, out: Path) -> Found:
@@ -70,6 +72,12 @@ class Found:
 
     def difference(self, ours: str, reference: str, measure: str, views: int | None = None) -> Interval:
         """Compare two arms, in percentage points: by photo and seed, or by seed alone where it is a probe."""
+        key = ours, reference, measure, views
+        if key not in self._known:
+            self._known[key] = self._compared(*key)
+        return self._known[key]
+
+    def _compared(self, ours: str, reference: str, measure: str, views: int | None) -> Interval:
         if measure in TUNED:
             return bootstrap(self.hits(ours, measure, views), self.hits(reference, measure))
         pairs = [
