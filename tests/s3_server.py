@@ -72,22 +72,21 @@ def closed_port() -> int:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
-    """Run a server until the end of the block."""
-    port, log = closed_port(), folder / "s3.log"
+    """Run a server until the end of the block, on a port that it chooses: no other may be given the same one."""
+    log = folder / "s3.log"
     with log.open("wb") as stream:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | ENVIRONMENT)
-    server = S3Server(f"http://127.0.0.1:{port}", log)
     try:
         for _ in range(600):
             if process.poll() is not None:
                 raise RuntimeError(f"the S3 server did not start: {log.read_text()}")
-            try:
-                server.create_bucket("ready")
+            if found := re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text()):
                 break
-            except OSError:
-                time.sleep(0.1)
-        yield server
+            time.sleep(0.1)
+        else:
+            raise RuntimeError(f"the S3 server did not say where it listens: {log.read_text()}")
+        yield S3Server(found[1], log)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

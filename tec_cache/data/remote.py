@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import fsspec
 
-from tec_cache.data.files import RemoteFile, WebFile
+from tec_cache.data.remote_files import RemoteFile, WebFile
 from tec_cache.errors import ConfigError, SourceError
 from tec_cache.urls import UNUSED_USER, UNUSED_USER_TODO, split_url, user_unused, without_secrets
 
