@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 from pipelines.terminal import info_texts, leaving_texts, report_texts, texts, tuning_texts
+from pipelines.terminal.continuing import continued_settings
 from pipelines.terminal.options import (
     ExistingPlace,
     Grouped,
@@ -285,7 +286,7 @@ def train(
       tec-cache train --cache s3://BUCKET/CACHE --stage /scratch/tec --stage-bytes 200GB --out runs/vit-b
       torchrun --nproc-per-node 8 --no-python tec-cache train --cache CACHE --out runs/vit-b
     """
-    config = settings(TrainConfig, values, file)
+    config = continued_settings(TrainConfig, values, file, overwrite=overwrite, quiet=quiet or as_json)
     from pipelines.train import train as run_train
 
     run_train = functools.partial(run_train, extend=extend)
@@ -366,7 +367,7 @@ def finetune(
       tec-cache finetune mae --base-lr 1e-3 --train 'train/*.tar' --select 0.1 --out runs/choose
       tec-cache finetune vit-b-tec --tune head --train 'train/*.tar' --test 'val/*.tar' --out runs/probe
     """
-    config = settings(FinetuneConfig, values, file)
+    config = continued_settings(FinetuneConfig, values, file, overwrite=overwrite, quiet=quiet or as_json)
     from pipelines.finetune import finetune as run_finetune
 
     _run_loop(run_finetune, config, tuning_texts.finetune_text, overwrite, dry_run, as_json, quiet)
@@ -393,7 +394,7 @@ def segment(
       tec-cache segment vit-b-tec --recipe ade20k --train ade/train.tar --test ade/val.tar --out runs/ade
       tec-cache segment vit-b-tec --train 'train/*.tar' --test 'val/*.tar' --out runs/masks --save-predictions seen
     """
-    config = settings(SegmentConfig, values, file)
+    config = continued_settings(SegmentConfig, values, file, overwrite=overwrite, quiet=quiet or as_json)
     from pipelines.segment import segment as run_segment
 
     _run_loop(run_segment, config, tuning_texts.segment_text, overwrite, dry_run, as_json, quiet)

@@ -77,6 +77,7 @@ def extract(
             summary.first_row = job.base.first_row if job.spec.k is not None else ""
             summary.facts = [list(fact) for fact in job.base.facts]
             summary.quality, summary.asked_errors = str(job.quality), job.quality.asked
+            summary.computed = job.computed
         if job is not None and coded is not None:
             summary.errors = coded.record.errors
             summary.checked_views = coded.record.checked_views

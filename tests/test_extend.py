@@ -55,7 +55,10 @@ def rates(run: Path) -> list[float]:
 
 
 def numbers(run: Path) -> list[dict[str, float]]:
-    return [{n: v for n, v in line.items() if n not in ("images_per_second", "waited")} for line in read_metrics(run)]
+    return [
+        {n: v for n, v in line.items() if n not in ("images_per_second", "waited", "seconds")}
+        for line in read_metrics(run)
+    ]
 
 
 def assert_same(run: Path, other: Path) -> None:

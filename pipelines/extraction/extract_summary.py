@@ -61,6 +61,8 @@ class Summary:
     """Whose attention row 0 of the targets is."""
     facts: list[list[str]] = field(default_factory=list)
     """What the base assumes that no shape shows: [name, value, who says so]."""
+    computed: dict[str, Any] = field(default_factory=dict)
+    """On what the targets are computed: device, precision, batch_size and threads, which decide their last bits."""
     num_targets: int = 0
     """Target sets in the cache."""
     seconds: float = 0.0

@@ -74,8 +74,20 @@ class TargetJob:
     batch_size: int
     compute: Compute
     fingerprint: str
+    threads: int | None = None
+    """Of the base on a CPU."""
     replaces: bool = False
     """Whether a dry run would remove the set that is there."""
+
+    @property
+    def computed(self) -> dict[str, Any]:
+        """On what it is computed, by the names of its identity: these decide the last bits."""
+        return {
+            "device": self.compute.device.type,
+            "precision": self.compute.precision,
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+        }
 
 
 def prepare_cache(
@@ -331,7 +343,7 @@ def prepare_targets(
         ensure_manifest(store, path, identity, notes, what=what, todo=todo)
     base.prepare(compute)
     return TargetJob(
-        name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), replaces and dry_run
+        name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), threads, replaces and dry_run
     )
 
 

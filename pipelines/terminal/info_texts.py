@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.terminal.rounds_texts import rounds_info_text
 from pipelines.terminal.texts import info_text
 from tec_cache.printable import block, shell_words
+from tec_cache.progress import human_seconds
 
 
 def text_of(found: dict[str, Any]) -> str:
@@ -43,14 +44,30 @@ def run_text(found: dict[str, Any]) -> str:
         values = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
         lines.append(f"losses       {values}  (step {found['logged'].get('step', 0):,})")
     lines += _scores(found["logged"])
-    if "images_per_second" in found:
-        waited = f", {found['waited']:.1%} of it waiting for the loader" if "waited" in found else ""
-        lines.append(f"speed        {found['images_per_second']:,.1f} images/s{waited}")
+    lines += _speed(found)
     if found["finished"]:
         lines.append(f"next         {shell_words(['tec-cache', 'export', found['run']])} OUT")
     else:
         lines += ["go on with", f"  {found['go_on']}"]
     return block(lines)
+
+
+def _speed(found: dict[str, Any]) -> list[str]:
+    """Say how fast a run was when it last logged, when that was, and how long the rest takes."""
+    lines = []
+    if "images_per_second" in found:
+        minute = ""
+        if "minute_images_per_second" in found:
+            minute = f", {found['minute_images_per_second']:,.1f} over the last minute"
+        lines.append(f"speed        {found['images_per_second']:,.1f} images/s at the last line{minute}; "
+                     f"{found['waited']:.1%} of the time waiting for the loader")  # fmt: skip
+    if not found["finished"]:
+        left, ago = found.get("seconds_left"), found["logged_seconds_ago"]
+        if left is not None:
+            lines.append(f"time left    {human_seconds(left)} at that speed, judging not counted")
+        if ago is not None:
+            lines.append(f"last line    {human_seconds(ago)} ago")
+    return lines
 
 
 def _how(found: dict[str, Any]) -> str:

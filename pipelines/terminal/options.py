@@ -172,11 +172,13 @@ def settings(
     fixed: Mapping[str, Any] | None = None,
     without: Iterable[str] = (),
     options: Mapping[str, str] | None = None,
+    begun: Mapping[str, Any] | None = None,
 ) -> Any:
     """Fill a config: defaults, then the TOML file, then what was given on the command line, then what is fixed.
 
-    without: settings that the command does not have, and so no file may set. options: spellings that differ from
-    the settings' names. Raises ConfigError, also for what was given and is not used.
+    begun: the settings of a run that goes on, which the file and the command line may change. without: settings that
+    the command does not have, and so no file may set. options: spellings that differ from the settings' names.
+    Raises ConfigError, also for what was given and is not used.
     """
     given = given_options(values)
     tables = [f.name for f in dataclasses.fields(config) if str(f.type).startswith("dict") and f.name in given]
@@ -186,9 +188,10 @@ def settings(
     foreign = sorted(set(stored) & set(without))
     if foreign:
         raise ConfigError(f"this command has no setting {', '.join(foreign)}", where=str(file), todo="leave it out")
+    before = dict(begun or {})
     for name in tables:
-        given[name] = stored.get(name, {}) | given[name]
-    made = config(**(stored | given | dict(fixed or {})))
+        given[name] = {**before.get(name, {}), **stored.get(name, {}), **given[name]}
+    made = config(**(before | stored | given | dict(fixed or {})))
     require_used(made, [f.name for f in dataclasses.fields(config) if f.name in stored or f.name in given], options)
     return made
 

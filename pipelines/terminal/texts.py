@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.extraction.label_counts import LabelCounts, classes_text
@@ -60,6 +60,15 @@ def facts_text(facts: list[list[str]]) -> list[str]:
     return lines
 
 
+def computed_text(computed: Mapping[str, Any]) -> str:
+    """Say on what targets are computed, and when another computation gives the same bytes."""
+    text = f"{computed['device']}, {computed['precision']}, batches of {computed['batch_size']}"
+    if computed["threads"] is None:
+        return f"{text}: the same bytes come on the same model of GPU, with the same versions of its libraries"
+    threads = "1 thread" if computed["threads"] == 1 else f"{computed['threads']} threads"
+    return f"{text}, {threads}: the same bytes come with just so many, on whatever number of cores"
+
+
 def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: bool) -> str:
     """Say what an extraction did and what the cache holds now."""
     source = f", {human_bytes(summary.source_bytes)}" if summary.source_bytes else ""
@@ -80,6 +89,8 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     elif summary.most_bytes_per_target:
         lines.append(f"targets      {summary.target}: at most {human_bytes(summary.most_bytes_per_target)} per view")
     lines += facts_text(summary.facts)
+    if summary.computed:
+        lines.append(f"computed on  {computed_text(summary.computed)}")
     if summary.target:
         lines += _quality_lines(summary)
     if summary.first_row not in ("", "class token"):
@@ -150,6 +161,9 @@ def plan_text(plan: Plan) -> str:
         f"cache        {plan.cache}, {human_bytes(amount.bytes_there)} there already",
         f"photos       {about}{amount.photos:,}, {amount.num_views} views of each"
         + (" (part of the shards was counted, the rest is by their bytes)" if amount.estimated else ""),
+        f"classes      {classes_text(plan.labels)}",
+        *([f"passed over  {passed_over_text(plan.passed_over)}"] if plan.passed_over else []),
+        *(f"note         {remark}" for remark in plan.remarks),
         f"crops        {human_bytes(plan.views.written.num_bytes)} per view, measured; "
         f"{amount.crops_left:,} to write: {human_bytes(plan.bytes_crops)}",
     ]
@@ -317,9 +331,10 @@ def info_text(found: dict[str, Any]) -> str:
         )
         errors = errors_text(target["errors"], target["asked_errors"], target["checked_views"]).removeprefix(": ")
         lines += facts_text(target["facts"])
-        lines += f"             {errors or 'its codec is not fitted yet'}".splitlines()
+        lines.append(f"computed on  {computed_text(target['computed'])}")
+        lines += f"quality      {errors or 'its codec is not fitted yet'}".splitlines()
         lines.append(
-            f"             {target['finished_units']} units finished, {target['missing_units']} missing; "
+            f"there        {target['finished_units']} units finished, {target['missing_units']} missing; "
             f"{human_bytes(target['bytes'])}"
         )
     return block(lines)
