@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.flops import base_macs
 from tec_cache.run.metrics import read_metrics
 from tec_cache.segment.config import SegmentConfig
+from tests.browser import BROWSER, browser
 from tests.conftest import TINY, encoded, payload_of, photo, tiny_config, tiny_training, write_shards, write_tar
 from tests.report_page import Page, require_self_contained
 from tests.test_masks import write_pairs
@@ -577,31 +577,16 @@ def test_the_command(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 # ---- in a browser --------------------------------------------------------------------------------------------
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_LOOK = """<script>addEventListener("load", () => {
-  const images = [...document.images], wide = document.documentElement.scrollWidth > innerWidth;
-  document.title = JSON.stringify({images: images.length, whole: images.filter(i => i.naturalWidth > 0).length, wide});
-});</script></body>"""
-
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no browser here")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser_all_images_are_there_and_nothing_runs_over(
     whole: tuple[ReportSummary, Page], tmp_path: Path, width: int
 ) -> None:
-    source = whole[1].source
-    (tmp_path / "plain.html").write_text(source)
-    # looked at by a script, which the page's own policy would not let run
-    policy = re.search(r"<meta http-equiv=.*?>", source)
-    assert policy is not None
-    (tmp_path / "looked.html").write_text(source.replace(policy[0], "").replace("</body>", _LOOK))
-    found = {}
-    for name in ("plain", "looked"):
-        command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-                   f"--user-data-dir={tmp_path / name}", f"--window-size={width},1000", "--virtual-time-budget=5000",
-                   "--dump-dom", f"file://{tmp_path / name}.html"]  # fmt: skip
-        found[name] = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        assert "CONSOLE" not in found[name].stderr
-    seen = json.loads(re.search(r"<title>(.*?)</title>", found["looked"].stdout)[1])  # type: ignore[index]
-    count = len(whole[1].pictures)
-    assert seen == {"images": count, "whole": count, "wide": False}
+    page = tmp_path / "report.html"
+    page.write_text(whole[1].source)
+    with browser(tmp_path / "profile") as shown:
+        seen = shown.look(page, width)
+    assert seen["width"] <= seen["inner"]
+    assert seen["images"] == len(whole[1].pictures)
+    assert (seen["broken"], seen["errors"], seen["fetched"]) == ([], [], [])
