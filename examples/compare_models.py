@@ -34,7 +34,7 @@ def features(name: str, folder: str) -> tuple[torch.Tensor, torch.Tensor]:
     # Size, mean and deviation are the model's own: two models may want different pixels of the same photo.
     photos = ImageFolder(folder, timm.data.create_transform(**timm.data.resolve_model_data_config(model)))
     pairs = [(model.forward_features(x.to(device)), y) for x, y in DataLoader(photos, options.batch_size)]
-    # Patches, not the class token: an MAE's class token was never trained to say anything.
+    # Patches, not the class token: no loss of an MAE ever asked anything of its class token.
     means = [tokens[:, model.num_prefix_tokens :].mean(dim=1) for tokens, _ in pairs]
     return torch.cat(means).float(), torch.cat([y for _, y in pairs])
 
