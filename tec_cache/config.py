@@ -1,4 +1,4 @@
-"""The settings of each stage: one frozen dataclass a stage, without torch, filled by the command line or by hand.
+"""The settings of each stage: a frozen dataclass for each stage, without torch, filled by the command line or by hand.
 
 `None` in an extraction means "as in the cache, or the default where there is none yet", so that a command that
 goes on with a cache need not repeat how it was made. What is given and differs from the cache is refused.
@@ -102,7 +102,7 @@ class TrainConfig(
 
     @property
     def rows_together(self) -> int:
-        """Masks of one view."""
+        """Number of masks of one view in a step."""
         return self.masks_per_view
 
 

@@ -20,37 +20,38 @@ if TYPE_CHECKING:
 
 
 class SampleName(NamedTuple):
-    """A photo as its source has it."""
+    """A photo's name in its source."""
 
     shard: str
     """Name of the source shard."""
     key: str
+    """Key of the photo within the shard."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One view of a photo: where it lies in a cache, and what is stored of it."""
+    """One view of a photo: where it is in a cache, and what is stored about it."""
 
     cache: Cache
     unit: Unit
     row: int
-    """Of the unit: its crop's number in the tar, and its targets' in each array."""
+    """The view's row in its unit: the number of its crop in the tar, and of its targets in each array."""
     name: SampleName
     label: int | None
 
     def crop(self) -> bytes:
-        """Read its JPEG. Raises CacheError where it is damaged."""
+        """Read its JPEG. Raises CacheError if it is damaged."""
         (data,) = self.cache.read_crops(self.cache.views_record(self.unit), [self.row])
         return data
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """Return its crop, (S, S, 3) RGB, S the cache's size. Raises CacheError where it is damaged."""
+        """Return its crop, (S, S, 3) RGB, where S is the cache's size. Raises CacheError if it is damaged."""
         return decode_crop(self.crop())
 
     def targets(self, name: str) -> Targets:
-        """Return its decoded targets of a set, float32, a batch of one, on the CPU.
+        """Return its decoded targets from a set: float32, a batch of one, on the CPU.
 
-        Raises ConfigError where there is no such set or it has no targets of this view yet, CacheError for damage.
+        Raises ConfigError if there is no such set or it has no targets for this view yet, CacheError for damage.
         """
         import torch
 
@@ -63,7 +64,7 @@ class Sample:
         return target.decode({part: torch.from_numpy(rows[row : row + 1].copy()) for part, rows in arrays.items()})
 
     def view(self, number: int) -> Sample:
-        """Return another view of the same photo. Raises ConfigError where it is not stored."""
+        """Return another view of the same photo. Raises ConfigError if it is not stored."""
         return _in_unit(self.cache, self.unit._replace(view=number), self.name)
 
 

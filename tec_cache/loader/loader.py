@@ -69,13 +69,14 @@ def _as_read(batch: Batch) -> Any:
 class Loader(Generic[T]):
     """Batches of a cache, with the targets of one set, of several, or of none.
 
-    batch_size: views of a step, over all ranks. Step s takes the positions [s B, (s + 1) B) of the epoch's order,
+    batch_size: views per step, over all ranks. Step s takes the positions [s B, (s + 1) B) of the epoch's order,
     divided evenly among `world_size` ranks; neither ranks nor workers change the order. Epoch e reads view
-    e mod `num_views` and no other file. The tail of less than one batch is left out; it differs in each epoch.
+    e mod `num_views` and no other file. An incomplete last batch is left out; it differs in each epoch.
     pixel_sizes: sizes to which the crops are resized (the stored size costs nothing).
-    shuffle_buffer: rows that are shuffled among each other, in whole blocks. workers: threads. finish: what is made of
-    each batch before it is handed over, in these threads; by default nothing. skip_damage: let other rows of the batch
-    stand in for those of a damaged block, and name it in `damaged`, instead of raising CacheError.
+    shuffle_buffer: number of rows that are shuffled together, in whole blocks. workers: number of reading threads.
+    finish: applied to each batch in these threads before it is handed over; by default nothing is done. skip_damage:
+    replace the rows of a damaged block by other rows of the batch, and name the block in `damaged`, instead of raising
+    CacheError.
 
     Memory: the rows of the buffer and of `workers` + 1 batches, `units.OPEN_BYTES` of opened units, and 0.4 bytes for
     each view of an epoch.
@@ -127,12 +128,12 @@ class Loader(Generic[T]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch."""
+        """Number of whole batches in an epoch."""
         return self.num_samples // self.batch_size
 
     @property
     def left_out(self) -> int:
-        """Views of an epoch that fill no batch; others in each epoch."""
+        """Number of views in an epoch that do not fill a batch; they differ in each epoch."""
         return self.num_samples % self.batch_size
 
     def batches(self, start_step: int, stop_step: int, *, micro_batches: int = 1) -> Generator[T, None, None]:

@@ -29,7 +29,7 @@ Adapters = Literal["both", "input", "encoder", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a student learns of one set of targets."""
+    """What a student learns from one set of targets."""
 
     spec: TargetSpec
     tau: float = 1.0
@@ -92,12 +92,12 @@ class Student(nn.Module):
         fused = adapters in ("both", "encoder")
         count = (1 if adapters_shared else len(goals)) if fused else 0
         self.encoder_adapters = nn.ModuleList(EncoderAdapters(depth, channel, 4 * width) for _ in range(count))
-        """One for each set in their order, one for all, or none."""
+        """One for each set in the order of the sets, one for all, or none."""
         self.heads = nn.ModuleList(
             nn.ModuleDict({kind.kind: kind(channel, width, goal.spec) for kind in HEADS if kind.wanted(goal.spec)})
             for goal in goals.values()
         )
-        """Of each set in their order, by kind."""
+        """The heads of each set by kind, in the order of the sets."""
         self.decoder = Decoder(
             grid=self.grid, width=width, depth=decoder_depth, heads=heads, checkpointing=checkpointing
         )
@@ -254,10 +254,10 @@ def create_student(
     seed: int = 0,
     **options: Any,
 ) -> Student:
-    """Create a randomly initialized student for targets of the given spec, or of several sets by name.
+    """Create a randomly initialized student for targets of one spec, or of several sets by name.
 
     name, model_args: a plain vision transformer of timm and arguments that change it (`patch_size`,
-    `embed_dim`, `depth`, ...); its input becomes grid * patch pixels. options: those of `Student`.
+    `embed_dim`, `depth`, ...); its input becomes grid * patch pixels. options: arguments of `Student`.
     The weights are a function of `seed` and leave torch's generator as it was. Raises ConfigError.
     """
     with torch.random.fork_rng(devices=[]):
