@@ -191,7 +191,8 @@ def report(units: int, by: str, url: str, server: S3Server | None) -> None:
     else:
         with server.requests() as seen:
             found = subprocess.run(run, check=True, capture_output=True, text=True)
-        requests = f"{len(seen):,}"
+        payloads = sum(request.path.partition("?")[0].endswith((".tar", ".zip")) for request in seen)
+        requests = f"{len(seen) - payloads:,} + {payloads:,} of crops and targets"
     figures = json.loads(found.stdout)
     print(
         f"{units:8,d}  {by:9s} {figures['opened']:16.2f}   {figures['first']:18.2f}   {figures['info']:14.2f}"

@@ -80,7 +80,7 @@ def find(cache: Cache, key: str, *, view: int = 0, shard: str | None = None) -> 
     if not found:
         there = nearest(key, _some_keys(cache, units[:1]))
         where = "" if shard is None else f" in {shard}"
-        todo = "give a key as the source has it: a member of a tar, or a file of a folder, by its name less its suffix"
+        todo = "give a key as the source has it: of a tar, a member's name without its suffix; of a folder, the path with it"
         raise ConfigError(f"no photo with the key {key!r}{where}{there}", where=cache.store.url, todo=todo)
     if len(found) > 1:
         several = ", ".join(cache.shards[unit.shard] for unit in found[:3])
