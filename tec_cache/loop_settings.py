@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from tec_cache.errors import ConfigError
 from tec_cache.fields import DEVICES, Names, check_choices, check_positive, check_range, expand_paths, setting
+from tec_cache.printable import plural
 from tec_cache.store import is_url
 
 
@@ -94,7 +95,8 @@ class LoopSettings(RunSettings, OptimizerSettings, ComputeSettings):
         warmup, epochs = self.warmup_epochs, self.epochs
         if warmup is not None and (warmup < 0 or (epochs is not None and warmup >= epochs)):
             raise ConfigError(
-                f"a warm-up of {self.warmup_epochs} epochs in {self.epochs}", todo="give less --warmup-epochs"
+                f"a warm-up of {warmup:g} {plural(warmup, 'epoch')} in {self.epochs}",
+                todo="give less --warmup-epochs",
             )
 
     @property

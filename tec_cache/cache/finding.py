@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.pixels import decode_crop
 from tec_cache.errors import CacheError, ConfigError, nearest
+from tec_cache.printable import are, counted
 from tec_cache.rng import key64
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ def names_of(cache: Cache, sample_keys: Iterable[int]) -> list[SampleName]:
                 named |= {int(hashes[row]): SampleName(shard, keys[row]) for row in rows}
                 left -= set(hashes[rows].tolist())
     if left:
-        raise CacheError(f"{len(left)} samples are of no photo of this cache", where=cache.store.url)
+        raise CacheError(
+            f"{counted(len(left), 'sample')} {are(len(left))} of no photo of this cache", where=cache.store.url
+        )
     return [named[key] for key in wanted.tolist()]
 
 
@@ -135,7 +138,7 @@ def _hashes(cache: Cache, unit: Unit) -> npt.NDArray[np.uint64]:
 def _in_unit(cache: Cache, unit: Unit, name: SampleName) -> Sample:
     """Return a sample of a unit."""
     if unit not in cache.view_unit_set:
-        todo = f"the cache has {cache.num_views} views, from 0 on"
+        todo = f"the cache has {counted(cache.num_views, 'view')}, from 0 on"
         raise ConfigError(f"view {unit.view} of {name.key!r} is not stored", where=cache.store.url, todo=todo)
     record = cache.views_record(unit)
     row = record.keys.index(name.key)
