@@ -72,6 +72,7 @@ def plan(config: PlanConfig, *, quiet: bool = True) -> Plan:
         target=job.name if job else None,
         quality=str(job.quality) if job else "",
         facts=[list(fact) for fact in job.base.facts] if job else [],
+        asked_errors=job.quality.asked if job else {},
         labels=LabelCounter().counts(cache.identity),
         passed_over=dict(views.source.passed_over),
         remarks=list(views.source.remarks),

@@ -9,7 +9,7 @@ from collections import deque
 from types import TracebackType
 from typing import Any
 
-from tec_cache.printable import printable
+from tec_cache.printable import plural, printable
 
 LINE_SECONDS = 15.0
 """Between two plain lines."""
@@ -21,10 +21,10 @@ RATE_SECONDS = 30.0
 class Progress:
     """Counts items of one stage: items per second, bytes, time left, and whatever else is told.
 
-    Any thread may count.
+    noun: what one item is. Any thread may count.
     """
 
-    def __init__(self, title: str, *, total: int | None = None, noun: str = "views", quiet: bool = False) -> None:
+    def __init__(self, title: str, *, total: int | None = None, noun: str = "view", quiet: bool = False) -> None:
         self.title, self.total, self.noun, self.quiet = title, total, noun, quiet
         self.done, self.bytes = 0, 0
         self.estimated = False
@@ -124,7 +124,8 @@ class Progress:
 
     def _text(self, final: bool = False) -> str:
         of = f"/{'~' * self.estimated}{self.total:,}" if self.total else ""
-        parts = [f"{self.done:,}{of} {self.noun}", f"{self.mean_rate if final else self.rate:,.1f}/s"]
+        noun, rate = plural(self.total or self.done, self.noun), self.mean_rate if final else self.rate
+        parts = [f"{self.done:,}{of} {noun}", f"{rate:,.1f}/s"]
         if self.bytes:
             parts.append(human_bytes(self.bytes))
         if self._note:

@@ -358,7 +358,7 @@ def test_skipped_photos_are_named(tmp_path: Path, tiny_base: Path) -> None:
     extract(tiny_config(tmp_path / "in", tmp_path / "c", None, views_only=True, on_error="skip"))
     _, page = reported(tmp_path / "r.html", tmp_path / "c")
     assert page.row("broken<b>")[0]
-    assert "1 photos were left out" in page.sections["part-cache-A"]
+    assert "1 photo left out" in page.sections["part-cache-A"]
 
 
 # ---- tuned models --------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from tec_cache.codec import ArraySpec
 from tec_cache.data.passed_over import PassedOver, passed_over_text
 from tec_cache.data.source import Source
 from tec_cache.errors import CacheError, SourceError
+from tec_cache.printable import are, counted
 
 
 @dataclass
@@ -187,7 +188,11 @@ def _describe_indexed(
 def require_finished(summary: Summary) -> None:
     """Raise CacheError where units are missing although everything was done that this process could do."""
     if summary.missing:
-        raise CacheError(f"{summary.missing} units are missing", where=summary.cache, todo="run the same command again")
+        raise CacheError(
+            f"{counted(summary.missing, 'unit')} {are(summary.missing)} missing",
+            where=summary.cache,
+            todo="run the same command again",
+        )
 
 
 def require_photos(summary: Summary, where: str | None) -> None:

@@ -35,6 +35,7 @@ from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, device_notes, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, SourceError
+from tec_cache.printable import counted
 from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
 
@@ -141,7 +142,7 @@ def prepare_cache(
     if config.input is None:
         num_views = config.views or cache.num_views
         if num_views > cache.num_views:
-            raise ConfigError(f"the cache has {cache.num_views} views", todo="give the photos to add views")
+            raise ConfigError(f"the cache has {counted(cache.num_views, 'view')}", todo="give the photos to add views")
         cache.require_recorded(num_views)
     return cache, ViewJob(plan, jpeg, source, num_views)
 

@@ -41,6 +41,8 @@ class Plan:
     measured_seconds: float
     facts: list[list[str]] = field(default_factory=list)
     """What the base assumes that no shape shows: [name, value, who says so]."""
+    asked_errors: dict[str, float] = field(default_factory=dict)
+    """Of the stored targets, as the quality asks for them: mse, kl; none where they are exact."""
     labels: LabelCounts = field(default_factory=LabelCounts)
     """The classes, where they are known before all photos are read."""
     passed_over: dict[str, int] = field(default_factory=dict)

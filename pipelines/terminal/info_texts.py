@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.terminal.rounds_texts import rounds_info_text
 from pipelines.terminal.texts import info_text
-from tec_cache.printable import block, shell_words
+from tec_cache.printable import block, counted, shell_words
 from tec_cache.progress import human_seconds
 
 
@@ -23,19 +23,19 @@ def run_text(found: dict[str, Any]) -> str:
     if found["task"] == "pretrain":
         what = [
             f"student      {_model(config.get('student'), config.get('student_args'))}",
-            f"targets      {_targets(found['targets'])}; {found['num_views']} views of the cache {config.get('cache')}"
-            f"  ({found['cache_fingerprint'][:12]})",
+            f"targets      {_targets(found['targets'])}; {counted(found['num_views'], 'view')} of the cache "
+            f"{config.get('cache')}  ({found['cache_fingerprint'][:12]})",
         ]
     else:
         what = [
             f"model        {config.get('model')}: {found['model'].get('architecture')}, tuned {config.get('tune')}"
             f"{_how(found)}, recipe {found['recipe']}",
-            f"photos       {config.get('train')}; {found['num_classes']:,} classes",
+            f"photos       {config.get('train')}; {counted(found['num_classes'], 'class')}",
         ]
     lines = [
         f"run          {found['run']}",
         *what,
-        f"settings     batch {config.get('batch_size')}, {config.get('epochs')} epochs, seed {config.get('seed')}; "
+        f"settings     batch {config.get('batch_size')}, {_epochs(config.get('epochs'))}, seed {config.get('seed')}; "
         "all of them with --json",
         f"steps        {step:,}{'' if total is None else f' of {total:,}'}: {state}",
     ]
@@ -79,7 +79,8 @@ def export_text(found: dict[str, Any]) -> str:
     """Say what an exported model is."""
     lines = [
         f"export       {found['export']}",
-        f"model        {_model(found['architecture'], found['model_args'])}, {found['parameters']:,} parameters",
+        f"model        {_model(found['architecture'], found['model_args'])}, "
+        f"{counted(found['parameters'], 'parameter')}",
         f"weights      SHA-256 {found['weights_sha256']}",
         f"pixels       mean {found['mean']}, std {found['std']}",
         f"made from    step {found['step']:,} of run {found['run']}",
@@ -102,7 +103,7 @@ def _made_from(found: dict[str, Any]) -> list[str]:
     if found["task"] == "pretrain":
         cache = f"cache {found['cache']}  ({found['cache_fingerprint'][:12]})"
         return [f"targets      {_targets(found['targets'])}; {cache}"]
-    photos = f"photos       {found['train']}; {found['num_classes']:,} classes, recipe {found['recipe']}"
+    photos = f"photos       {found['train']}; {counted(found['num_classes'], 'class')}, recipe {found['recipe']}"
     return [photos, *_scores(found["scores"])]
 
 
@@ -138,3 +139,8 @@ def _targets(targets: list[dict[str, Any]]) -> str:
         }.get(str(of.get("kind")), "unknown targets")
         found.append(f"{text} (weight {of['weight']:g})" if len(targets) > 1 else text)
     return ", ".join(found)
+
+
+def _epochs(number: Any) -> str:
+    """Write the epochs of a run.json, whatever stands there."""
+    return counted(number, "epoch") if isinstance(number, int) else f"{number} epochs"

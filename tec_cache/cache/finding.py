@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.pixels import decode_crop
 from tec_cache.errors import CacheError, ConfigError, nearest
+from tec_cache.printable import are, counted
 from tec_cache.rng import key64
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def find(cache: Cache, key: str, *, view: int = 0, shard: str | None = None) -> 
     if not found:
         there = nearest(key, _some_keys(cache, units[:1]))
         where = "" if shard is None else f" in {shard}"
-        todo = "give a key as the source has it: of a tar, a member's name without its suffix; of a folder, the path with it"
+        todo = "give a key as the source has it: a tar's without the suffix of its file, a folder's with it"
         raise ConfigError(f"no photo with the key {key!r}{where}{there}", where=cache.store.url, todo=todo)
     if len(found) > 1:
         several = ", ".join(cache.shards[unit.shard] for unit in found[:3])
@@ -110,7 +111,9 @@ def names_of(cache: Cache, sample_keys: Iterable[int]) -> list[SampleName]:
                 named |= {int(hashes[row]): SampleName(shard, keys[row]) for row in rows}
                 left -= set(hashes[rows].tolist())
     if left:
-        raise CacheError(f"{len(left)} samples are of no photo of this cache", where=cache.store.url)
+        raise CacheError(
+            f"{counted(len(left), 'sample')} {are(len(left))} of no photo of this cache", where=cache.store.url
+        )
     return [named[key] for key in wanted.tolist()]
 
 
@@ -136,7 +139,7 @@ def _hashes(cache: Cache, unit: Unit) -> npt.NDArray[np.uint64]:
 def _in_unit(cache: Cache, unit: Unit, name: SampleName) -> Sample:
     """Return a sample of a unit."""
     if unit not in cache.view_unit_set:
-        todo = f"the cache has {cache.num_views} views, from 0 on"
+        todo = f"the cache has {counted(cache.num_views, 'view')}, from 0 on"
         raise ConfigError(f"view {unit.view} of {name.key!r} is not stored", where=cache.store.url, todo=todo)
     record = cache.views_record(unit)
     row = record.keys.index(name.key)

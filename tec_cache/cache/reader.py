@@ -20,6 +20,7 @@ from tec_cache.cache.ranges import read_together, require_ranges, unreadable
 from tec_cache.cache.record import MEND, AskedRecord, ContentRecord, SourceRecord, ViewsRecord
 from tec_cache.cache.target_set import RESTORE, TargetSet
 from tec_cache.errors import CacheError, ConfigError, TecCacheError, listed, nearest
+from tec_cache.printable import counted, plural
 from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
 
@@ -225,7 +226,7 @@ class Cache:
         if self.bound == (record.photos_sha256 == version1.UNKNOWN):
             return "a unit of another format version"
         if len(record.keys) + len(record.skipped) > self.identity["group_size"]:
-            return f"more than {self.identity['group_size']} photos in a group"
+            return f"more than {counted(self.identity['group_size'], 'photo')} in a group"
         if source is not None and record.photos_sha256 != source.group_sha256[unit.group]:
             return "it shows other photos than the source shard had when it was read to its end"
         return ""
@@ -313,7 +314,7 @@ class Cache:
             whole = min((unit.view for unit in missing), default=0)
             todo = self.go_on
             if whole:
-                todo += f"; or use the {whole} whole views: --views {whole}"
+                todo += f"; or use the {plural(whole, 'view')} of which nothing is missing: --views {whole}"
             if self.view_units:
                 todo += "; or train on what is finished: --partial"
             what = f"{what}: units are missing, {listed(map(str, missing))}"

@@ -24,6 +24,7 @@ from tec_cache.loader.blocks import BlockCache, Name
 from tec_cache.loader.order import EpochOrder
 from tec_cache.loader.units import units_of
 from tec_cache.pinned import PinnedSlabs
+from tec_cache.printable import counted
 
 T = TypeVar("T")
 
@@ -106,7 +107,7 @@ class Loader(Generic[T]):
             target.require_complete(self.num_views)
         if batch_size % world_size:
             raise ConfigError(
-                f"a batch of {batch_size} views does not divide among {world_size} ranks",
+                f"a batch of {counted(batch_size, 'view')} does not divide among {world_size} ranks",
                 todo="use a --batch-size that the number of processes divides",
             )
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
@@ -121,7 +122,7 @@ class Loader(Generic[T]):
         self.num_samples = len(self._epoch.order)
         if batch_size > self.num_samples:
             raise ConfigError(
-                f"a batch of {batch_size} does not fit into an epoch of {self.num_samples} views",
+                f"a batch of {batch_size} does not fit into an epoch of {counted(self.num_samples, 'view')}",
                 where=cache.store.url,
                 todo=f"use --batch-size {self.num_samples} or less (times --masks-per-view)",
             )
@@ -143,7 +144,9 @@ class Loader(Generic[T]):
         """
         share = self.batch_size // self.world_size
         if share % micro_batches:
-            raise ConfigError(f"{share} views per rank do not divide into {micro_batches} micro-batches")
+            raise ConfigError(
+                f"a rank's {counted(share, 'view')} cannot be divided into {counted(micro_batches, 'micro-batch')}"
+            )
         rows = self._wanted(start_step, stop_step, share // micro_batches)
         # closed here: its thread must not be waited for by whichever thread next collects garbage
         with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool, closing(rows) as wanted:
@@ -178,7 +181,7 @@ class Loader(Generic[T]):
         units, counts = self._units.of_view(view)
         if number and int(counts.sum()) != self.num_samples:
             raise CacheError(
-                f"view {view} has {int(counts.sum())} crops, view 0 has {self.num_samples}",
+                f"view {view} has {counted(int(counts.sum()), 'crop')}, view 0 has {self.num_samples}",
                 where=self.cache.store.url,
                 todo="the source changed between two extractions: make the cache again",
             )

@@ -189,7 +189,7 @@ class Loop(Generic[B]):
         late, self.saved_at = False, begin
         with (
             stop_requested(self.ranks) as stop,
-            Progress("train", total=self.stop_step * size, noun="images", quiet=quiet) as progress,
+            Progress("train", total=self.stop_step * size, noun="image", quiet=quiet) as progress,
             closing(on_device(read, self.compute.device)) as batches,
             ExitStack() as files,
         ):

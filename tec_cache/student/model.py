@@ -14,6 +14,7 @@ from torch import nn
 
 from tec_cache.errors import ConfigError, nearest
 from tec_cache.model_args import check_model_args
+from tec_cache.printable import counted
 from tec_cache.recipes import decoder_shape, of_generation
 from tec_cache.student.adapters import EncoderAdapters, Mlp
 from tec_cache.student.blocks import draws, run_block
@@ -80,7 +81,7 @@ class Student(nn.Module):
         heads = heads if decoder_heads is None else decoder_heads
         if width < 1 or heads < 1 or width % heads:
             raise ConfigError(
-                f"a decoder of width {width} with {heads} heads", todo="use a width that the heads divide"
+                f"a decoder of width {width} with {counted(heads, 'head')}", todo="use a width that the heads divide"
             )
         channel, depth = encoder.embed_dim, len(encoder.blocks)
         self.goals, self.mask_ratio = goals, mask_ratio
@@ -243,7 +244,9 @@ def _check_goal(goal: Goal) -> None:
     if goal.tau <= 0:
         raise ConfigError(f"tau {goal.tau}", todo="give a --tau above 0")
     if goal.spec.k is not None and goal.spec.channels % goal.spec.num_heads:
-        raise ConfigError(f"{goal.spec.channels} channels do not divide among {goal.spec.num_heads} heads")
+        raise ConfigError(
+            f"{counted(goal.spec.channels, 'channel')} cannot be divided among {counted(goal.spec.num_heads, 'head')}"
+        )
 
 
 def create_student(
