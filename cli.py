@@ -202,9 +202,10 @@ def _flag(name: str) -> str:
 def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: Any) -> None:
     """Say what an extraction will take, before it is paid for: disk, hours, FLOP; and when it has paid for itself.
 
-    Runs every stage of extract and train for a few seconds on a sample of your photos, on this machine and the
-    cache's disk; nothing of it stays. With a cache of the same settings, what is left of it is planned. Hours are
-    those of one process. Exits with 1 where the disk is too small.
+    Runs every stage of extract and train on a sample of your photos, on this machine and the cache's disk; nothing of
+    it stays. That takes about --seconds, or longer where the base is slow: how long is said before it begins. With a
+    cache of the same settings, what is left of it is planned. Hours are those of one process. Exits with 1 where the
+    disk is too small.
 
     \b
     Example:
