@@ -172,6 +172,27 @@ def _toml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(list(value) if isinstance(value, tuple) else value)
 
 
+@pytest.mark.parametrize(("k", "rows"), [(None, None), ("none", "none"), ("all", "all"), ("0", 0), ("15", 15)])
+def test_rows_are_read_once(k: str | None, rows: Any) -> None:
+    assert ExtractConfig(cache="c", k=k).rows == TrainConfig(cache="c", out="r", k=k).rows == rows
+
+
+@pytest.mark.parametrize(
+    ("k", "near"),
+    [("al", "did you mean all"), ("non", "none"), ("-1", ""), ("1.5", ""), ("", ""), ("\u0663", ""), ("1_0", "")],
+)
+@pytest.mark.parametrize("command", ["extract", "fit", "plan", "train", "rounds"])
+def test_other_rows_are_refused_alike(
+    command: str, k: str, near: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--out", "r"] if command in ("train", "rounds") else ["p", "--base", "mae"]
+    code, text = told(capsys, monkeypatch, command, "--cache", "c", *more, f"--k={k}")
+    assert code == 2
+    assert f"--k {k}" in text
+    assert near in text
+    assert "give a number of patches from 0, all, or none for no attention target" in text
+
+
 def test_all_unused_settings_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         TrainConfig(cache="c", out="r", pixels=True, tau=2.0, k="3", stage_bytes="1GB")
