@@ -203,9 +203,10 @@ def _flag(name: str) -> str:
 def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: Any) -> None:
     """Say what an extraction will take, before it is paid for: disk, hours, FLOP; and when it has paid for itself.
 
-    Runs every stage of extract and train for a few seconds on a sample of your photos, on this machine and the
-    cache's disk; nothing of it stays. With a cache of the same settings, what is left of it is planned. Hours are
-    those of one process. Exits with 1 where the disk is too small.
+    Runs every stage of extract and train on a sample of your photos, on this machine and the cache's disk; nothing of
+    it stays. That takes about --seconds, or longer where the base is slow: how long is said before it begins. With a
+    cache of the same settings, what is left of it is planned. Hours are those of one process. Exits with 1 where the
+    disk is too small.
 
     \b
     Example:
@@ -340,7 +341,14 @@ def rounds(file: str | None, dry_run: bool, as_json: bool, quiet: bool, debug: b
     config = RoundsConfig(
         train=train_config, extract=extract_config, **{name: value for name, value in given.items() if name in own}
     )
-    require_used(config, [name for name in given if name in own])
+    made = {"--base-batch-size" if name == "batch_size" else _flag(name) for name in extracted}
+    require_used(
+        config,
+        [*(name for name in given if name in own), *(["extract"] if made else [])],
+        {"extract": ", ".join(sorted(made))},
+    )
+    if "seconds" in given and not dry_run:
+        raise ConfigError("not used: --seconds; only a dry run measures", todo="add --dry-run, or leave it out")
     from pipelines.rounds import rounds as run_rounds
 
     summary = run_rounds(config, dry_run=dry_run, quiet=quiet or as_json)
@@ -570,6 +578,8 @@ def report_page(
       tec-cache report runs/vit-b runs/vit-b-pixels CACHE --out report.html
       tec-cache report runs/vit-b --base mae --photos 'imagenet/val-*.tar' --images 6
     """
+    if "limit" in given_options(values) and values["photos"] is None:
+        raise ConfigError("not used: --limit; models are judged on --photos only", todo="add --photos, or leave it out")
     from pipelines.report import ReportConfig
     from pipelines.report import report as run_report
 

@@ -1,11 +1,12 @@
 """Before stage one is paid for: how many bytes and hours, and from when on the cache is the cheaper way.
 
-Every stage of `extract` and `train` runs for a few seconds on a sample, with their own functions and settings and
-on the cache's own disk; the rest is arithmetic (planning/result.py). Nothing of the cache is written.
+Every stage of `extract` and `train` runs on a small sample, with their own functions and settings and on the
+cache's own disk; the rest is arithmetic (planning/result.py). Nothing of the cache is written.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from pipelines.extraction.prepare import TargetJob, ViewJob, prepare_cache, prep
 from pipelines.extraction.sample import MOST_SHARDS, sample_crops
 from pipelines.extraction.storage import Needed, explained_storage
 from pipelines.planning.amount import Amount, There, amount_left, what_is_there
+from pipelines.planning.duration import Duration, expected
 from pipelines.planning.extract import (
     MOST_ROWS,
     TargetCosts,
@@ -45,7 +47,7 @@ SHARES = {"photos": 0.1, "crops": 0.15, "targets": 0.35, "training": 0.4}
 
 
 def plan(config: PlanConfig, *, quiet: bool = True) -> Plan:
-    """Measure for a few seconds and say what an extraction and the trainings after it will take.
+    """Measure on a sample, and say what an extraction and the trainings after it will take.
 
     With a cache of the same settings, what is left of it is planned. Raises what `extract` and `train` would:
     ConfigError, IdentityError, SourceError, WeightsError, StorageError.
@@ -105,20 +107,32 @@ class Measuring:
 
     def run(self, job: TargetJob | None) -> tuple[Amount, ViewCosts, TargetCosts | None, TrainingCosts | None]:
         """Measure the views and, with a base, the targets and the training."""
+        shares = {} if self._all_views_there else {stage: self._seconds(stage) for stage in ("photos", "crops")}
         if job is None:
+            self._say(Duration(sum(shares.values())))
             photos, estimated, costs, _, _ = self._views()
             return self._left(photos, estimated, None), costs, None, None
         small = sample_cache(self.cache, f"{self.place}/sample")
         copied = begin_target_set(small, job)
         prepared = prepare_training(self.config.train, small)  # first: it may refuse its settings
-        photos, estimated, costs, crops, unit_rows = self._views()
         fitted = self.cache.store.size(layout.codec_record(job.name)) is not None
+        shares |= {stage: self._seconds(stage) for stage in ("targets", "training")}
+        self._say(expected(shares, job, prepared, fitted=fitted))
+        photos, estimated, costs, crops, unit_rows = self._views()
         codec = Cache(self.cache.store, self.cache.manifest)[job.name].codec if fitted else None
         seconds, quiet = self._seconds("targets"), self.quiet
         targets = measure_targets(small, copied, crops, codec, unit_rows, self.pool, seconds=seconds, quiet=quiet)
         seconds, small = self._seconds("training"), Cache(small.store, small.manifest)  # with its unit
         training = measure_training(prepared, small, copied, seconds=seconds, quiet=quiet)
         return self._left(photos, estimated, job), costs, targets, training
+
+    @property
+    def _all_views_there(self) -> bool:
+        return self.there.whole_views >= self.views.num_views
+
+    def _say(self, duration: Duration) -> None:
+        if not self.quiet:
+            print(f"plan: {duration}", file=sys.stderr, flush=True)
 
     def _seconds(self, stage: str) -> float:
         return self.config.seconds * SHARES[stage]
@@ -132,7 +146,7 @@ class Measuring:
         Where all views are in the cache already, the crops are some of those.
         """
         there = self.there
-        if there.whole_views >= self.views.num_views:
+        if self._all_views_there:
             samples = sample_crops(self.cache, self.views, MOST_ROWS, on_error="stop")
             costs = ViewCosts(0, (), 0.0, 0.0, Written(0.0, there.bytes_per_crop, 0.0))
             crops = [Crop(s.key, s.jpeg, None) for s in samples]

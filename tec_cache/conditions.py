@@ -32,6 +32,8 @@ _FITTED = Condition(lambda c: c.quality != "exact", "quality exact needs no fit"
 _CPU = Condition(lambda c: not c.device.startswith("cuda"), "they are a CPU's, and the device is a GPU")
 _BASE = Condition(lambda c: not c.pixels, "pixels have no base")
 _ATTENTION = Condition(lambda c: not c.pixels and c.k != "none", "there is no attention target")
+_ATTENTION_LOSS = Condition(lambda c: c.attention_weight > 0, "the attention loss has the weight 0")
+_CLASS_LOSS = Condition(lambda c: c.class_weight > 0, "the class-token loss has the weight 0")
 _OWN_WEIGHTS = Condition(
     lambda c: bool(c.online) or c.init == "base", "the base is loaded for --online and --init base only"
 )
@@ -52,6 +54,7 @@ _MOMENTUM = Condition(lambda c: c.optimizer != "adamw", "AdamW has betas instead
 _ADAMW = Condition(lambda c: c.optimizer in (None, "adamw"), "they are AdamW's")
 _PLANNED_PHOTOS = Condition(lambda c: c.extract.input is not None, "no photos were given")
 _ROUNDS = Condition(lambda c: c.rounds > 1, "a single round makes no target set")
+_NEXT_ROUND = Condition(lambda c: c.rounds > 1, "a single round has no next one")
 _PLANNED_TRAINING = Condition(lambda c: bool(c.extract.base or c.extract.name), "without a base no training is planned")
 
 _TUNING: dict[str, Conditions] = {
@@ -154,9 +157,9 @@ USED: dict[str, dict[str, Conditions]] = {
         "decoder_width": ALWAYS,
         "decoder_heads": (_BLOCKS,),
         "mask_ratio": ALWAYS,
-        "tau": (_ATTENTION,),
+        "tau": (_ATTENTION, _ATTENTION_LOSS),
         "k": (_BASE,),
-        "class_target": (_ONLINE,),
+        "class_target": (_ONLINE, _CLASS_LOSS),
         # compared with the target set where there is one
         "normalization": (_BASE,),
         "last_layers": (_BASE,),
@@ -252,12 +255,12 @@ USED: dict[str, dict[str, Conditions]] = {
     },
     "RoundsConfig": {
         "train": ALWAYS,
-        "extract": ALWAYS,
+        "extract": (_ROUNDS,),
         # one of these two, or none where the cache has one target set
         "target": ALWAYS,
         "pixels": ALWAYS,
         "rounds": ALWAYS,
-        "start": ALWAYS,
+        "start": (_NEXT_ROUND,),
         "keep": (_ROUNDS,),
         "name": (_ROUNDS,),
         "seconds": ALWAYS,

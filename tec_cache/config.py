@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tec_cache.cache.layout import MOST_VIEWS
 from tec_cache.codec.quality import Quality
@@ -47,6 +47,9 @@ from tec_cache.train_settings import (
     TargetSettings,
 )
 
+AskedRows = int | Literal["all", "none"]
+"""What --k asks for: so many rows of attention beside the class token's, all, or no attention target."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig(InputSettings, ViewSettings, BaseSettings, StoredTargetSettings, SpeedSettings):
@@ -70,6 +73,11 @@ class ExtractConfig(InputSettings, ViewSettings, BaseSettings, StoredTargetSetti
             raise ConfigError(f"--group-size {self.group_size}", todo="give at most 1024")
         parse_rows(self.k)
         require_used(self, changed(self))
+
+    @property
+    def rows(self) -> AskedRows | None:
+        """Attention rows that were asked for; None where nothing was said."""
+        return parse_rows(self.k)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +117,11 @@ class TrainConfig(
         parse_bytes(self.stage_bytes)
         parse_rows(self.k)
         require_used(self, changed(self))
+
+    @property
+    def rows(self) -> AskedRows | None:
+        """Attention rows that were asked for; None where nothing was said."""
+        return parse_rows(self.k)
 
     @property
     def rows_together(self) -> int:
@@ -234,17 +247,19 @@ def wanted_sets(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def parse_rows(text: str | int | None) -> Any:
-    """Read k: None (not given) stays None; "none" gives the string; "all"; a number from 0."""
-    if text is None or text in ("all", "none"):
-        return text
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise ConfigError(f"--k {text}", todo="give a number from 0, or all, or none")
-    return number
+def parse_rows(given: str | int | None) -> AskedRows | None:
+    """Read --k, here and nowhere else; None (not given) stays None."""
+    if given is None:
+        return None
+    text = str(given)
+    if text == "all":
+        return "all"
+    if text == "none":
+        return "none"
+    if not (text.isascii() and text.isdigit()):
+        todo = "give a number of patches from 0, all, or none for no attention target"
+        raise ConfigError(f"--k {text}{nearest(text, ('all', 'none'))}", todo=todo)
+    return int(text)
 
 
 def read_toml(path: str | Path, config: type) -> dict[str, Any]:

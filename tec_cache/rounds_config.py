@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -66,6 +66,8 @@ class RoundsConfig:
         if given:
             raise ConfigError(f"rounds have no setting {', '.join(given)} of a training", todo="leave it out")
         require_used(self, [name for name in changed(self) if name not in ("train", "extract")])
+        if self.pixels and self.rounds == 1:
+            replace(self.train, pixels=True)  # refuses what pixels alone do not use
 
     @property
     def set_prefix(self) -> str:

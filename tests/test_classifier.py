@@ -407,7 +407,7 @@ def test_adapters_of_another_export_are_refused(export: Path, student: Student, 
         ({"adapters_from": "random"}, "random adapters were asked for"),
         ({"tune": "adapters", "adapters_from": "base"}, "no encoder adapters of base"),
         ({"tune": "head", "drop_path": 0.1}, "drop path"),
-        ({"num_classes": 1}, "a classifier of 1 classes"),
+        ({"num_classes": 1}, "a classifier of 1 class"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(source: LoadedEncoder, options: dict[str, Any], message: str) -> None:

@@ -112,6 +112,7 @@ UNUSED: list[tuple[type, dict[str, Any], dict[str, Any]]] = [
     }.items()),
     (TrainConfig, {"k": "none"}, {"tau": 2.0}),
     (TrainConfig, {"k": "none"}, {"attention_weight": 0.5}),
+    (TrainConfig, {"attention_weight": 0.0}, {"tau": 2.0}),
     (TrainConfig, {}, {"base_weights": "w"}),
     (TrainConfig, {}, {"stage_bytes": "1GB"}),
     (TrainConfig, {}, {"probe_limit": 100}),
@@ -171,6 +172,27 @@ def _toml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(list(value) if isinstance(value, tuple) else value)
 
 
+@pytest.mark.parametrize(("k", "rows"), [(None, None), ("none", "none"), ("all", "all"), ("0", 0), ("15", 15)])
+def test_rows_are_read_once(k: str | None, rows: Any) -> None:
+    assert ExtractConfig(cache="c", k=k).rows == TrainConfig(cache="c", out="r", k=k).rows == rows
+
+
+@pytest.mark.parametrize(
+    ("k", "near"),
+    [("al", "did you mean all"), ("non", "none"), ("-1", ""), ("1.5", ""), ("", ""), ("\u0663", ""), ("1_0", "")],
+)
+@pytest.mark.parametrize("command", ["extract", "fit", "plan", "train", "rounds"])
+def test_other_rows_are_refused_alike(
+    command: str, k: str, near: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--out", "r"] if command in ("train", "rounds") else ["p", "--base", "mae"]
+    code, text = told(capsys, monkeypatch, command, "--cache", "c", *more, f"--k={k}")
+    assert code == 2
+    assert f"--k {k}" in text
+    assert near in text
+    assert "give a number of patches from 0, all, or none for no attention target" in text
+
+
 def test_all_unused_settings_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         TrainConfig(cache="c", out="r", pixels=True, tau=2.0, k="3", stage_bytes="1GB")
@@ -193,6 +215,24 @@ def test_what_is_used_is_not_refused() -> None:
         (["plan", "p", "--cache", "c", "--views-only", "--base-batch-size", "8"], "--base-batch-size"),
         (["plan", "p", "--cache", "c", "--views-only", "--epochs", "3", "--student-arg", "depth=2"], "--student-arg"),
         (["plan", "--cache", "c", "--base", "mae", "--images", "100"], "--images"),
+        (["train", "--cache", "c", "--out", "r", "--pixels", "--tau", "1.0"], "--tau"),
+        (
+            ["train", "--cache", "c", "--out", "r", "--online", "mae", "--class-weight", "0", "--class-target"],
+            "--class-target",
+        ),
+        (["train", "--cache", "c", "--out", "r", "--class-target"], "--class-target"),
+        (["rounds", "--cache", "c", "--out", "r", "--rounds", "1", "--start", "previous"], "--start"),
+        (["rounds", "--cache", "c", "--out", "r", "--rounds", "1", "--start", "random"], "--start"),
+        (["rounds", "--cache", "c", "--out", "r", "--rounds", "1", "--keep", "1"], "--keep"),
+        (["rounds", "--cache", "c", "--out", "r", "--rounds", "1", "--quality", "high"], "--quality"),
+        (
+            ["rounds", "--cache", "c", "--out", "r", "--rounds", "1", "--base-batch-size", "8", "--k", "3"],
+            "--base-batch-size, --k",
+        ),
+        (["rounds", "--cache", "c", "--out", "r", "--seconds", "3"], "--seconds"),
+        (["rounds", "--cache", "c", "--out", "r", "--pixels", "--tau", "2", "--attention-weight", "0"], "--tau"),
+        (["rounds", "--cache", "c", "--out", "r", "--rounds", "1", "--pixels", "--tau", "2"], "--tau"),
+        (["report", "r", "--limit", "500"], "--limit"),
         (["verify", "c", "--sample", "64"], "--sample"),
         (["verify", "c", "--seed", "0", "--device", "auto"], "--seed, --device"),
         (["verify", "c", "--base-weights", "w"], "--base-weights"),

@@ -499,7 +499,7 @@ def test_the_commands(two_sets: Path, tmp_path: Path) -> None:
     result = runner.invoke(cli.cli, ["pack", str(two_sets), out, "--target", "coded", "--views", "1", "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["targets"] == ["coded"]
-    assert "1 views, target sets: coded" in runner.invoke(
+    assert "1 view, target sets: coded" in runner.invoke(
         cli.cli, ["pack", str(two_sets), out, "--target", "coded", "--views", "1", "--quiet"]
     ).stdout  # fmt: skip
     result = runner.invoke(cli.cli, ["unpack", out, back, "--json"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -134,6 +135,25 @@ def test_hours_of_a_slow_base(shards: Path, tiny_base: Path, tmp_path: Path, mon
     assert 194 * 0.01 < found.seconds["base"] < 194 * 0.02
     assert 32 * 0.01 < found.seconds["fitting the codec"] < 32 * 0.02
     assert sum(found.seconds.values()) == pytest.approx(time.monotonic() - begin, rel=0.4)
+
+
+def test_how_long_it_takes_is_said_first(
+    shards: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(planning(shards, tmp_path / "c", tiny_base, quality="exact"), seconds=2.0)
+    plan(config, quiet=False)
+    lines = capsys.readouterr().err.splitlines()
+    (said,) = [number for number, line in enumerate(lines) if line.startswith("plan: measuring takes about 2")]
+    assert lines[said].endswith(" s")
+    stages = [line.split(", ")[0] for line in lines[said + 1 :]]
+    assert [stage.split(":")[1] for stage in stages] == [" photos", " crops", " crops to disk", " targets", " training"]
+    slowed(monkeypatch, FrozenBase, "forward", lambda args: 0.05 * len(args[1]))
+    plan(config, quiet=False)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "measuring takes" in line]
+    told = r"plan: measuring takes about \d+\.\d s: the base takes 0\.\d+ s per view here, and needs 32 views"
+    assert re.fullmatch(told, line)
+    plan(planning(shards, tmp_path / "c", None, views_only=True))
+    assert capsys.readouterr().err == ""
 
 
 def test_hours_of_slow_photos_count_the_threads(

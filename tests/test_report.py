@@ -459,7 +459,7 @@ def test_an_unfinished_cache(tmp_path: Path, cache: Path) -> None:
     record.unlink()
     summary, page = reported(tmp_path / "r.html", tmp_path / "c")
     assert summary.problems == []
-    assert page.row("missing") == ["1 units of tiny"]
+    assert page.row("missing") == ["1 unit of tiny"]
     assert "not finished" in page.row("state")
 
 

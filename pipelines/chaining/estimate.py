@@ -69,7 +69,7 @@ class Estimate:
 
 
 def estimate(chain: Chain, journal: Journal, *, quiet: bool) -> Estimate:
-    """Measure one extraction and one training for a few seconds, with random weights in place of a trained model's.
+    """Measure a little of one extraction and one training, with random weights in place of a trained model's.
 
     An untrained model computes as fast as a trained one; its targets take other bytes, rather more than fewer, since
     what it says of a photo is less smooth. Nothing stays of it, neither in the cache nor beside it.

@@ -27,7 +27,7 @@ from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import remove_all, remove_target_set
 from tec_cache.cache.sealed import FORMAT
 from tec_cache.codec.quality import Quality
-from tec_cache.config import ExtractConfig, parse_rows
+from tec_cache.config import ExtractConfig
 from tec_cache.data.classes import read_classes
 from tec_cache.data.photos import Shard
 from tec_cache.data.source import Source, open_source
@@ -287,7 +287,7 @@ def prepare_targets(
         base_name, weights = config.base, config.base_weights
     precision = config.precision or before.get("precision") or "auto"
     compute = resolve_compute(config.device, precision, ranks.local_rank, shared=True)
-    k: Any = parse_rows(config.k)
+    k: Any = config.rows
     if k is None:
         k = before["spec"]["k"] if before else "recipe"
     base = load_base(

@@ -1,4 +1,4 @@
-"""A few seconds of extraction: every stage as `extract` runs it, on a sample, in a scratch folder beside the cache."""
+"""A short extraction: every stage as `extract` runs it, on a sample, in a scratch folder beside the cache."""
 
 from __future__ import annotations
 
@@ -181,6 +181,7 @@ def measure_targets(
     with Progress("plan: targets", quiet=quiet) as progress:
         fewest = BLOCK_ROWS if codec is not None or job.quality.exact else FEWEST_FITTED
         crops = crops[: _rows_in(seconds, job, crops, pool, fewest)]
+        progress.expect(len(crops))
         commit_asked(store, 1, cache.fingerprint)
         views = commit_views(store, unit, crops, [], cache.fingerprint, photos_sha256=NO_PHOTOS)
         source = SourceRecord(

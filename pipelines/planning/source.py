@@ -1,4 +1,4 @@
-"""A few seconds with the photos: how many there are, how fast they are read and cut, and some crops of them."""
+"""A look at the photos: how many there are, how fast they are read and cut, and some crops of them."""
 
 from __future__ import annotations
 

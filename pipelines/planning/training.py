@@ -1,4 +1,4 @@
-"""A few seconds of training on a small finished cache: the student's step, and what its targets cost either way."""
+"""A short training on a small finished cache: the student's step, and what its targets cost either way."""
 
 from __future__ import annotations
 
@@ -153,12 +153,15 @@ def measure_training(made: Prepared, cache: Cache, job: TargetJob, *, seconds: f
         per_view = settled(clock.student, most, compute.device)
         # a student's step three times, decoding and the base in the loop twice
         micro = max(1, min(most, int(seconds / 6 / per_view)))
-        times = [clock.student(micro) for _ in range(3)]
+        progress.expect(3 * micro)
+        times = []
+        for _ in range(3):
+            times.append(clock.student(micro))
+            progress.advance(micro)
         decode = min(clock.targets(made.cached, micro) for _ in range(2))
         base = min(clock.targets(online, micro) for _ in range(2))
         clock.update()
         update = clock.update()
-        progress.advance(3 * micro)
     visible = num_visible_patches(job.spec.num_tokens, config.mask_ratio)
     return TrainingCosts(
         micro_batch=micro,

@@ -15,7 +15,7 @@ from tec_cache.base.model import FrozenBase
 from tec_cache.base.source import default_name, find_source
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.target_set import TargetSet
-from tec_cache.config import TrainConfig, parse_rows, wanted_sets
+from tec_cache.config import TrainConfig, wanted_sets
 from tec_cache.device import Compute
 from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.loader import Batch
@@ -101,7 +101,7 @@ def _online(name: str, weight: float, config: TrainConfig, cache: Cache, compute
         notes = meant.manifest["notes"]
         given = given.over(given_before(notes))
         name, weights = base_again(notes, weights, target=meant.name)
-    k, recipe = parse_rows(config.k), recipe_of(name)
+    k, recipe = config.rows, recipe_of(name)
     base = load_base(
         name,
         weights,
@@ -120,7 +120,7 @@ def _online(name: str, weight: float, config: TrainConfig, cache: Cache, compute
 
 def _cached(name: str, weight: float, config: TrainConfig, cache: Cache) -> CachedTargets:
     """Check the asked settings against what one target set holds."""
-    k, stored = parse_rows(config.k), cache[name]
+    k, stored = config.rows, cache[name]
     spec, identity = stored.spec, stored.identity
     asked = {"normalization": config.normalization, "last_layers": config.last_layers}
     have = {"normalization": spec.normalization, "last_layers": identity["last_layers"]}
