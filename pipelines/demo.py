@@ -30,7 +30,7 @@ from pipelines.info import info
 from pipelines.judging.demo_picture import draw
 from pipelines.probe import probe
 from pipelines.train import train
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.progress import human_bytes

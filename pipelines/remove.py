@@ -11,7 +11,8 @@ from tec_cache.cache import layout
 from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.lock import CacheLock, cache_lock
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import clear_leftovers, remove_target_set, remove_views
 from tec_cache.errors import ConfigError, nearest
 from tec_cache.pack.reader import Pack

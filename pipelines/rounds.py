@@ -20,7 +20,7 @@ from pipelines.extraction.extract_summary import require_finished
 from pipelines.remove import remove, set_names
 from pipelines.train import last_scores, train
 from tec_cache.cache.lock import writing
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.distributed import Ranks
 from tec_cache.documents import read_document
 from tec_cache.errors import ConfigError

@@ -16,7 +16,8 @@ from tec_cache.cache import layout, version1
 from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.lock import cache_lock
 from tec_cache.cache.manifest import read_manifest, require_current
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import clear_leftovers, remove_index
 from tec_cache.data.image_pool import ImagePool
 from tec_cache.errors import CacheError, ConfigError

@@ -18,7 +18,8 @@ import tensorstore as ts
 from tec_cache.cache import layout
 from tec_cache.cache.blocks import open_zip, read_block, write_zip
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.codec import ArraySpec
 from tec_cache.errors import CacheError
 from tec_cache.loader import Loader

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tec_cache.cache.layout import BLOCK_ROWS
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.pixels import decode_crop
-from tec_cache.cache.reader import open_cache
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.loader import Batch, EpochOrder, Loader
 from tec_cache.loader.order import largest_share

@@ -31,7 +31,7 @@ from pipelines.rounds import RoundsSummary, rounds
 from pipelines.terminal.info_texts import text_of
 from pipelines.terminal.rounds_texts import rounds_text
 from pipelines.train import train
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, TecCacheError

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from pipelines.train import train
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.config import TrainConfig, parse_bytes
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.loader import Loader

@@ -17,7 +17,8 @@ from pipelines.export import export, trained_student
 from pipelines.extract import extract
 from pipelines.probe import probe
 from pipelines.train import prepare_student, train
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.device import resolve_compute
 from tec_cache.errors import TecCacheError

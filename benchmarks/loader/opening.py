@@ -31,7 +31,7 @@ from pipelines.index import index
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.manifest import manifest_body
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.record import AskedRecord, ContentRecord
 from tec_cache.cache.sealed import seal
 from tec_cache.store import Store, open_store
@@ -46,7 +46,7 @@ MEASURE = """
 import json, sys, time
 import torch
 from pipelines.info import info
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.loader import Loader
 import tec_cache.cache.index.reading, tec_cache.pack.reader, numcodecs.blosc, zarr, fsspec
 

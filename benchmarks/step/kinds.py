@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipelines.train import prepare_student
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import TrainConfig
 from tec_cache.device import resolve_compute
 from tec_cache.distributed import Ranks

@@ -34,7 +34,7 @@ MEND = "remove this tar and its record, then run the same tec-cache pack again; 
 
 
 def open_pack(store: Store) -> Pack:
-    """Open a pack, which `reader.open_cache` has recognized. Raises CacheError where it is damaged or unfinished."""
+    """Open a pack, which `open_cache` has recognized. Raises CacheError where it is damaged or unfinished."""
     pack = read_manifest(store, layout.PACK)
     if store.size(layout.MANIFEST) is None:
         raise CacheError("a pack that was only just begun", where=store.url, todo=Pack.go_on)

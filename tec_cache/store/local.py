@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tec_cache.errors import CacheError
-from tec_cache.store import MOST_WHOLE
 from tec_cache.store.files import make_folder, sync_file, sync_folder, write_durably
 from tec_cache.store.names import checked_name
+from tec_cache.store.store import MOST_WHOLE
 
 DRAFTS = ".drafts"
 """Folder of unfinished files; whatever a killed job leaves is here, or is a payload that no record names."""

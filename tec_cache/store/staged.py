@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO
 
 from tec_cache.errors import ConfigError, TecCacheError
-from tec_cache.store import Store
 from tec_cache.store.local import read_local
 from tec_cache.store.stage_folder import StageFolder, hash_in
+from tec_cache.store.store import Store
 
 FREE_SHARE = 0.9
 """Share of the free disk that copies may take where no bound was given."""
