@@ -197,5 +197,5 @@ def _merge_unit(
     if there == record:
         summary.already_there += 1
     else:
-        summary.different.append(f"{name.removeprefix('records/').removesuffix('.json')} of {source.url}")
+        summary.different.append(f"{layout.what_of(name)} of {source.url}")
     return None

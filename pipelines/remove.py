@@ -94,7 +94,7 @@ def set_names(store: Store) -> list[str]:
 
 def _all_units(store: Store) -> set[Unit]:
     """List the units of which any record or payload is there."""
-    names = [name for folder in ("records", layout.VIEWS, layout.TARGETS) for name in store.names(folder)]
+    names = [name for folder in (layout.RECORDS, layout.VIEWS, layout.TARGETS) for name in store.names(folder)]
     return {unit for name in names if (unit := layout.unit_of(name)) is not None}
 
 

@@ -26,7 +26,7 @@ from tec_cache.documents import read_document
 from tec_cache.errors import ConfigError
 from tec_cache.kinds import EXPORT_FILE
 from tec_cache.rounds_config import RoundsConfig
-from tec_cache.run.checkpoint import step_of
+from tec_cache.run.layout import step_of
 from tec_cache.run.metrics import is_loss, read_metrics
 from tec_cache.run.settings import load_settings
 

@@ -17,12 +17,13 @@ TAIL = 1 << 16
 def describe_run(place: Path) -> dict[str, Any]:
     """Describe a run as plain values. Raises TecCacheError where its settings cannot be understood."""
     from tec_cache.run.checkpoint import checkpoints
+    from tec_cache.run.layout import metrics_file, step_of
     from tec_cache.run.settings import load_settings
 
     settings = load_settings(place)
     kept = checkpoints(place)
-    step = int(kept[-1].stem.rpartition("-")[2]) if kept else 0
-    logged = last_metrics(place / "metrics.jsonl")
+    step = step_of(kept[-1]) if kept else 0
+    logged = last_metrics(metrics_file(place))
     speed: dict[str, Any] = {name: logged.pop(name) for name in ("images_per_second", "waited") if name in logged}
     task = settings["task"]
     tuned = ("recipe", "model", "num_classes", "classes")

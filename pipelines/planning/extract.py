@@ -33,7 +33,6 @@ from tec_cache.codec.errors import TargetErrors
 from tec_cache.data.image_pool import ImagePool
 from tec_cache.progress import Progress
 from tec_cache.store import Store, open_store
-from tec_cache.store.local import DRAFTS
 from tec_cache.types import Targets
 
 T = TypeVar("T")
@@ -113,7 +112,7 @@ class TargetCosts:
 @contextmanager
 def scratch(store: Store) -> Iterator[str]:
     """Give a folder (or URL) of its own on the disk of the cache; nothing is left of it afterwards."""
-    name = f".tec-cache-plan-{uuid.uuid4().hex[:12]}"
+    name = f"{layout.SCRATCH}{uuid.uuid4().hex[:12]}"
     if store.folder is None:
         url = f"{store.address}/{name}"
         try:
@@ -126,7 +125,7 @@ def scratch(store: Store) -> Iterator[str]:
     folder = store.folder.absolute()
     if folder.is_dir():
         # what is left of a plan that was killed is cleared by the next extraction
-        root, ours = folder / DRAFTS, not (folder / DRAFTS).exists()
+        root, ours = folder / layout.DRAFTS, not (folder / layout.DRAFTS).exists()
         root.mkdir(exist_ok=True)
     else:
         root, ours = next(path for path in folder.parents if path.is_dir()), False

@@ -41,7 +41,7 @@ def open_pack(store: Store) -> Pack:
     manifest = read_manifest(store, layout.MANIFEST)
     if pack["identity"]["cache"] != manifest["fingerprint"]:
         where = store.place(layout.MANIFEST)
-        raise CacheError("the pack of another cache", where=where, todo="restore cache.json from a copy")
+        raise CacheError("the pack of another cache", where=where, todo=f"restore {layout.MANIFEST} from a copy")
     return Pack(store, manifest, pack=pack["identity"])
 
 
