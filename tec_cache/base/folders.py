@@ -16,8 +16,8 @@ from tec_cache.base.statistics import three
 from tec_cache.errors import ConfigError, WeightsError, nearest
 from tec_cache.model_args import BASE_ARGS, check_model_args
 from tec_cache.recipes import of_generation
+from tec_cache.types import Colours
 from tec_cache.weights.content import read_json
-from tec_cache.weights.releases import Colours
 
 FILES = (
     "model.safetensors",
