@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.loader.parts import largest_share
 from tec_cache.cache.layout import BLOCK_ROWS
 from tec_cache.cache.opening import open_cache
 from tec_cache.cache.pixels import decode_crop
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.loader import Batch, EpochOrder, Loader
-from tec_cache.loader.order import largest_share
 from tec_cache.loader.units import OpenUnit
 from tec_cache.rng import key64
 

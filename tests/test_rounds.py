@@ -275,7 +275,10 @@ class Command:
     """`tec-cache rounds` as a process of its own."""
 
     def __init__(self, config: RoundsConfig, *more: str) -> None:
-        words = ["rounds", *option_words(RoundsConfig, vars(config), ("train", "extract"))]
+        words = [
+            "rounds",
+            *option_words(RoundsConfig, {n: v for n, v in vars(config).items() if n not in ("train", "extract")}),
+        ]
         words += option_words(type(config.train), vars(config.train))
         words += ["--k", "3", "--quality", "exact", "--base-batch-size", "8"]
         self.process = subprocess.Popen(

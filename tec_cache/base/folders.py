@@ -153,13 +153,3 @@ def check_model_hash(weights: Path, expected: str | None) -> None:
             where=str(weights),
             todo="run tec-cache export again, with --overwrite",
         )
-
-
-def check_export(folder: Path) -> dict[str, Any]:
-    """Return config.json of an export or timm folder once its weights are the ones it was written for.
-
-    Raises WeightsError or ConfigError as loading it would.
-    """
-    found = read_folder(folder)
-    check_model_hash(found.weights, found.model_sha256)
-    return read_json(folder / "config.json")

@@ -78,14 +78,6 @@ def most_chunk_bytes(spec: ArraySpec) -> int:
     return most_frame_bytes(block_bytes(spec)) + CRC_BYTES
 
 
-def open_zip(path: str | Path) -> Any:
-    """Open the Zarr group of a local zip with Zarr's own reader."""
-    import zarr
-    from zarr.storage import ZipStore
-
-    return zarr.open_group(ZipStore(path, mode="r"), mode="r")
-
-
 def _num_blocks(arrays: Mapping[str, npt.NDArray[np.generic]]) -> int:
     return -(-len(next(iter(arrays.values()))) // BLOCK_ROWS)
 
