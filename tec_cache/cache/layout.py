@@ -13,6 +13,7 @@ CACHE/
   records/views/000123/000123.002-v03.json         commit record of a unit of views: payload, keys, offsets, checksums
   records/targets/NAME/000123/000123.002-v03.json  commit record of a unit of targets: payload, block positions
   index/views.idx  index/targets/NAME.idx          what the records say, in one file for all units; made from them
+  .lock  .drafts/                                  of a cache in a folder: who writes; files that are not finished
 
 PACK/ (tec-cache pack) has the same cache.json, targets/NAME/{target.json,codec*}, records/source, content, index, and
   pack.json                                        identity of the pack: of which cache, views, target sets
