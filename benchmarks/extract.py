@@ -46,6 +46,7 @@ from tec_cache.cache.lock import CacheLock
 from tec_cache.cache.reader import Cache
 from tec_cache.codec import Codec
 from tec_cache.config import ExtractConfig
+from tec_cache.data import image_pool
 from tec_cache.data.image_pool import ImagePool
 from tec_cache.data.image_work import Cutting
 from tec_cache.data.photos import Photo
@@ -142,7 +143,8 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, float]:
     """Time all kinds in turn; print and return their medians, in seconds per view."""
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     slowest = ""
-    with ImagePool(available_cores(), images_in_threads=0) as pool:
+    image_pool.IMAGES_IN_THREADS = 0
+    with ImagePool(available_cores()) as pool:
         work = parts(case, pool)
         for kind in ("image work", "base", "coding"):
             work[kind]()  # loads what it needs

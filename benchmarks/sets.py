@@ -31,7 +31,7 @@ from benchmarks.photos import write_photos
 from benchmarks.step.__main__ import spread
 from benchmarks.step.kinds import Kind, Setting, kind, measure
 from pipelines.extract import extract
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig
 from tec_cache.flops import student_macs
 from tec_cache.loader import Loader

@@ -9,7 +9,8 @@ from typing import Any
 from tec_cache.errors import TecCacheError
 from tec_cache.formats import format_named
 from tec_cache.formats.model import read_model
-from tec_cache.model_card import CARD_FILE, bases_of, model_card
+from tec_cache.kinds import CARD_FILE
+from tec_cache.model_card import bases_of, model_card
 from tec_cache.store.whole_folder import MANIFEST, require_replaceable, write_whole_folder
 
 

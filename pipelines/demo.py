@@ -30,7 +30,7 @@ from pipelines.info import info
 from pipelines.judging.demo_picture import draw
 from pipelines.probe import probe
 from pipelines.train import train
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.printable import counted
@@ -52,9 +52,7 @@ ONLINE_STEPS = 30
 SHARD = 512
 
 
-def demo(
-    out: Path, *, epochs: int = EPOCHS, tune_epochs: int = TUNE_EPOCHS, say: Callable[[str], None] = print
-) -> dict[str, Any]:
+def demo(out: Path) -> dict[str, Any]:
     """Run the story below `out`; return what was measured. `out` is emptied first."""
     if out.exists():
         if not (out / "photos").is_dir():
@@ -66,21 +64,21 @@ def demo(
         begin = time.monotonic()
         result = work()
         seconds[name] = time.monotonic() - begin
-        say(f"  {name:34s} {seconds[name]:6.1f} s")
+        print(f"  {name:34s} {seconds[name]:6.1f} s")
         return result
 
-    say(f"tec-cache demo, in {out}/")
+    print(f"tec-cache demo, in {out}/")
     photos = out / "photos"
     train_images, test_images = stage("digits to shards", lambda: write_digits(photos))
     cache = str(out / "cache")
     train_shards, test_shards = str(photos / "train-*.tar"), str(photos / "test-*.tar")
     plan: dict[str, Any] = {"size": SIZE, "grid": GRID, "scale": (0.5, 1.0), "flip": 0.0, "views": 4}
     stage("views", lambda: extract(ExtractConfig(input=train_shards, cache=cache, views_only=True, **plan)))
-    recipe = training_recipe(cache, epochs)
+    recipe = training_recipe(cache, EPOCHS)
     zero = TrainConfig(out=str(out / "zero"), pixels=True, **recipe)
     stage("round zero: masked pixels", lambda: whole(train(zero)))
     base = export(out / "zero", out / "base")
-    longer = TrainConfig(out=str(out / "zero-longer"), pixels=True, **recipe | {"epochs": 2 * epochs})
+    longer = TrainConfig(out=str(out / "zero-longer"), pixels=True, **recipe | {"epochs": 2 * EPOCHS})
     stage("control: twice as many epochs", lambda: whole(train(longer)))
     control = export(out / "zero-longer", out / "control")
     stage("targets of round zero", lambda: extract(ExtractConfig(cache=cache, base=str(base))))
@@ -97,7 +95,7 @@ def demo(
     judged = {}
     for name, model in models.items():
         run = None if name == "untrained" else out / f"tuned-{name}".replace(" ", "-")
-        work = partial(judge, model, train_shards, test_shards, run, tune_epochs)
+        work = partial(judge, model, train_shards, test_shards, run, TUNE_EPOCHS)
         judged[name] = stage(f"judge: {name}", work)
     picture = out / "demo.png"
     curves = {name: read_metrics(out / run) for name, run in (("round zero", "zero"), ("new model", "one"))}
@@ -106,7 +104,7 @@ def demo(
     result = {
         "train_images": train_images,
         "test_images": test_images,
-        "epochs": epochs,
+        "epochs": EPOCHS,
         "bytes_per_view_targets": target["bytes_per_view"],
         "bytes_per_view_crops": sum(v["bytes"] for v in info(cache)["views"]) / (4 * train_images),
         "seconds": seconds,
@@ -117,7 +115,7 @@ def demo(
         "picture": str(picture),
     }
     for line in table(result):
-        say(line)
+        print(line)
     return result
 
 

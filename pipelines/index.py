@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.extraction.storage import Needed, explained_storage
 from tec_cache.cache.index.writing import refresh
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.remove import working
 from tec_cache.errors import CacheError
 from tec_cache.progress import Progress

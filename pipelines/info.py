@@ -14,7 +14,8 @@ from pipelines.extraction.label_counts import LabelCounter, indexed_counts
 from tec_cache.cache.index.heading import ViewsHeading
 from tec_cache.cache.index.reading import UnitIndex
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.target_set import TargetSet
 from tec_cache.codec.quality import Quality
 from tec_cache.data.passed_over import PassedOver

@@ -20,7 +20,8 @@ from tec_cache.cache.copy import (
 from tec_cache.cache.identity import require_same
 from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import SourceRecord, TargetRecord, ViewsRecord
 from tec_cache.cache.remove import working
 from tec_cache.cache.target_set import TargetSet
@@ -196,5 +197,5 @@ def _merge_unit(
     if there == record:
         summary.already_there += 1
     else:
-        summary.different.append(f"{name.removeprefix('records/').removesuffix('.json')} of {source.url}")
+        summary.different.append(f"{layout.what_of(name)} of {source.url}")
     return None

@@ -19,7 +19,8 @@ from tec_cache.cache.copy import copy_codec, copy_manifest, copy_source_record
 from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.layout import BLOCK_ROWS, Unit, crop_name
 from tec_cache.cache.manifest import ensure_manifest
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import PackedCodes, PackRecord, Payload, ViewsRecord
 from tec_cache.cache.remove import working
 from tec_cache.cache.target_set import TargetSet

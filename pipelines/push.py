@@ -9,9 +9,7 @@ from typing import Any
 
 from tec_cache.documents import read_document
 from tec_cache.errors import ConfigError, TecCacheError, listed
-from tec_cache.kinds import EXPORT_FILE, WEIGHTS_FILE
-from tec_cache.model_card import CARD_FILE
-from tec_cache.run.export import ADAPTERS_FILE
+from tec_cache.kinds import ADAPTERS_FILE, CARD_FILE, EXPORT_FILE, WEIGHTS_FILE
 from tec_cache.store.files import hash_file
 from tec_cache.store.whole_folder import MANIFEST, manifest_of
 

@@ -11,7 +11,8 @@ from tec_cache.cache import layout
 from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.lock import CacheLock, cache_lock
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import clear_leftovers, remove_target_set, remove_views
 from tec_cache.errors import ConfigError, nearest
 from tec_cache.pack.reader import Pack
@@ -93,7 +94,7 @@ def set_names(store: Store) -> list[str]:
 
 def _all_units(store: Store) -> set[Unit]:
     """List the units of which any record or payload is there."""
-    names = [name for folder in ("records", layout.VIEWS, layout.TARGETS) for name in store.names(folder)]
+    names = [name for folder in (layout.RECORDS, layout.VIEWS, layout.TARGETS) for name in store.names(folder)]
     return {unit for name in names if (unit := layout.unit_of(name)) is not None}
 
 

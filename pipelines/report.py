@@ -20,7 +20,7 @@ from pipelines.reporting.models import Looked, given_base, model_of
 from pipelines.reporting.page import GENERATOR, whole_page
 from pipelines.reporting.shown import Shown, given_photos, shown_crops
 from pipelines.reporting.subjects import Subject, guarded, open_subjects
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.device import Compute, resolve_compute
 from tec_cache.draw.figures import require_matplotlib
 from tec_cache.errors import ConfigError, TecCacheError

@@ -20,13 +20,13 @@ from pipelines.extraction.extract_summary import require_finished
 from pipelines.remove import remove, set_names
 from pipelines.train import last_scores, train
 from tec_cache.cache.lock import writing
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.distributed import Ranks
 from tec_cache.documents import read_document
 from tec_cache.errors import ConfigError
 from tec_cache.kinds import EXPORT_FILE
 from tec_cache.rounds_config import RoundsConfig
-from tec_cache.run.checkpoint import step_of
+from tec_cache.run.layout import step_of
 from tec_cache.run.metrics import is_loss, read_metrics
 from tec_cache.run.settings import load_settings
 

@@ -12,7 +12,8 @@ from pipelines.judging.student_judge import StudentJudge, probe_config
 from pipelines.training.running import Ran, prepared_compute, run_task, with_micro_batch
 from pipelines.training.target_sources import OnlineTargets, base_weights_for, choose_targets, target_sets
 from pipelines.training.warm_start import warm_start
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.config import TrainConfig, parse_bytes
 from tec_cache.device import Compute
 from tec_cache.distributed import Ranks, agreed, process_group

@@ -11,7 +11,7 @@ from tec_cache.cache import layout
 from tec_cache.cache.copy import checked_pieces, copy_codec, copy_manifest, copy_source_record, require_name
 from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.record import PackRecord, TargetRecord, ViewsRecord
 from tec_cache.cache.remove import working
 from tec_cache.cache.writer import Crop, TargetArrays, commit_asked, commit_content, commit_targets, commit_views

@@ -16,7 +16,8 @@ from tec_cache.cache import layout, version1
 from tec_cache.cache.index.writing import refresh
 from tec_cache.cache.lock import cache_lock
 from tec_cache.cache.manifest import read_manifest, require_current
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.remove import clear_leftovers, remove_index
 from tec_cache.data.image_pool import ImagePool
 from tec_cache.errors import CacheError, ConfigError
@@ -136,7 +137,7 @@ def verify(
         names = ", ".join(f"--{name}" for name, value in own.items() if value is not None)
         raise ConfigError(f"not used: {names}; only --base runs the base again", todo="add --base, or leave them out")
     begin, store = time.monotonic(), version1.adapted(open_store(path))
-    if store.size(layout.MANIFEST) is None and not store.names("records"):
+    if store.size(layout.MANIFEST) is None and not store.names(layout.RECORDS):
         open_cache(path)  # says that there is none
     if store.size(layout.PACK) is not None:
         todo = "tec-cache unpack checks every byte of it"
@@ -199,7 +200,7 @@ def _run_bases(verdict: Verdict, path: str, how: How, only: str | None, quiet: b
         )
     for name in names:
         own = (layout.target_manifest(name), layout.codec_record(name))
-        if any(f.where in own or (f.kind == "codec" and f.where.startswith(f"targets/{name}/"))
+        if any(f.where in own or (f.kind == "codec" and f.where.startswith(f"{layout.target_folder(name)}/"))
                for f in verdict.findings):  # fmt: skip
             continue  # what is stored cannot be decoded
         with ImagePool(DECODERS, "crops") as pool:
@@ -259,8 +260,6 @@ def _next_commands(verdict: Verdict) -> list[str]:
     if any(name.startswith((layout.VIEW_RECORDS, layout.SOURCE_RECORDS)) for name in missing):
         photos = f"tec-cache extract PHOTOS {cache} --views {views}"
         return [f"{photos} --name {name}" for name in sets] or [f"{photos} --views-only"]
-    return [
-        f"tec-cache extract {cache} --name {name}"
-        for name in sets
-        if any(f"targets/{name}/" in record for record in missing)
-    ]
+    folders = {name: (f"{layout.target_records(name)}/", f"{layout.target_folder(name)}/") for name in sets}
+    extended = (name for name, of_set in folders.items() if any(file.startswith(of_set) for file in missing))
+    return [f"tec-cache extract {cache} --name {name}" for name in extended]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tec_cache.base.load import load_base as load_base
-    from tec_cache.cache.reader import open_cache as open_cache
+    from tec_cache.cache.opening import open_cache as open_cache
     from tec_cache.config import ExtractConfig as ExtractConfig
     from tec_cache.config import ProbeConfig as ProbeConfig
     from tec_cache.config import TrainConfig as TrainConfig
@@ -27,7 +27,7 @@ except metadata.PackageNotFoundError:  # run from a checkout that is not install
 
 _PLACES = {
     "load_base": "tec_cache.base.load",
-    "open_cache": "tec_cache.cache.reader",
+    "open_cache": "tec_cache.cache.opening",
     "create_student": "tec_cache.student.model",
     "Loader": "tec_cache.loader",
     "Targets": "tec_cache.types",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from tec_cache.codec.quality import Quality
 from tec_cache.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ _TARGETS = Condition(lambda c: not c.views_only, "--views-only makes no targets"
 _NAMED = Condition(lambda c: bool(c.base or c.name), "no base was named")
 _PHOTOS = Condition(lambda c: c.input is not None, "no photos were given")
 _RANDOM_CROP = Condition(lambda c: c.crop != "center", "a centre crop is always the same")
-_FITTED = Condition(lambda c: c.quality != "exact", "quality exact needs no fit")
+_FITTED = Condition(lambda c: c.quality is None or Quality.parse(c.quality).fitted, "its quality needs no fit")
 _CPU = Condition(lambda c: not c.device.startswith("cuda"), "they are a CPU's, and the device is a GPU")
 _BASE = Condition(lambda c: not c.pixels, "pixels have no base")
 _ATTENTION = Condition(lambda c: not c.pixels and c.k != "none", "there is no attention target")

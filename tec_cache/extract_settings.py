@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tec_cache.codec.quality import QUALITIES
+from tec_cache.codec.quality import qualities
 from tec_cache.fields import DEVICES, Names, setting, table
 
 
@@ -126,7 +126,7 @@ class StoredTargetSettings:
         None,
         "Error allowed in stored targets: exact, high, default, small, or two numbers MSE,KL; more error takes less "
         "disk.  [default: default]",
-        words=tuple(QUALITIES),
+        words=tuple(qualities()),
     )
     fit_views: int | None = setting(
         None, "Views that the codec is fitted on; more make smaller targets.  [default: 512]"

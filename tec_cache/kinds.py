@@ -15,8 +15,8 @@ from tec_cache.store import open_store
 RUN_FILE = "run.json"
 ROUNDS_FILE = "rounds.json"
 EXPORT_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-"""Beside EXPORT_FILE."""
+WEIGHTS_FILE, ADAPTERS_FILE, CARD_FILE = "model.safetensors", "adapters/adapters.safetensors", "README.md"
+"""Beside EXPORT_FILE. Adapters have a folder: some versions of timm take any .safetensors there for the model's."""
 
 MOST_ENTRIES = 1000
 """Entries of a foreign folder that are looked at."""

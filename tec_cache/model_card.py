@@ -15,8 +15,6 @@ from tec_cache.licences import UNKNOWN, Licence, licence_of
 from tec_cache.printable import counted, printable
 from tec_cache.urls import without_secrets
 
-CARD_FILE = "README.md"
-
 _ORIGIN = "TEC, target-enhanced conditional mask-reconstruction ([arXiv 2210.11016](https://arxiv.org/abs/2210.11016))"
 _USAGE = """import timm
 model = timm.create_model("local-dir:FOLDER", pretrained=True)  # or hf-hub:OWNER/NAME, once it is pushed"""

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
+Colours = tuple[float, float, float]
+"""A number for each of red, green and blue."""
+
 Normalization = Literal["patch", "feature", "none"]
 Rows = int | Literal["all"] | None
 

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from pipelines.extract import extract
 from pipelines.pack import pack
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.config import ExtractConfig, TrainConfig
 from tec_cache.loader import Batch, Loader
 from tec_cache.run.checkpoint import checkpoints, load_checkpoint

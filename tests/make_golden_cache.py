@@ -21,7 +21,7 @@ import torch
 
 from pipelines.extract import extract
 from pipelines.pack import pack
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig
 from tests.conftest import encoded, photo, write_tar, write_tiny_base
 

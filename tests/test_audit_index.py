@@ -19,7 +19,7 @@ from tec_cache.audit.findings import Finding
 from tec_cache.cache import layout
 from tec_cache.cache.index.table import ENTRY, PROLOGUE, read_table
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.errors import CacheError
 from tec_cache.store import open_store
 from tests.conftest import files_below, load_everything, tiny_config, write_shards

@@ -20,8 +20,9 @@ import webdataset as wds
 
 import cli
 from tec_cache.cache.layout import Unit, crop_name
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.pixels import decode_crop
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.reader import Cache
 from tests.conftest import encoded, files_below, payload_of, photo, write_shards, write_tar, write_tiny_base
 
 

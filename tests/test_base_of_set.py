@@ -15,7 +15,7 @@ from pipelines.extract import extract
 from pipelines.loading.base_of_set import set_meant
 from pipelines.train import train
 from pipelines.verify import verify
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig
 from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.run.settings import load_settings

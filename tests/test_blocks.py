@@ -14,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorstore as ts
+import zarr
+from zarr.storage import ZipStore
 
 from tec_cache.cache import layout
-from tec_cache.cache.blocks import open_zip, read_block, write_zip
+from tec_cache.cache.blocks import read_block, write_zip
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.codec import ArraySpec
 from tec_cache.errors import CacheError
 from tec_cache.loader import Loader
@@ -52,7 +55,7 @@ def theirs(path: Path, name: str) -> np.ndarray:
 def test_our_reader_zarr_and_tensorstore_read_the_same(tmp_path: Path, count: int) -> None:
     path, arrays = tmp_path / "z.zip", arrays_of(count)
     blocks = write_zip(path, arrays, SPECS)
-    data, group = path.read_bytes(), open_zip(path)
+    data, group = path.read_bytes(), zarr.open_group(ZipStore(path, mode="r"), mode="r")
     assert set(group) == set(arrays) == set(blocks)
     for name, values in arrays.items():
         pieces = [(data[position : position + size], crc) for position, size, crc in blocks[name]]
@@ -103,7 +106,7 @@ def test_others_read_the_units_of_a_cache(quality: str, request: pytest.FixtureR
     tiny = cache["tiny"]
     for unit in (FIRST, Unit(2, 2, 0)):
         path, ours = payload_of(cache, unit, "tiny"), tiny.read_unit(tiny.record(unit))
-        group = open_zip(path)
+        group = zarr.open_group(ZipStore(path, mode="r"), mode="r")
         assert set(group) == set(ours) == set(tiny.codec.arrays(tiny.spec))
         for name, values in ours.items():
             np.testing.assert_array_equal(group[name][...], values)

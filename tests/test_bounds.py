@@ -38,8 +38,8 @@ from tec_cache.cache import layout
 from tec_cache.cache.blocks import block_bytes, most_chunk_bytes, read_block, write_zip
 from tec_cache.cache.frames import unpacked
 from tec_cache.cache.layout import Unit
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.pixels import MOST_SIDE, JpegSettings, decode_crop, encode_crop, most_crop_bytes
-from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import Payload, TargetRecord, ViewsRecord
 from tec_cache.codec import ArraySpec, get_codec, most_parameter_bytes
 from tec_cache.data import links, photos, tar_stream, tars

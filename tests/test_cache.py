@@ -15,8 +15,8 @@ from tec_cache.base.load import load_base
 from tec_cache.cache import layout
 from tec_cache.cache.identity import differences, fingerprint
 from tec_cache.cache.layout import Unit
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.pixels import decode_crop
-from tec_cache.cache.reader import open_cache
 from tec_cache.cache.record import hash_keys
 from tec_cache.cache.sealed import MIDDLE, TAIL, seal
 from tec_cache.errors import CacheError, ConfigError

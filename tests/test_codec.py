@@ -10,7 +10,7 @@ import torch
 
 from tec_cache.codec import get_codec
 from tec_cache.codec.errors import TargetErrors
-from tec_cache.codec.quality import LIMITS, QUALITIES, Quality
+from tec_cache.codec.quality import LIMITS, Quality, qualities
 from tec_cache.errors import CacheError, ConfigError, NonFiniteError
 from tec_cache.targets import normalize_targets
 from tec_cache.types import Targets, TargetSpec
@@ -106,13 +106,13 @@ def test_zeros_come_back_as_zeros() -> None:
 )  # fmt: skip
 def test_quality_is_a_name_or_two_errors(text: str, mse: float | None, kl: float | None) -> None:
     quality = Quality.parse(text)
-    assert (quality.mse, quality.kl, quality.exact) == (mse, kl, mse is None)
+    assert (quality.mse, quality.kl, quality.fitted) == (mse, kl, mse is not None)
     stored = quality.to_json(512)
     assert Quality.from_json(stored) == quality
     assert stored["name"] == ("exact" if mse is None else "transform")
     assert ("fit_views" in stored) == (mse is not None)
     assert Quality.parse(str(quality)) == quality
-    assert (str(quality) == text) == (text in (*QUALITIES, "0.05,0.04", "0.003,0.001", "0.3,0.2"))
+    assert (str(quality) == text) == (text in (*qualities(), "0.05,0.04", "0.003,0.001", "0.3,0.2"))
 
 
 def test_numbers_of_a_name_are_that_name() -> None:
@@ -125,7 +125,7 @@ def test_numbers_of_a_name_are_that_name() -> None:
 def test_anything_else_is_refused_with_the_choices(text: str) -> None:
     with pytest.raises(ConfigError, match="--quality") as error:
         Quality.parse(text)
-    assert all(name in error.value.todo for name in QUALITIES)
+    assert all(name in error.value.todo for name in qualities())
     assert error.value.exit_code == 2
     if text == "defualt":
         assert "did you mean default" in error.value.what

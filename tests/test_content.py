@@ -21,7 +21,7 @@ from pipelines.unpack import unpack
 from pipelines.verify import verify
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.record import ViewsRecord, hash_photos
 from tec_cache.cache.sealed import FORMAT
 from tec_cache.data.passed_over import PassedOver

@@ -14,7 +14,7 @@ import pytest
 from pipelines.extract import extract
 from pipelines.extraction.extract_summary import Summary
 from pipelines.merge import merge
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig
 from tec_cache.data.contents import read_contents
 from tec_cache.data.photos import Shard

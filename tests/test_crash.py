@@ -16,7 +16,7 @@ import pytest
 import pipelines.extraction.make_targets
 import pipelines.extraction.prepare
 from pipelines.extract import extract
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig
 from tec_cache.errors import StorageError
 from tec_cache.store.files import hash_file

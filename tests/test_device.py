@@ -16,7 +16,7 @@ import pipelines.extraction.prepare
 import pipelines.training.running
 from pipelines.extract import extract
 from pipelines.train import train
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.device import device_notes, own_stream, resolve_compute
 from tec_cache.loader import Loader
 from tec_cache.pinned import ALIGNMENT, PinnedSlabs

@@ -25,7 +25,7 @@ from pipelines.export import export, trained_student
 from pipelines.extract import extract
 from pipelines.train import train
 from tec_cache.base.load import load_base
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.errors import TecCacheError
 from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.export import write_export

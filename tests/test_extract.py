@@ -23,7 +23,7 @@ from pipelines.extract import extract
 from pipelines.verify import verify
 from tec_cache.base.model import FrozenBase
 from tec_cache.cache import blocks, layout
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.remove import clear_leftovers
 from tec_cache.config import ExtractConfig
 from tec_cache.distributed import Ranks

@@ -34,7 +34,7 @@ from benchmarks.fidelity.report import (
 from benchmarks.fidelity.results import read_results, require_same_settings, run_missing
 from benchmarks.fidelity.runs import HELD_OUT, Place, held_out_losses, perform, prepare
 from pipelines.train import prepare_student
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import TrainConfig
 from tec_cache.device import resolve_compute
 from tec_cache.distributed import Ranks

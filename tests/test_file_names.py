@@ -21,7 +21,7 @@ from pipelines.train import train
 from pipelines.unpack import unpack
 from pipelines.verify import verify
 from tec_cache.base.load import load_base
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import TrainConfig
 from tec_cache.paths import encodable, exact_name
 from tec_cache.printable import printable

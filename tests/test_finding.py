@@ -16,7 +16,8 @@ from pipelines.extract import extract
 from pipelines.index import index
 from pipelines.pack import pack
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.loader import Batch, Loader
 from tests.conftest import payload_of, tiny_config, write_shards

@@ -19,7 +19,8 @@ from pipelines.extraction.sample import Sample, sample_crops
 from pipelines.info import info
 from tec_cache.cache import layout
 from tec_cache.cache.lock import cache_lock
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.codec.errors import TargetErrors
 from tec_cache.config import ExtractConfig
 from tec_cache.distributed import Ranks

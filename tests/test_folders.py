@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines.extract import extract
 from pipelines.info import info
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.data.photos import Photo
 from tec_cache.data.source import Source, open_source
 from tec_cache.errors import ConfigError, IdentityError, LayoutError, SourceError

@@ -19,7 +19,7 @@ from tec_cache.base.model import FrozenBase
 from tec_cache.student.model import Student
 from tec_cache.targets import normalize_targets
 from tec_cache.types import Targets
-from tec_cache.weights.released import student_name, student_state
+from tests.released import student_name, student_state
 
 Golden = dict[str, Any]
 

@@ -21,7 +21,7 @@ from safetensors.numpy import load
 from pipelines.info import info
 from pipelines.train import train
 from pipelines.unpack import unpack
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tests.conftest import files_below, tiny_training
 from tests.make_golden_cache import ROWS, expected
 

@@ -25,7 +25,7 @@ from tec_cache.cache import layout
 from tec_cache.cache.copy import copy_payload, require_name
 from tec_cache.cache.identity import fingerprint
 from tec_cache.cache.layout import Unit, file_of
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.record import Payload
 from tec_cache.errors import CacheError, ConfigError, TecCacheError
 from tec_cache.store import Store, open_store

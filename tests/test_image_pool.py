@@ -108,11 +108,12 @@ def bad_photos() -> list[Photo]:
     ]
 
 
-def test_what_is_said_of_photos_is_the_same() -> None:
+def test_what_is_said_of_photos_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tec_cache.data.image_pool, "IMAGES_IN_THREADS", 0)
     expected = cut_photos(CUTTING, bad_photos())
     assert {bool(seen.cut.problem) for seen in expected} == {True, False}
     assert any(seen.cut.note for seen in expected)
-    with ImagePool(1, images_in_threads=0) as pool:
+    with ImagePool(1) as pool:
         pool.cut(CUTTING, [bad_photos()[0]]).result()
         until(lambda: pool._processes[0].ready)
         assert pool._processes[0].cut(CUTTING, bad_photos()) == expected
@@ -152,9 +153,10 @@ def test_photos_of_others_are_hashed_here(processes: list[Listening]) -> None:
 
 
 def test_where_no_process_can_be_started_threads_do_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tec_cache.data.image_pool, "IMAGES_IN_THREADS", 0)
     for executable in ("", str(tmp_path / "nothing"), "/bin/false"):
         monkeypatch.setattr(tec_cache.data.image_process, "get_executable", lambda name=executable: name)
-        with ImagePool(2, images_in_threads=0) as pool:
+        with ImagePool(2) as pool:
             expected = cut_photos(CUTTING, bad_photos())
             end = time.monotonic() + SOON
             while pool._possible:

@@ -25,7 +25,8 @@ from tec_cache.cache.index.details import CROP
 from tec_cache.cache.index.heading import ViewsHeading
 from tec_cache.cache.index.table import ENTRY, PROLOGUE, read_table
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import PackRecord, TargetRecord, ViewsRecord
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.loader import Batch, Loader

@@ -17,7 +17,7 @@ from pipelines.extraction import make_views
 from pipelines.verify import verify
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.data.tar_stream import Members
 from tec_cache.data.tars import TarShard
 from tec_cache.errors import CacheError, ConfigError, StorageError

@@ -15,7 +15,7 @@ from pipelines.extraction.label_counts import LabelCounter, classes_text
 from pipelines.info import info
 from pipelines.terminal.texts import extract_text, info_text
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig
 from tec_cache.data import classes as class_lists
 from tec_cache.data.classes import read_classes

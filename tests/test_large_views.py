@@ -18,7 +18,7 @@ from pipelines.probe import probe
 from pipelines.terminal.texts import extract_text
 from pipelines.train import train
 from tec_cache.base.load import load_base
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ProbeConfig
 from tests.conftest import TINY, tiny_config, tiny_training, write_shards
 

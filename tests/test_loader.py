@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.loader.parts import largest_share
 from tec_cache.cache.layout import BLOCK_ROWS
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.pixels import decode_crop
-from tec_cache.cache.reader import open_cache
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.loader import Batch, EpochOrder, Loader
-from tec_cache.loader.order import largest_share
 from tec_cache.loader.units import OpenUnit
 from tec_cache.rng import key64
 
@@ -145,9 +145,9 @@ def test_pixels_are_resized_and_normalized_on_the_device(made_cache: Path) -> No
     ours = loader(made_cache, pixel_sizes=(32, 48))
     (batch,) = collect(ours, 0, 1)
     assert batch.pixels[48].shape == (16, 48, 48, 3)
-    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     images = batch.images(32, mean, std)
-    expected = (batch.pixels[32].double() / 255 - mean) / std
+    expected = (batch.pixels[32].double() / 255 - torch.tensor(mean)) / torch.tensor(std)
     torch.testing.assert_close(images.permute(0, 2, 3, 1).double(), expected, rtol=1e-5, atol=1e-5)
     assert batch.pixels[32].dtype == torch.uint8
 

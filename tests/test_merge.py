@@ -17,7 +17,7 @@ from pipelines.merge import merge
 from pipelines.pack import pack
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.record import CodecRecord, Payload, SourceRecord
 from tec_cache.cache.writer import Crop, commit_views
 from tec_cache.errors import CacheError, ConfigError, IdentityError, TecCacheError

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from pipelines.export import export
 from pipelines.finetune import finetune
 from pipelines.train import train
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.licences import LICENCES, UNKNOWN, licence_of
 from tec_cache.model_card import bases_of, model_card, tuned
 from tec_cache.recipes import BASES

@@ -26,7 +26,8 @@ from pipelines.train import train
 from pipelines.unpack import unpack
 from pipelines.verify import verify
 from tec_cache.cache import blocks, layout
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import PackRecord
 from tec_cache.errors import CacheError, ConfigError, IdentityError, TecCacheError
 from tec_cache.loader import Batch, Loader

@@ -25,7 +25,8 @@ from pipelines.extract import extract
 from pipelines.finetune import finetune
 from pipelines.probe import probe
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.config import ProbeConfig
 from tec_cache.data import parquet as parquet_module
 from tec_cache.data import parquet_table

@@ -11,10 +11,11 @@ import torch
 
 from pipelines.extract import extract
 from pipelines.info import info
-from pipelines.terminal.texts import errors_text, extract_text, info_text
+from pipelines.terminal.texts import extract_text, info_text
 from pipelines.train import train
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.codec.quality import errors_text
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.loader import Loader
 from tests.conftest import codes_of, tiny_config, tiny_training

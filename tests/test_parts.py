@@ -12,7 +12,7 @@ import pytest
 
 import cli
 from pipelines.extract import extract
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import parse_part
 from tec_cache.distributed import Ranks
 from tec_cache.errors import CacheError, ConfigError

@@ -487,7 +487,7 @@ def test_the_command_takes_the_options(
 
 def test_no_password_of_a_url_is_kept(made_cache: Path, tmp_path: Path) -> None:
     from pipelines.train import prepare_student
-    from tec_cache.cache.reader import open_cache
+    from tec_cache.cache.opening import open_cache
 
     probes = {"probe_every": 1, "probe_train": "https://h/a.tar?signature=s3cret", "probe_test": "s3://u:s3cret@b/c"}
     config = tiny_training(made_cache, tmp_path / "run", **probes)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.extract import extract
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.data.photos import Shard
 from tec_cache.data.source import open_source
 from tec_cache.errors import ConfigError, SourceError, StorageError

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.agreement import Step, agreement, taken
 from pipelines.train import prepare_student
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.device import Compute
 from tec_cache.distributed import Ranks
 from tec_cache.finetune.classifier import LoadedEncoder

@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import save_file
 
 import cli
+import pipelines.demo
 from pipelines.demo import GRID, Judged, demo, sentence
 from pipelines.extract import extract
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
@@ -127,9 +128,10 @@ def test_the_sentence_of_the_demo_follows_from_its_numbers() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_in_small(tmp_path: Path) -> None:
-    said: list[str] = []
-    result = demo(tmp_path / "demo", epochs=1, tune_epochs=1, say=said.append)
+def test_the_demo_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("EPOCHS", "TUNE_EPOCHS"):
+        monkeypatch.setattr(pipelines.demo, name, 1)
+    result = demo(tmp_path / "demo")
     assert result["train_images"] + result["test_images"] == 1797
     assert set(result["judged"]) == {"untrained", "base", "new model", "control"}
     shares = [share for shares in result["judged"].values() for share in shares if share is not None]
@@ -137,4 +139,4 @@ def test_the_demo_in_small(tmp_path: Path) -> None:
     assert all(0 <= share <= 1 for share in shares)
     assert 0 < result["attention_entropy"] < math.log(GRID**2)
     assert (tmp_path / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
-    assert any("images/s cached" in line for line in said)
+    assert "images/s cached" in capsys.readouterr().out

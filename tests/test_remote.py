@@ -23,7 +23,8 @@ from pipelines.info import info
 from pipelines.train import train
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import ViewsRecord
 from tec_cache.cache.writer import Crop, commit_views
 from tec_cache.distributed import Ranks

@@ -19,7 +19,7 @@ from pipelines.terminal.texts import extract_text
 from pipelines.unpack import unpack
 from pipelines.verify import verify
 from tec_cache.cache.layout import Unit, file_of
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.remove import clear_leftovers, remove_all, remove_target_set
 from tec_cache.config import PlanConfig
 from tec_cache.errors import CacheError, ConfigError

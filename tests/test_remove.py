@@ -14,7 +14,7 @@ from pipelines.extract import extract
 from pipelines.info import info
 from pipelines.pack import pack
 from pipelines.remove import remove
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.errors import ConfigError, TecCacheError
 from tec_cache.store import open_store
 from tests.conftest import files_below, tiny_config

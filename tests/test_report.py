@@ -30,7 +30,7 @@ from pipelines.reporting.subjects import letter_of, open_subjects
 from pipelines.segment import segment
 from pipelines.train import train
 from tec_cache.base.load import load_base
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import TrainConfig
 from tec_cache.device import Compute
 from tec_cache.errors import ConfigError, TecCacheError

@@ -31,7 +31,7 @@ from pipelines.rounds import RoundsSummary, rounds
 from pipelines.terminal.info_texts import text_of
 from pipelines.terminal.rounds_texts import rounds_text
 from pipelines.train import train
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, TecCacheError
@@ -275,7 +275,10 @@ class Command:
     """`tec-cache rounds` as a process of its own."""
 
     def __init__(self, config: RoundsConfig, *more: str) -> None:
-        words = ["rounds", *option_words(RoundsConfig, vars(config), ("train", "extract"))]
+        words = [
+            "rounds",
+            *option_words(RoundsConfig, {n: v for n, v in vars(config).items() if n not in ("train", "extract")}),
+        ]
         words += option_words(type(config.train), vars(config.train))
         words += ["--k", "3", "--quality", "exact", "--base-batch-size", "8"]
         self.process = subprocess.Popen(

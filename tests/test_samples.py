@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipelines.extract import extract
 from pipelines.info import info
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.data import samples as grouping
 from tec_cache.data.passed_over import PassedOver
 from tec_cache.data.photos import Photo

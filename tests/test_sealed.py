@@ -14,7 +14,7 @@ from tec_cache.cache import layout
 from tec_cache.cache.identity import fingerprint
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.manifest import ensure_manifest, read_manifest
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.record import Payload, TargetRecord
 from tec_cache.cache.sealed import FORMAT, MAGIC, MIDDLE, TAIL, OtherFormat, seal, unseal
 from tec_cache.errors import CacheError

@@ -17,7 +17,8 @@ from pipelines.pack import pack
 from pipelines.terminal.texts import train_text
 from pipelines.train import train
 from tec_cache.base.source import Given
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.config import TrainConfig, wanted_sets
 from tec_cache.distributed import Ranks
 from tec_cache.errors import CacheError, ConfigError, IdentityError

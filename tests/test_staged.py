@@ -18,12 +18,14 @@ import pytest
 import torch
 
 from pipelines.train import train
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.layout import digits_of
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.config import TrainConfig, parse_bytes
 from tec_cache.errors import CacheError, ConfigError
 from tec_cache.loader import Loader
 from tec_cache.store.local import LocalStore
-from tec_cache.store.stage_folder import StageFolder, hash_in
+from tec_cache.store.stage_folder import StageFolder
 from tec_cache.store.staged import StagedStore
 from tests import forked
 from tests.conftest import codes_of, tiny_training
@@ -66,7 +68,7 @@ def held(stage: Path) -> int:
 
 
 def payload_bytes(made_cache: Path) -> int:
-    return sum(p.stat().st_size for p in made_cache.rglob("*") if hash_in(p.name))
+    return sum(p.stat().st_size for p in made_cache.rglob("*") if digits_of(p.name))
 
 
 def batches(cache: Cache, epochs: int = 1, workers: int = 2) -> list[Any]:
@@ -88,17 +90,17 @@ def test_batches_are_the_same_and_later_epochs_ask_the_store_for_no_payload(made
     cache, store = staged(made_cache, tmp_path / "stage")
     plain = batches(open_cache(made_cache), 2)
     assert_same(batches(cache, 2), plain)
-    payloads = Counter({k: n for k, n in store.asked.items() if hash_in(k.rpartition("/")[2])})
+    payloads = Counter({k: n for k, n in store.asked.items() if digits_of(k.rpartition("/")[2])})
     assert set(payloads.values()) == {1}
     assert {k.split()[0] for k in payloads} == {"read"}
-    assert len(payloads) == sum(bool(hash_in(p.name)) for p in made_cache.rglob("*"))
+    assert len(payloads) == sum(bool(digits_of(p.name)) for p in made_cache.rglob("*"))
     store.asked.clear()
     assert_same(batches(cache, 4), batches(open_cache(made_cache), 4))
-    assert not [k for k in store.asked if hash_in(k.rpartition("/")[2])]
+    assert not [k for k in store.asked if digits_of(k.rpartition("/")[2])]
     # another run finds them there
     again, store = staged(made_cache, tmp_path / "stage")
     assert_same(batches(again, 2), plain)
-    assert not [k for k in store.asked if hash_in(k.rpartition("/")[2])]
+    assert not [k for k in store.asked if digits_of(k.rpartition("/")[2])]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
@@ -124,7 +126,7 @@ def test_the_bound_holds_at_every_moment_and_what_does_not_fit_is_read_from_the_
         done.set()
         watcher.join()
     assert max(seen) <= most
-    copies = {p.name for p in stage.iterdir() if hash_in(p.name)}
+    copies = {p.name for p in stage.iterdir() if digits_of(p.name)}
     if share:
         assert held(stage) > most / 2
     # what has found room stays: it was read once, in all epochs
@@ -158,15 +160,15 @@ def test_a_damaged_copy_is_dropped_and_fetched_again(made_cache: Path, tmp_path:
     cache, store = staged(made_cache, tmp_path / "stage")
     batches(cache, 2)
     for copy in (tmp_path / "stage").iterdir():
-        if hash_in(copy.name):
+        if digits_of(copy.name):
             data = copy.read_bytes()
             copy.write_bytes(bytes(255 - byte for byte in data) if copy.name.endswith("zip") else data[:600])
     store.asked.clear()
     assert_same(batches(cache, 2), plain)
-    assert all(store.asked[k] == 1 for k in store.asked if k.startswith("read ") and hash_in(k.rpartition("/")[2]))
+    assert all(store.asked[k] == 1 for k in store.asked if k.startswith("read ") and digits_of(k.rpartition("/")[2]))
     for path in made_cache.rglob("*"):
         copy = tmp_path / "stage" / path.name
-        assert not hash_in(path.name) or copy.read_bytes() == path.read_bytes()
+        assert not digits_of(path.name) or copy.read_bytes() == path.read_bytes()
 
 
 def test_a_disk_that_damages_copies_again_and_again_is_not_used(
@@ -245,7 +247,7 @@ def _stage_all(made_cache: Path, stage: Path, most: int, begin: Any, out: Path) 
     begin.wait()
     assert_same(batches(cache, 2), batches(open_cache(made_cache), 2))
     assert held(stage) <= most
-    out.write_text(str(sum(n for k, n in store.asked.items() if k.startswith("read ") and hash_in(k.split("/")[-1]))))
+    out.write_text(str(sum(n for k, n in store.asked.items() if k.startswith("read ") and digits_of(k.split("/")[-1]))))
 
 
 @pytest.mark.parametrize("share", [0.5, 2.0])
@@ -258,7 +260,7 @@ def test_two_processes_share_a_folder(made_cache: Path, tmp_path: Path, share: f
     assert [job.exitcode for job in jobs] == [0, 0]
     assert held(tmp_path / "stage") <= most
     fetched = sum(int(out.read_text()) for out in outs)
-    assert fetched == sum(bool(hash_in(p.name)) for p in (tmp_path / "stage").iterdir()), "each copy was made once"
+    assert fetched == sum(bool(digits_of(p.name)) for p in (tmp_path / "stage").iterdir()), "each copy was made once"
 
 
 def test_training_with_a_stage_gives_the_same_losses(made_cache: Path, tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_training_with_a_stage_gives_the_same_losses(made_cache: Path, tmp_path:
     train(tiny_training(made_cache, tmp_path / "run", steps=2, **stage))
     # where it is staged is no part of what a run is: it goes on without
     assert train(tiny_training(made_cache, tmp_path / "run", steps=4)).losses == plain
-    assert any(hash_in(p.name) for p in (tmp_path / "stage").iterdir())
+    assert any(digits_of(p.name) for p in (tmp_path / "stage").iterdir())
 
 
 def test_a_disk_with_less_room_than_the_bound_says_is_no_error(
@@ -280,7 +282,7 @@ def test_a_disk_with_less_room_than_the_bound_says_is_no_error(
     cache, store = staged(made_cache, tmp_path / "stage")
     assert_same(batches(cache, 1), batches(open_cache(made_cache), 1))
     assert held(tmp_path / "stage") == 0
-    assert all(n == 0 for k, n in store.asked.items() if k.startswith("read ") and hash_in(k.rpartition("/")[2]))
+    assert all(n == 0 for k, n in store.asked.items() if k.startswith("read ") and digits_of(k.rpartition("/")[2]))
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(made_cache: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.train import prepare_student, train
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import TrainConfig
 from tec_cache.device import Compute, default_workers
 from tec_cache.distributed import Ranks

@@ -17,7 +17,7 @@ import pytest
 import cli
 import pipelines.info
 from pipelines.terminal import streams
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = Path(sys.executable).parent / "tec-cache"

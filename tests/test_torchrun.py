@@ -29,7 +29,7 @@ import tec_cache.rendezvous
 from pipelines.extract import extract
 from pipelines.train import train
 from tec_cache.cache.layout import Unit
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import TrainConfig
 from tec_cache.distributed import Ranks, patient_group, process_group
 from tec_cache.errors import TecCacheError

@@ -26,7 +26,8 @@ from tec_cache.audit.findings import Finding
 from tec_cache.audit.payloads import check_payload, tar_problem, zip_problem
 from tec_cache.cache import layout
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import TargetRecord, ViewsRecord, hash_keys
 from tec_cache.cache.sealed import seal
 from tec_cache.cache.writer import TargetArrays, commit_targets

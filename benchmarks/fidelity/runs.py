@@ -17,7 +17,8 @@ from pipelines.export import export, trained_student
 from pipelines.extract import extract
 from pipelines.probe import probe
 from pipelines.train import prepare_student, train
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.device import resolve_compute
 from tec_cache.errors import TecCacheError
@@ -182,12 +183,11 @@ def held_out_losses(student: Student, cache: Cache, config: Fidelity, device: to
     """
     stored, student = cache[HELD_OUT], student.to(device).eval()
     loader: Loader[Batch] = Loader(cache, stored, batch_size=config.batch_size, pixel_sizes=(cache.size,))
-    mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     steps = config.masks * loader.steps_per_epoch
     sums: dict[str, float] = {}
     for host_batch in loader.batches(0, steps):
         batch = host_batch.to(device)
-        images = batch.images(cache.size, mean, std)
+        images = batch.images(cache.size, IMAGENET_MEAN, IMAGENET_STD)
         noise = noise_of(batch, cache.grid**2, seed=0).to(device)
         losses = student(images, stored.decode(batch.codes[stored.name]), noise=noise)
         for name, value in losses.items():

@@ -15,7 +15,7 @@ from benchmarks.extract import KINDS, prepare, write_tiny
 from benchmarks.extract import measure as measure_extract
 from benchmarks.gpu.data import Data
 from benchmarks.launches import count_kernels, count_operations
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.device import resolve_compute
 from tec_cache.loader import Batch, Loader
 from tec_cache.run.feed import on_device

@@ -27,7 +27,7 @@ from benchmarks.loader.parts import decoding_seconds, mixing, parts_of_a_view
 from benchmarks.loader.rivals import Rivals
 from benchmarks.machine import describe
 from pipelines.extract import extract
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig
 from tec_cache.loader import Loader
 

@@ -22,7 +22,7 @@ from benchmarks.interpreter_lock import LockClocks, with_clocks
 from benchmarks.machine import describe
 from benchmarks.photos import write_photos
 from pipelines.extract import extract
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig
 from tec_cache.loader import Batch, Loader
 

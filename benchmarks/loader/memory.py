@@ -32,7 +32,7 @@ PER_SHARD = 5000
 
 READ = """
 import sys
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.loader import Loader
 import torch
 

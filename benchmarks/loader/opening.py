@@ -32,7 +32,7 @@ from pipelines.index import index
 from tec_cache.cache import layout
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.manifest import manifest_body
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.cache.record import AskedRecord, ContentRecord
 from tec_cache.cache.sealed import seal
 from tec_cache.store import Store, open_store
@@ -49,7 +49,7 @@ MEASURE = """
 import json, sys, time
 import torch
 from pipelines.info import info
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.loader import Loader
 from tec_cache.store.local import LocalStore
 from tec_cache.store.remote import RemoteStore

@@ -12,10 +12,9 @@ from unittest import mock
 import numpy as np
 import torch
 
-from tec_cache.cache import reader
+from tec_cache.cache import target_set
 from tec_cache.cache.target_set import TargetSet
 from tec_cache.loader import EpochOrder, loader, units
-from tec_cache.loader.order import largest_share
 
 IMAGENET_UNITS = 1251
 
@@ -37,7 +36,7 @@ def parts_of_a_view(one_pass: Callable[[], Iterator[int]]) -> dict[str, float]:
     sum(one_pass())
     with (
         mock.patch.object(units.OpenUnit, "block", timed("block", units.OpenUnit.block)),
-        mock.patch.object(reader, "read_block", timed("decompression", reader.read_block)),
+        mock.patch.object(target_set, "read_block", timed("decompression", target_set.read_block)),
         mock.patch.object(loader, "decode_crop", timed("JPEG", loader.decode_crop)),
     ):
         begin = time.process_time()
@@ -64,6 +63,15 @@ def decoding_seconds(targets: TargetSet) -> float:
         targets.decode(codes)
         seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds[2:]) / len(codes["features"])
+
+
+def largest_share(order: EpochOrder, batch_size: int) -> float:
+    """Return how well an order mixes: the mean, over batches, of the share that the most frequent unit has."""
+    shares = []
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        of_rows, _ = order.places(start, start + batch_size)
+        shares.append(np.bincount(of_rows).max() / batch_size)
+    return float(np.mean(shares))
 
 
 def mixing() -> str:

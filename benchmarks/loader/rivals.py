@@ -14,7 +14,7 @@ import torch
 import webdataset as wds
 from torchvision.transforms import v2
 
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.data.source import open_source
 
 SHUFFLE = 1024

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 
 from pipelines.train import prepare_student
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.config import TrainConfig
 from tec_cache.device import resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.loader import Batch
+from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.feed import on_device
 from tec_cache.run.loop import Loop
 from tec_cache.tasks.pretrain import MaskedBatch, Pretrain
@@ -86,7 +87,7 @@ def kind(setting: Setting, *, ready: bool = False) -> Kind:
 
 def make_ready(task: Pretrain, loop: Loop[MaskedBatch], batch: MaskedBatch) -> None:
     """Let a training use one batch for ever, its images and targets made already."""
-    images = batch.views.images(task.size, task.mean, task.std)
+    images = batch.views.images(task.size, IMAGENET_MEAN, IMAGENET_STD)
     (source,) = task.sources.values()
     targets = source.targets(batch.views, images)
 

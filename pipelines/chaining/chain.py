@@ -9,7 +9,8 @@ from typing import Any
 from pipelines.training.target_sources import target_sets
 from tec_cache.cache.identity import require_same
 from tec_cache.cache.layout import check_name
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.config import ExtractConfig, TrainConfig, wanted_sets
 from tec_cache.errors import ConfigError
 from tec_cache.pack.reader import Pack

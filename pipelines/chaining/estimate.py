@@ -12,7 +12,8 @@ from pipelines.chaining.chain import Chain, round_name
 from pipelines.chaining.journal import Journal
 from pipelines.plan import plan
 from pipelines.planning.result import HOUR, MARGIN
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.config import PlanConfig, TrainConfig
 from tec_cache.run.checkpoint import KEEP
 from tec_cache.run.export import write_export

@@ -17,13 +17,14 @@ from typing import Any
 
 import msgspec
 
+from tec_cache.cache.layout import LOCK
 from tec_cache.documents import read_document
 from tec_cache.errors import TecCacheError, listed
 from tec_cache.kinds import ROUNDS_FILE as FILE
-from tec_cache.store.files import write_atomically
+from tec_cache.store.files import drafts_of, write_atomically
 
 FORMAT = 1
-_DRAFT = re.compile(rf"\.{re.escape(FILE)}\.[0-9a-f]{{12}}\.tmp")
+_DRAFT = drafts_of(re.escape(FILE))
 
 
 @dataclass
@@ -106,7 +107,7 @@ def read_journal(folder: Path) -> Journal | None:
     path = folder / FILE
     if not path.exists():
         names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        others = [name for name in names if name != ".lock" and not _DRAFT.fullmatch(name)]
+        others = [name for name in names if name != LOCK and not _DRAFT.fullmatch(name)]
         if others or (folder.exists() and not folder.is_dir()):
             raise TecCacheError(
                 f"this folder holds something else than rounds of tec-cache: {listed(others)}",
@@ -123,7 +124,7 @@ def read_journal(folder: Path) -> Journal | None:
         read = msgspec.convert(found, _Document)
     except msgspec.ValidationError as error:
         raise TecCacheError(
-            f"rounds.json is damaged: {error}", where=str(path), todo="put back a copy of it, or give another --out"
+            f"{FILE} is damaged: {error}", where=str(path), todo="put back a copy of it, or give another --out"
         ) from error
     return Journal(folder, read.settings, read.done, read.sets, read.rounds)
 

@@ -7,16 +7,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+ARGUMENTS = ("input", "model")
+"""Settings that a command takes without an option."""
 
-def option_words(kind: type, config: Mapping[str, Any], without: tuple[str, ...] = ("input", "model")) -> list[str]:
+
+def option_words(kind: type, config: Mapping[str, Any]) -> list[str]:
     """Return the options of a config's settings that are not the defaults, in the order of its fields.
 
-    kind: the config's class. config: its fields by name. without: what is an argument of the command, or left out.
+    kind: the config's class. config: its fields by name; what it lacks is left out.
     """
     words: list[str] = []
     for item in dataclasses.fields(kind):
         value = config.get(item.name)
-        if item.name in without or value is None or value is False or value == item.default:
+        if item.name in ARGUMENTS or value is None or value is False or value == item.default:
             continue
         if str(item.type) == "tuple[str, ...]":
             words += [word for name in value for word in ("--" + item.name, name)]

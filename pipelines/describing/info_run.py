@@ -21,12 +21,13 @@ TIMED = ("images_per_second", "waited", "seconds")
 def describe_run(place: Path) -> dict[str, Any]:
     """Describe a run as plain values. Raises TecCacheError where its settings cannot be understood."""
     from tec_cache.run.checkpoint import checkpoints
+    from tec_cache.run.layout import metrics_file, step_of
     from tec_cache.run.settings import load_settings
 
     settings = load_settings(place)
     kept = checkpoints(place)
-    step = int(kept[-1].stem.rpartition("-")[2]) if kept else 0
-    file = place / "metrics.jsonl"
+    step = step_of(kept[-1]) if kept else 0
+    file = metrics_file(place)
     lines = last_lines(file)
     logged = dict(lines[-1]) if lines else {}
     for name in TIMED:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tec_cache.cache.record import ViewsRecord
 from tec_cache.data.image_pool import ImagePool
 from tec_cache.errors import NonFiniteError
 from tec_cache.memory import explained_memory
+from tec_cache.pixels import normalized
 from tec_cache.printable import counted
 from tec_cache.targets import normalize_targets
 from tec_cache.types import Targets
@@ -162,10 +162,10 @@ def targets_of(job: TargetJob, pixels: torch.Tensor) -> Targets:
     device, count = job.compute.device, len(pixels)
     todo = f"give --batch-size {count // 2}" if count > 1 else "use a GPU with more memory, or --device cpu"
     with explained_memory(lambda: f"the base on {counted(count, 'view')} at once", str(device), lambda: todo):
-        mean, std = _per_channel(job.base.mean, device), _per_channel(job.base.std, device)
         if device.type == "cuda":
             pixels = pixels.pin_memory()
-        images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+        images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+        images = normalized(images, job.base.mean, job.base.std)
         with job.compute.autocast():
             raw = job.base(images)
         return normalize_targets(raw, job.spec.normalization)
@@ -179,9 +179,3 @@ def one_ahead(start: Callable[[int], T], items: Iterable[int]) -> Iterator[T]:
         if len(waiting) > 1:
             yield waiting.pop(0)
     yield from waiting
-
-
-@functools.cache
-def _per_channel(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
-    """Return (3, 1, 1) float32; made once, because copying it waits for the device."""
-    return torch.tensor(values, device=device)[:, None, None]

@@ -7,21 +7,21 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pkgutil import resolve_name
 
 import torch
 
 from pipelines.extraction.base_batches import targets_of_crops
 from pipelines.extraction.prepare import TargetJob, ViewJob
 from pipelines.extraction.sample import Sample, sample_crops
-from pipelines.terminal.texts import errors_text
 from tec_cache.cache import layout
 from tec_cache.cache.listing import units_in
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import CodecRecord
 from tec_cache.cache.writer import put_payload
-from tec_cache.codec import Codec
+from tec_cache.codec import CODECS, Codec, get_codec
 from tec_cache.codec.errors import TargetErrors
-from tec_cache.codec.fp16 import Float16Codec
+from tec_cache.codec.quality import errors_text
 from tec_cache.data.image_pool import ImagePool
 from tec_cache.distributed import Ranks
 from tec_cache.errors import CacheError, ConfigError
@@ -83,17 +83,17 @@ def ensure_codec(
         there = _committed(cache, job)
     if there is not None:
         return there
-    checked = EXACT_CHECKED if job.quality.exact else max(1, min(MOST_CHECKED, job.fit_views // 4))
-    wanted = (0 if job.quality.exact else job.fit_views) + checked
+    checked = max(1, min(MOST_CHECKED, job.fit_views // 4)) if job.quality.fitted else EXACT_CHECKED
+    wanted = (job.fit_views if job.quality.fitted else 0) + checked
     samples = sample_crops(cache, views, wanted, on_error=on_error)
     if not samples:
         raise ConfigError("there is no photo to measure the targets on", where=cache.store.url, todo="give photos")
     fit, check = _divided(samples, wanted, checked)
-    if not fit and not job.quality.exact:
+    if not fit and job.quality.fitted:
         todo = "use --quality exact, which needs no fit"
         raise ConfigError("a codec needs at least two photos to be fitted and measured", todo=todo)
     with Progress(f"fit {job.name}", total=len(fit) + len(check), quiet=quiet) as progress:
-        codec = fitted_codec(job, _targets(job, fit, pool, progress)) if fit else Float16Codec()
+        codec = new_codec(job, _targets(job, fit, pool, progress))
         errors = TargetErrors()
         for exact in _targets(job, check, pool, progress):
             errors.add(exact, recoded(codec, exact, job.spec))
@@ -164,11 +164,11 @@ def _targets(job: TargetJob, samples: list[Sample], pool: ImagePool, progress: P
         progress.advance(len(targets.features))
 
 
-def fitted_codec(job: TargetJob, batches: Iterator[Targets]) -> Codec:
-    """Collect the targets on the host and fit the transform there."""
-    from tec_cache.codec.fit import fit_transform
-
-    assert job.quality.mse is not None
+def new_codec(job: TargetJob, batches: Iterator[Targets]) -> Codec:
+    """Collect the targets on the host and fit the codec there; no target is made for one that needs no fit."""
+    fit = CODECS[job.quality.codec].fit
+    if fit is None:
+        return get_codec(job.quality.to_json(0), None)
     features, attention = [], []
     for targets in batches:
         features.append(targets.features.cpu())
@@ -180,7 +180,8 @@ def fitted_codec(job: TargetJob, batches: Iterator[Targets]) -> Codec:
         torch.set_num_threads(GPU_FIT_THREADS)
     try:
         kl = job.quality.kl if job.spec.num_rows else None
-        return fit_transform(collected, job.spec, mse=job.quality.mse, kl=kl)
+        codec: Codec = resolve_name(fit)(collected, job.spec, mse=job.quality.mse, kl=kl)
+        return codec
     finally:
         torch.set_num_threads(before)
 

@@ -391,7 +391,7 @@ def anything_committed(store: Store, target: str | None = None) -> bool:
         units = map(layout.file_of, store.names(layout.target_records(target)))
         return store.size(layout.codec_record(target)) is not None or any(units)
     store = version1.adapted(store)
-    files = [layout.file_of(name) for folder in ("records", layout.TARGETS) for name in store.names(folder)]
+    files = [layout.file_of(name) for folder in (layout.RECORDS, layout.TARGETS) for name in store.names(folder)]
     return any(file is not None and (file.kind == "codec" or file.is_record) for file in files)
 
 

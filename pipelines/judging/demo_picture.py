@@ -12,6 +12,7 @@ from tec_cache.base.load import load_base
 from tec_cache.data.images import decode_photo
 from tec_cache.data.source import open_source
 from tec_cache.data.views import ViewPlan
+from tec_cache.pixels import normalized
 
 IMAGES = 6
 
@@ -62,8 +63,7 @@ def test_images(shards: str, size: int) -> list[np.ndarray[Any, np.dtype[np.uint
 
 def class_attention(model: Any, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return softmax of the class token's logits over the patches, mean over heads: (grid, grid) float32."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
-    image = (torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255 - mean) / std
+    image = normalized(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float(), model.mean, model.std)
     attention = model(image[None]).attention[0, :, 0].softmax(-1).mean(0)
     grid: np.ndarray[Any, np.dtype[np.float32]] = attention.reshape(model.grid, model.grid).numpy()
     return grid

@@ -23,6 +23,7 @@ from tec_cache.data.photos import Photo
 from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, available_cores
 from tec_cache.errors import ConfigError, SourceError
+from tec_cache.pixels import normalized
 from tec_cache.probe.knn import knn_accuracy
 from tec_cache.probe.linear import LinearResult, linear_accuracy
 from tec_cache.progress import Progress
@@ -108,12 +109,10 @@ def features_of(
 ) -> Features:
     """Return the features and classes of a part's images. Raises SourceError where none is usable."""
     values, labels, tally = [], [], Tally()
-    mean = torch.tensor(model.mean, device=compute.device)[:, None, None]
-    std = torch.tensor(model.std, device=compute.device)[:, None, None]
     with closing(images_of(part, numbering, model.input_size, config, tally, "features", quiet)) as batches:
         for pixels, classes in batches:
             images = torch.from_numpy(pixels).to(compute.device)
-            images = images.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+            images = normalized(images.permute(0, 3, 1, 2).float(), model.mean, model.std)
             with torch.no_grad(), compute.autocast():
                 tokens: torch.Tensor = model.model.forward_features(images)  # type: ignore[operator]
             pooled = tokens[:, 0] if config.pool == "class" else tokens[:, model.num_prefix :].mean(dim=1)

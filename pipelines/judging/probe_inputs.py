@@ -12,7 +12,8 @@ import fsspec
 
 from tec_cache.cache import layout
 from tec_cache.cache.layout import BLOCK_ROWS
-from tec_cache.cache.reader import Cache, open_cache
+from tec_cache.cache.opening import open_cache
+from tec_cache.cache.reader import Cache
 from tec_cache.data.files import LocalFile
 from tec_cache.data.labels import LOOKED_FOR
 from tec_cache.data.photos import Photo, Shard, plain_text

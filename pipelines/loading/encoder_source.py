@@ -15,9 +15,9 @@ from tec_cache.base.load import create
 from tec_cache.base.source import Given
 from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.finetune.classifier import LoadedEncoder
-from tec_cache.kinds import WEIGHTS_FILE
+from tec_cache.kinds import ADAPTERS_FILE, EXPORT_FILE, WEIGHTS_FILE
 from tec_cache.recipes import BASES
-from tec_cache.run.export import ADAPTERS_FILE, ENCODER_ADAPTERS, INPUT_ADAPTER, OF_SET, below
+from tec_cache.run.export import ENCODER_ADAPTERS, INPUT_ADAPTER, OF_SET, below
 from tec_cache.segment.folder import HEAD
 from tec_cache.weights.content import load_content, read_json
 from tec_cache.weights.files import sha256_of_state
@@ -77,7 +77,7 @@ def _is_tuned(name: str) -> bool:
 
 def _tuned_encoder(folder: Path, grid: int | None) -> LoadedEncoder:
     """Load the encoder of a fine-tuned export: all but its head and the norm before that."""
-    document, made = read_json(folder / "config.json"), _export_of(folder) or {}
+    document, made = read_json(folder / EXPORT_FILE), _export_of(folder) or {}
     check_model_hash(folder / WEIGHTS_FILE, str(made["model_sha256"]))
     state = load_content(folder / WEIGHTS_FILE)
     kept = {n: value for n, value in state.items() if not str(n).startswith(("head.", "fc_norm."))}
@@ -101,7 +101,7 @@ def _tuned_encoder(folder: Path, grid: int | None) -> LoadedEncoder:
 
 def _export_of(folder: Path) -> dict[str, Any] | None:
     """Return what an export's config.json says of its making; None for a folder of somebody else's."""
-    made = read_json(folder / "config.json").get("tec_cache")
+    made = read_json(folder / EXPORT_FILE).get("tec_cache")
     return made if isinstance(made, dict) else None
 
 

@@ -61,7 +61,7 @@ def what_is_there(cache: Cache, num_views: int, target: str | None) -> There:
     while units and whole < num_views and not cache.missing_units(whole + 1):
         whole += 1
     done = [u for u in units_in(cache.store, layout.target_records(target)) if u in records] if target else []
-    folders = ("records", layout.VIEWS, layout.TARGETS, layout.INDEX)
+    folders = (layout.RECORDS, layout.VIEWS, layout.TARGETS, layout.INDEX)
     names = [name for folder in folders for name in cache.store.names(folder)]
     return There(
         views=records,

@@ -47,7 +47,7 @@ def expected(seconds_of: dict[str, float], job: TargetJob, prepared: Prepared, *
     pixels = torch.zeros(PROBED, size, size, 3, dtype=torch.uint8)
     targets_of(job, pixels[:1])
     per_view = timed(lambda: targets_of(job, pixels))[1] / PROBED
-    fewest = BLOCK_ROWS if fitted or job.quality.exact else FEWEST_FITTED
+    fewest = BLOCK_ROWS if fitted or not job.quality.fitted else FEWEST_FITTED
     visible = num_visible_patches(job.spec.num_tokens, prepared.config.mask_ratio)
     step = per_view * (1 + BACKWARD) * student_macs(prepared.student, visible) / base_macs(job.base)
     least = {"targets": fewest * per_view * CODED, "training": FEWEST_TRAINED * (step + per_view / 2)}

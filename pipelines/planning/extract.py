@@ -15,7 +15,7 @@ import torch
 
 from pipelines.extraction.base_batches import Batch, Places, batches_ahead, targets_of, targets_of_crops, unit_batches
 from pipelines.extraction.extract_summary import row_bytes
-from pipelines.extraction.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, fitted_codec, recoded
+from pipelines.extraction.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, new_codec, recoded
 from pipelines.extraction.prepare import TargetJob
 from pipelines.planning.source import Cut
 from tec_cache.background import Stages
@@ -30,11 +30,9 @@ from tec_cache.cache.record import SourceRecord, ViewsRecord, hash_photos
 from tec_cache.cache.writer import Crop, TargetArrays, commit_asked, commit_content, commit_targets, commit_views
 from tec_cache.codec import Codec
 from tec_cache.codec.errors import TargetErrors
-from tec_cache.codec.fp16 import Float16Codec
 from tec_cache.data.image_pool import ImagePool
 from tec_cache.progress import Progress
 from tec_cache.store import Store, open_store
-from tec_cache.store.local import DRAFTS
 from tec_cache.types import Targets
 
 T = TypeVar("T")
@@ -114,7 +112,7 @@ class TargetCosts:
 @contextmanager
 def scratch(store: Store) -> Iterator[str]:
     """Give a folder (or URL) of its own on the disk of the cache; nothing is left of it afterwards."""
-    name = f".tec-cache-plan-{uuid.uuid4().hex[:12]}"
+    name = f"{layout.SCRATCH}{uuid.uuid4().hex[:12]}"
     if store.folder is None:
         url = f"{store.address}/{name}"
         try:
@@ -127,7 +125,7 @@ def scratch(store: Store) -> Iterator[str]:
     folder = store.folder.absolute()
     if folder.is_dir():
         # what is left of a plan that was killed is cleared by the next extraction
-        root, ours = folder / DRAFTS, not (folder / DRAFTS).exists()
+        root, ours = folder / layout.DRAFTS, not (folder / layout.DRAFTS).exists()
         root.mkdir(exist_ok=True)
     else:
         root, ours = next(path for path in folder.parents if path.is_dir()), False
@@ -179,7 +177,7 @@ def measure_targets(
 
     store, unit = cache.store, Unit(0, 0, 0)
     with Progress("plan: targets", quiet=quiet) as progress:
-        fewest = BLOCK_ROWS if codec is not None or job.quality.exact else FEWEST_FITTED
+        fewest = FEWEST_FITTED if codec is None and job.quality.fitted else BLOCK_ROWS
         crops = crops[: _rows_in(seconds, job, crops, pool, fewest)]
         progress.expect(len(crops))
         commit_asked(store, 1, cache.fingerprint)
@@ -197,7 +195,7 @@ def measure_targets(
         source.create(store, layout.source_record(0))
         commit_content(cache)
         found, seconds_of_base = _through_base(cache, job, unit, pool, progress)
-    made, fit = (codec, 0.0) if codec is not None else timed(lambda: _new_codec(job, found))
+    made, fit = (codec, 0.0) if codec is not None else timed(lambda: new_codec(job, iter(found)))
     coder: Codec = made
     _, check = timed(lambda: TargetErrors().add(found[0], recoded(coder, found[0], job.spec)))
     coded, encode = timed(lambda: [coder.encode(targets, job.spec) for targets in found])
@@ -213,10 +211,10 @@ def measure_targets(
         base=seconds_of_base / len(crops),
         decode=decode / len(crops),
         encode=encode / len(crops),
-        fit=0.0 if job.quality.exact else fit / len(crops),
+        fit=fit / len(crops) if job.quality.fitted else 0.0,
         check=check / len(found[0].features),
         written=_write_units(cache, job, arrays, views, unit_rows, seconds / 4 / max(once, 1e-3)),
-        unseen=0.0 if codec is not None or job.quality.exact else _unseen(cache.store, job, coder, found),
+        unseen=_unseen(cache.store, job, coder, found) if codec is None and job.quality.fitted else 0.0,
         codec_bytes=parameters.size if parameters and codec is None else 0,
         own_device=job.compute.device.type != "cpu",
     )
@@ -241,10 +239,6 @@ def _through_base(
     for batch, targets in found:
         batch.require_finite(targets)
     return [targets for _, targets in found], seconds
-
-
-def _new_codec(job: TargetJob, found: list[Targets]) -> Codec:
-    return Float16Codec() if job.quality.exact else fitted_codec(job, iter(found))
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -308,7 +302,7 @@ def _unseen(store: Store, job: TargetJob, codec: Codec, found: list[Targets]) ->
         return 0.0
     half, other = (_rows_of(whole, slice(start, start + count)) for start in (0, count))
     sizes = []
-    for coder in (_new_codec(job, [half]), codec):
+    for coder in (new_codec(job, iter([half])), codec):
         with store.draft() as path:
             write_zip(path, coder.encode(other, job.spec), coder.arrays(job.spec))
             sizes.append(path.stat().st_size)
@@ -375,7 +369,7 @@ def begin_target_set(cache: Cache, job: TargetJob) -> TargetJob:
 
 def sampled_views(job: TargetJob, most: int) -> tuple[int, int]:
     """Return how many views `extract` fits the codec from and checks it on, where there are `most`."""
-    if job.quality.exact:
+    if not job.quality.fitted:
         return 0, min(EXACT_CHECKED, most)
     checked = max(1, min(MOST_CHECKED, job.fit_views // 4))
     share = min(1.0, most / (job.fit_views + checked))

@@ -23,6 +23,7 @@ from tec_cache.flops import BACKWARD, base_macs, student_macs
 from tec_cache.loader import Batch, Loader
 from tec_cache.printable import counted
 from tec_cache.progress import Progress
+from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.feed import on_device
 from tec_cache.run.loop import Loop
 from tec_cache.run.micro_batches import fitting
@@ -206,7 +207,7 @@ class _Steps:
         return timed(step)[1]
 
     def _targets(self, source: TargetSource, part: Batch) -> Targets:
-        images = part.images(self.task.size, self.task.mean, self.task.std)
+        images = part.images(self.task.size, IMAGENET_MEAN, IMAGENET_STD)
         with self.loop.compute.autocast():
             return source.targets(part, images)
 

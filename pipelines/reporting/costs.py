@@ -13,7 +13,7 @@ from pipelines.reporting.html import NOTHING, Html, heading, joined, paragraph, 
 from pipelines.reporting.logged import Logged
 from pipelines.reporting.outlines import outlined_macs, outlined_parameters
 from pipelines.reporting.subjects import Subject
-from tec_cache.cache.reader import open_cache
+from tec_cache.cache.opening import open_cache
 from tec_cache.errors import TecCacheError
 from tec_cache.flops import BACKWARD, student_macs
 from tec_cache.progress import human_seconds

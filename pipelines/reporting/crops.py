@@ -18,6 +18,7 @@ from tec_cache.cache.pixels import decode_crop, resize
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.target_set import TargetSet
 from tec_cache.draw import Components
+from tec_cache.pixels import normalized
 from tec_cache.targets import normalize_features
 
 MOST_VIEWS = 4
@@ -152,6 +153,5 @@ def exact_features(target: TargetSet, crops: Sequence[Crop], base: FrozenBase) -
 def pixels_of(pictures: Sequence[npt.NDArray[np.uint8]], model: FrozenBase) -> torch.Tensor:
     """Return pictures (S, S, 3) uint8 as a model takes them: (B, 3, S, S) float32, normalized, on its device."""
     device = next(model.parameters()).device
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (model.mean, model.std))
-    images = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
-    return (images - mean) / std
+    images = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2).float()
+    return normalized(images, model.mean, model.std)

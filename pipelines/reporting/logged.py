@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tec_cache.run.metrics import OF_SETS, is_loss, is_score, metrics_file
+from tec_cache.run.layout import metrics_file
+from tec_cache.run.metrics import OF_SETS, is_loss, is_score
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tec_cache.kinds import CARD_FILE
 from tec_cache.printable import block, shell_words
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def export_text(out: Path) -> str:
     return block(
         [
             f"export       {out}",
-            f"card         {out / 'README.md'}",
+            f"card         {out / CARD_FILE}",
             f"next         timm.create_model('local-dir:{out}', pretrained=True)",
         ]
     )

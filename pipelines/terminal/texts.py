@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.extraction.label_counts import LabelCounts, classes_text
 from pipelines.extraction.tally import bottleneck_text
+from tec_cache.codec.quality import errors_text
 from tec_cache.data.passed_over import passed_over_text
 from tec_cache.errors import listed
 from tec_cache.printable import block, counted, shell_words
@@ -29,25 +30,6 @@ if TYPE_CHECKING:
 
 NEGLIGIBLE = 0.001
 """Relative errors of stored targets below this move no loss that is printed."""
-BEYOND = 1.15
-"""Measured errors that are so many times the asked ones are pointed out; below, it is chance."""
-
-
-def errors_text(errors: dict[str, float], asked: dict[str, float], checked: int) -> str:
-    """Say the measured errors of stored targets, and whether they are beyond what was asked for.
-
-    checked: views they were measured on.
-    """
-    if not errors:
-        return ""
-    kl = f", KL {errors['kl']:.2g} nats" if "kl" in errors else ""
-    views = counted(checked, "view")
-    text = f": relative MSE {errors['mse']:.2g}{kl}, measured on {views} that the codec has not seen"
-    if any(errors.get(name, 0.0) > BEYOND * value for name, value in asked.items()):
-        wish = " and ".join(f"{value:g}" for value in asked.values())
-        text += f"\n             MORE THAN ASKED ({wish}): the sample was too small;"
-        text += " more photos, a larger --fit-views, or --quality exact"
-    return text
 
 
 def lower_loss(error: float) -> str:

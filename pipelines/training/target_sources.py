@@ -44,12 +44,10 @@ class OnlineTargets:
     def __post_init__(self) -> None:
         self.base.prepare(self.compute)
         self.pixel_size: int | None = self.base.input_size
-        self.mean = torch.tensor(self.base.mean, device=self.compute.device)
-        self.std = torch.tensor(self.base.std, device=self.compute.device)
 
     def targets(self, batch: Batch, images: torch.Tensor) -> Targets:
         """Run the base on the batch's pixels."""
-        inputs = batch.images(self.base.input_size, self.mean, self.std)
+        inputs = batch.images(self.base.input_size, self.base.mean, self.base.std)
         return normalize_targets(self.base(inputs), self.spec.normalization)
 
     def identity(self) -> dict[str, Any]:

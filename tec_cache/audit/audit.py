@@ -73,7 +73,7 @@ class _Audit:
         self.asked_names: dict[int, str] = {}
         self.view_units: list[Unit] = []
         self.target_units: dict[str, list[Unit]] = {}
-        for name in self.store.names("records"):
+        for name in self.store.names(layout.RECORDS):
             match layout.file_of(name):
                 case layout.File(kind="content"):
                     pass

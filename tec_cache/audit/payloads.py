@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from tec_cache.audit.findings import DROP, Finding, unreadable
-from tec_cache.cache.layout import Unit, crop_name
+from tec_cache.cache.layout import BLOCKS, Unit, array_block, array_metadata, crop_name
 from tec_cache.cache.record import Payload, TargetRecord, ViewsRecord
 from tec_cache.codec import ArraySpec
 from tec_cache.printable import counted
@@ -144,9 +144,9 @@ def zip_problem(stream: IO[bytes], record: TargetRecord, arrays: Mapping[str, Ar
     if _directory_bytes(stream) > (chunks_named + len(record.blocks) + 1) * MOST_ENTRY_BYTES:
         return "lists more files than the record's blocks"
     with zipfile.ZipFile(stream) as archive:
-        chunks = {info.filename: info for info in archive.infolist() if "/c/" in info.filename}
+        chunks = {info.filename: info for info in archive.infolist() if BLOCKS in info.filename}
         for array, blocks in record.blocks.items():
-            about = archive.getinfo(f"{array}/zarr.json")
+            about = archive.getinfo(array_metadata(array))
             if about.compress_type != zipfile.ZIP_STORED or about.file_size > MOST_METADATA_BYTES:
                 return f"the metadata of {array} is packed, or has {about.file_size:,} bytes"
             metadata: dict[str, Any] = json.loads(archive.read(about))
@@ -154,7 +154,7 @@ def zip_problem(stream: IO[bytes], record: TargetRecord, arrays: Mapping[str, Ar
             if metadata["shape"] != [record.count, *row]:
                 return f"{array} has the shape {metadata['shape']}, not {[record.count, *row]}"
             for number, (position, size, crc) in enumerate(blocks):
-                info = chunks.pop(f"{array}/c/{number}{'/0' * len(row)}")
+                info = chunks.pop(array_block(array, number, len(row)))
                 stream.seek(info.header_offset + 26)
                 start = info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4)))
                 if (start, info.file_size, _crc32(stream, position, size)) != (position, size, crc):

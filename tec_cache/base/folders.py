@@ -16,8 +16,8 @@ from tec_cache.base.statistics import three
 from tec_cache.errors import ConfigError, WeightsError, nearest
 from tec_cache.model_args import BASE_ARGS, check_model_args
 from tec_cache.recipes import of_generation
+from tec_cache.types import Colours
 from tec_cache.weights.content import read_json
-from tec_cache.weights.releases import Colours
 
 FILES = (
     "model.safetensors",
@@ -153,13 +153,3 @@ def check_model_hash(weights: Path, expected: str | None) -> None:
             where=str(weights),
             todo="run tec-cache export again, with --overwrite",
         )
-
-
-def check_export(folder: Path) -> dict[str, Any]:
-    """Return config.json of an export or timm folder once its weights are the ones it was written for.
-
-    Raises WeightsError or ConfigError as loading it would.
-    """
-    found = read_folder(folder)
-    check_model_hash(found.weights, found.model_sha256)
-    return read_json(folder / "config.json")

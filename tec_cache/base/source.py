@@ -11,8 +11,9 @@ from tec_cache.base.statistics import colours, config_of, pixel_statistics, thre
 from tec_cache.errors import ConfigError, WeightsError, nearest
 from tec_cache.model_args import BASE_ARGS, check_model_args
 from tec_cache.recipes import BASES, BaseRecipe, of_generation, unknown_base
+from tec_cache.types import Colours
 from tec_cache.weights.files import Weights, read_weights
-from tec_cache.weights.releases import IMAGENET, RELEASES, Colours, release_of_tag
+from tec_cache.weights.releases import IMAGENET, RELEASES, release_of_tag
 
 
 @dataclass(frozen=True)

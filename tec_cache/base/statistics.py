@@ -6,7 +6,7 @@ from typing import Any
 
 from tec_cache.errors import ConfigError, WeightsError, nearest
 from tec_cache.recipes import of_generation
-from tec_cache.weights.releases import Colours
+from tec_cache.types import Colours
 
 
 def config_of(timm_name: str) -> Any:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tec_cache.cache.frames import most_frame_bytes, unpacked
-from tec_cache.cache.layout import BLOCK_ROWS
+from tec_cache.cache.layout import BLOCK_ROWS, array_block
 from tec_cache.codec import ZSTD_LEVEL, ArraySpec
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def write_zip(
     """
     files = _zarr_files(arrays, specs, about or {})
     blocks: dict[str, list[list[int]]] = {name: [] for name in arrays}
-    chunks = {f"{name}/c/{number}{'/0' * len(specs[name].shape)}": (name, number)
+    chunks = {array_block(name, number, len(specs[name].shape)): (name, number)
               for number in range(_num_blocks(arrays)) for name in arrays}  # fmt: skip
     order = [*sorted(set(files) - set(chunks)), *chunks]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -76,14 +76,6 @@ def block_bytes(spec: ArraySpec) -> int:
 def most_chunk_bytes(spec: ArraySpec) -> int:
     """Return how many bytes a chunk can have as it is stored."""
     return most_frame_bytes(block_bytes(spec)) + CRC_BYTES
-
-
-def open_zip(path: str | Path) -> Any:
-    """Open the Zarr group of a local zip with Zarr's own reader."""
-    import zarr
-    from zarr.storage import ZipStore
-
-    return zarr.open_group(ZipStore(path, mode="r"), mode="r")
 
 
 def _num_blocks(arrays: Mapping[str, npt.NDArray[np.generic]]) -> int:

@@ -13,6 +13,7 @@ CACHE/
   records/views/000123/000123.002-v03.json         commit record of a unit of views: payload, keys, offsets, checksums
   records/targets/NAME/000123/000123.002-v03.json  commit record of a unit of targets: payload, block positions
   index/views.idx  index/targets/NAME.idx          what the records say, in one file for all units; made from them
+  .lock  .drafts/                                  of a cache in a folder: who writes; files that are not finished
 
 PACK/ (tec-cache pack) has the same cache.json, targets/NAME/{target.json,codec*}, records/source, content, index, and
   pack.json                                        identity of the pack: of which cache, views, target sets
@@ -46,6 +47,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASH = "[0-9a-f]{16}"
 _PAYLOAD = re.compile(rf"(.+)\.{_HASH}\.(tar|zip|safetensors)")
+_UNIT_PAYLOAD = re.compile(rf"[0-9]+\.[0-9]+-v[0-9]+\.({_HASH})\.(tar|zip)")
 
 
 class Unit(NamedTuple):
@@ -74,18 +76,29 @@ class Unit(NamedTuple):
         return f"{self.shard:06d}"
 
 
+LOCK = ".lock"
+"""Whoever writes or removes holds a lock on it: in a cache, and in the folder of a run or of rounds."""
+DRAFTS = ".drafts"
+"""Folder of unfinished files; whatever a killed job leaves is here, or is a payload that no record names."""
+SCRATCH = ".tec-cache-plan-"
+"""How a scratch folder of `tec-cache plan` begins; twelve hex digits follow."""
 MANIFEST = "cache.json"
 PACK = "pack.json"
 VIEWS = "views"
 TARGETS = "targets"
-ASKED_RECORDS = "records/asked"
-SOURCE_RECORDS = "records/source"
-CONTENT_RECORD = "records/content.json"
-VIEW_RECORDS = "records/views"
-TARGET_RECORDS = "records/targets"
-PACK_RECORDS = "records/packed"
+RECORDS = "records"
+ASKED_RECORDS = f"{RECORDS}/asked"
+SOURCE_RECORDS = f"{RECORDS}/source"
+CONTENT_RECORD = f"{RECORDS}/content.json"
+VIEW_RECORDS = f"{RECORDS}/views"
+TARGET_RECORDS = f"{RECORDS}/targets"
+PACK_RECORDS = f"{RECORDS}/packed"
 SAMPLES = "samples"
 INDEX = "index"
+CROP, LABEL = ".jpg", ".cls"
+"""How the names of a crop and of its label end in a tar."""
+BLOCKS = "/c/"
+"""In the name of every block of a zip."""
 
 
 def target_folder(name: str) -> str:
@@ -254,6 +267,32 @@ def _digits(sha256: str) -> str:
     if not _SHA256.fullmatch(sha256):
         raise CacheError(f"{sha256[:80]!r} is no SHA-256", todo="the record that names it is damaged: remove it")
     return sha256[:16]
+
+
+def manifest_kind(name: str) -> str:
+    """Return the kind of a manifest as its heading has it: cache, target or pack."""
+    return name.rpartition("/")[2].removesuffix(".json")
+
+
+def what_of(record: str) -> str:
+    """Return what a record is of, for a message: its name without the folder of all records."""
+    return record.removeprefix(f"{RECORDS}/").removesuffix(".json")
+
+
+def digits_of(file: str) -> str | None:
+    """Return the digits of the SHA-256 in the file name of a unit's payload; None for any other file."""
+    match = _UNIT_PAYLOAD.fullmatch(file)
+    return match[1] if match else None
+
+
+def array_metadata(array: str) -> str:
+    """Name of the metadata of an array in a zip, which are Zarr's."""
+    return f"{array}/zarr.json"
+
+
+def array_block(array: str, number: int, axes: int) -> str:
+    """Name of a block of rows of an array in a zip; axes: those of a row, which are never divided."""
+    return f"{array}{BLOCKS}{number}{'/0' * axes}"
 
 
 def is_set_name(name: str) -> bool:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from tec_cache.cache.layout import LOCK
 from tec_cache.distributed import Ranks
 from tec_cache.errors import TecCacheError
 from tec_cache.store import Store
@@ -73,7 +74,7 @@ def cache_lock(store: Store) -> Iterator[CacheLock]:
     make_folder(store.folder)
     # no link is followed: in a stranger's cache it could lead to any file
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with open(os.open(store.folder / ".lock", flags, 0o666), "r+b", buffering=0) as file:
+    with open(os.open(store.folder / LOCK, flags, 0o666), "r+b", buffering=0) as file:
         yield CacheLock(file, store.url)
 
 
@@ -87,7 +88,7 @@ def writing(folder: Path, what: str, ranks: Ranks) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     first, end = (_RANGE * i // ranks.world_size for i in (ranks.rank, ranks.rank + 1))
-    with (folder / ".lock").open("ab") as file:
+    with (folder / LOCK).open("ab") as file:
         deadline = time.monotonic() + RUN_PATIENCE
         while _lock(file, fcntl.LOCK_EX, end - first, first) is False:
             if time.monotonic() > deadline:

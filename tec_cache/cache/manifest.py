@@ -6,6 +6,7 @@ from typing import Any
 
 from tec_cache.cache import version1
 from tec_cache.cache.identity import fingerprint, require_same
+from tec_cache.cache.layout import manifest_kind
 from tec_cache.cache.schema import MANIFESTS, read_as
 from tec_cache.cache.sealed import FORMAT, OTHER_RELEASE, OtherFormat, seal, unseal
 from tec_cache.errors import CacheError, ConfigError
@@ -24,10 +25,10 @@ def ensure_manifest(
     """
     body = manifest_body(identity, notes)
     try:
-        read_as(MANIFESTS[_kind(name)], body)
+        read_as(MANIFESTS[manifest_kind(name)], body)
     except ValueError as error:
         raise ConfigError(f"{what} cannot have such settings: {error}", where=store.place(name)) from error
-    store.create(name, seal(_kind(name), {part: body[part] for part in _WRITTEN}, indent=1))
+    store.create(name, seal(manifest_kind(name), {part: body[part] for part in _WRITTEN}, indent=1))
     stored = read_manifest(store, name)
     require_same(stored["identity"], identity, what=what, where=store.place(name), todo=todo)
     return stored
@@ -51,8 +52,8 @@ def read_manifest(store: Store, name: str) -> dict[str, Any]:
         elif version1.is_record(data):  # the layout of version 2, which was never released
             raise OtherFormat(2)
         else:
-            manifest = unseal(data, _kind(name), indent=1) | {"format": FORMAT}
-        read_as(MANIFESTS[_kind(name)], manifest)
+            manifest = unseal(data, manifest_kind(name), indent=1) | {"format": FORMAT}
+        read_as(MANIFESTS[manifest_kind(name)], manifest)
     except OtherFormat as error:
         raise CacheError(str(error), where=where, todo=OTHER_RELEASE) from error
     except (OSError, ValueError) as error:
@@ -72,8 +73,3 @@ def require_current(manifest: dict[str, Any], where: str) -> None:
             todo="train, probe, info and verify go on with it as it is; to add to it, extract it anew into another "
             "--cache, with the same settings and photos",
         )
-
-
-def _kind(name: str) -> str:
-    """Return the kind of a manifest: cache, target or pack."""
-    return name.rpartition("/")[2].removesuffix(".json")

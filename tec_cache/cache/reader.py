@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from tec_cache.cache import layout, version1
@@ -21,7 +20,7 @@ from tec_cache.cache.record import MEND, AskedRecord, ContentRecord, SourceRecor
 from tec_cache.cache.target_set import RESTORE, TargetSet
 from tec_cache.errors import CacheError, ConfigError, TecCacheError, listed, nearest
 from tec_cache.printable import counted, plural
-from tec_cache.store import Store, open_store
+from tec_cache.store import Store
 from tec_cache.types import TargetSpec
 
 if TYPE_CHECKING:
@@ -37,25 +36,6 @@ U = TypeVar("U")
 
 RECORD_THREADS = 16
 """Records are small; from an object store each is a round trip."""
-
-
-def open_cache(path: str | Path) -> Cache:
-    """Open a cache, or a pack of one, in a folder or at a URL.
-
-    Raises ConfigError if there is none, CacheError if it is damaged.
-    """
-    store = version1.adapted(open_store(path))
-    if store.size(layout.PACK) is not None:
-        from tec_cache.pack.reader import open_pack
-
-        return open_pack(store)
-    if store.size(layout.MANIFEST) is None:
-        raise ConfigError(
-            "there is no cache here",
-            where=str(path),
-            todo="make one: tec-cache extract SHARDS --cache DIR --base mae",
-        )
-    return Cache(store, read_manifest(store, layout.MANIFEST))
 
 
 @dataclass(frozen=True)

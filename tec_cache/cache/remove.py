@@ -82,14 +82,14 @@ def foreign_files(store: Store) -> list[str]:
 
 def _names(store: Store) -> list[str]:
     """List what lies in the root, and below the folders of a cache."""
-    folders = (layout.VIEWS, layout.TARGETS, layout.SAMPLES, layout.INDEX, "records")
+    folders = (layout.VIEWS, layout.TARGETS, layout.SAMPLES, layout.INDEX, layout.RECORDS)
     others = [name for name in store.entries() if name not in folders and name not in _NO_FILES]
     return others + [name for folder in folders for name in store.names(folder)]
 
 
 def remove_all(store: Store) -> Removed:
     """Remove what this project wrote into a cache, and nothing else."""
-    return _remove(store, [*store.names(layout.INDEX), *store.names("records"), layout.MANIFEST,
+    return _remove(store, [*store.names(layout.INDEX), *store.names(layout.RECORDS), layout.MANIFEST,
                            *store.names(layout.TARGETS), *store.names(layout.VIEWS)])  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
+from tec_cache.codec import CODECS
 from tec_cache.printable import counted
 from tec_cache.types import TargetSpec
 
@@ -96,16 +97,19 @@ class CacheIdentity(_Document):
     """Where the labels of tars or tables were found; null where a folder's classes are the labels."""
 
 
-class Exact(_Document, tag_field="name", tag="exact"):
-    """Half precision."""
+class Coding(_Document):
+    """A codec by its name, and the errors that were asked of it where it is fitted: `codec.quality.Quality`."""
 
+    name: str
+    mse: Real | UnsetType = UNSET
+    kl: Real | UnsetType | None = UNSET
+    fit_views: Positive | UnsetType = UNSET
 
-class Transform(_Document, tag_field="name", tag="transform"):
-    """The transform codec, and the errors that were asked of it."""
-
-    mse: Real
-    kl: Real | None
-    fit_views: Positive
+    def __post_init__(self) -> None:
+        if self.name not in CODECS:
+            raise ValueError(f"unknown codec {self.name!r}, known are {', '.join(CODECS)}")
+        if CODECS[self.name].fit is not None and UNSET in (self.mse, self.kl, self.fit_views):
+            raise ValueError(f"the codec {self.name} without mse, kl or fit_views")
 
 
 class Spec(_Document):
@@ -136,7 +140,7 @@ class TargetIdentity(_Document):
     resizer: str
     last_layers: Positive
     spec: Spec
-    codec: Exact | Transform
+    codec: Coding
     precision: str
     batch_size: Positive
     threads: Positive | None

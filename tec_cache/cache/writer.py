@@ -19,6 +19,8 @@ from tec_cache.cache.crop_tar import write_tar
 from tec_cache.cache.layout import (
     ASKED_RECORDS,
     CONTENT_RECORD,
+    CROP,
+    LABEL,
     Unit,
     asked_record,
     crop_name,
@@ -225,7 +227,7 @@ def _write_tar(path: Path, crops: Sequence[Crop], unit: Unit) -> list[int]:
     for crop in crops:
         name = crop_name(crop.key, unit.view)
         if crop.label is not None:
-            files.append((f"{name}.cls", b"%d" % crop.label))
-        files.append((f"{name}.jpg", crop.jpeg))
+            files.append((f"{name}{LABEL}", b"%d" % crop.label))
+        files.append((f"{name}{CROP}", crop.jpeg))
     places = write_tar(path, files)
-    return [place for (name, _), place in zip(files, places, strict=True) if name.endswith(".jpg")]
+    return [place for (name, _), place in zip(files, places, strict=True) if name.endswith(CROP)]

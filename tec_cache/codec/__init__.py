@@ -1,93 +1,51 @@
-"""How targets become small arrays and come back.
-
-A codec is a frozen object that `get_codec` makes. Its contract:
-
-- `arrays(spec)` names the arrays it stores per view, with the shape and dtype of one row.
-- `encode(targets, spec)` takes *normalized* targets of a batch (any device) and gives those arrays, batch first.
-  A value that it cannot hold is an error, never a silent clip.
-- `decode(arrays, spec)` takes the same arrays as tensors on any device and gives float32 `Targets`. It needs
-  nothing but what `to_bytes` wrote down.
-- Attention logits are stored without the mean of each row, which the softmax removes anyway: they come back
-  up to a constant per row.
-"""
+"""How targets become small arrays and come back: one file a codec, and its line here. `codec.py` has their contract."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
 
+from tec_cache.codec.codec import ZSTD_LEVEL, ArraySpec, Codec, most_parameter_bytes
 from tec_cache.errors import CacheError
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import torch
-
-    from tec_cache.types import Targets, TargetSpec
+__all__ = ["CODECS", "ZSTD_LEVEL", "ArraySpec", "Codec", "Making", "get_codec", "most_parameter_bytes"]
 
 
-ZSTD_LEVEL = 1
-"""Blosc's, and zstd's own. Codes lie sorted and bit-shuffled, which leaves little for a longer search to find: 7 (zstd
-13, in blocks of 128 KiB) takes 2 % fewer bytes of ViT-S/14 codes and 18 times the CPU, 2 to 6 more of both than 1 does.
-No part of a target set's identity: a frame says how it is read, so that a cache may be finished at another level."""
+class Making(NamedTuple):
+    """How a codec is made: two functions as `module:name`, imported when they are asked for. Settings need no torch."""
+
+    read: str
+    """Takes the bytes of its parameters, None where it has none. Raises ValueError for those of no such codec."""
+    fit: str | None
+    """Takes normalized targets, their spec, and the asked errors as `mse` and `kl` (None without an attention target);
+    its result's `to_bytes` is what `read` takes. None for a codec that needs no fit."""
+    qualities: Mapping[str, tuple[float | None, float | None]]
+    """Names by which `--quality` asks for it -> mse and kl: relative mean squared error of the features, KL divergence
+    of the attention rows in nats at tau 1. None, None for a codec that needs no fit."""
 
 
-class ArraySpec(NamedTuple):
-    """One stored array: a row's shape (without the batch) and dtype, and how a block of rows is compressed."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    order: tuple[int, ...] = ()
-    """Order in which the axes of a block (0: the rows) are laid out; empty: as they are. Zarr's `transpose`."""
-    shuffle: Literal["noshuffle", "shuffle", "bitshuffle"] = "bitshuffle"
-    split: int = 0
-    """Blosc's block size in bytes; 0: its own choice."""
-    dimensions: tuple[str, ...] = ()
-    """Names of the row's axes, for whoever opens the stored array by itself."""
+CODECS: dict[str, Making] = {
+    "exact": Making("tec_cache.codec.fp16:read", None, {"exact": (None, None)}),
+    "transform": Making(
+        "tec_cache.codec.transform:TransformCodec.from_bytes",
+        "tec_cache.codec.fit:fit_transform",
+        {"high": (0.02, 0.01), "default": (0.04, 0.03), "small": (0.10, 0.08)},
+    ),
+}
+"""Name, as the identity of a target set has it -> how the codec is made."""
 
 
-class Codec(Protocol):
-    """See the module's docstring."""
-
-    name: str
-
-    def arrays(self, spec: TargetSpec) -> dict[str, ArraySpec]:
-        """Name the stored arrays."""
-
-    def encode(self, targets: Targets, spec: TargetSpec) -> dict[str, npt.NDArray[np.generic]]:
-        """Turn normalized targets into arrays."""
-
-    def decode(self, arrays: dict[str, torch.Tensor], spec: TargetSpec) -> Targets:
-        """Turn arrays into float32 targets."""
-
-    def to_bytes(self) -> bytes | None:
-        """Return the fitted parameters from which `get_codec` makes the codec again; None for none."""
-
-
-def most_parameter_bytes(spec: TargetSpec) -> int:
-    """Return how many bytes the fitted parameters of any codec for such targets can have.
-
-    Each tensor has a mean, two bases, and at most two numbers for every coefficient; of attention, one basis spans the
-    heads or all rows, whatever has at most 1,024 channels.
-    """
-    widths = (spec.channels, max(1024, spec.num_heads))
-    return 65_536 + sum(4 * (width + 2 * width**2 + 3 * spec.num_tokens * width) for width in widths)
-
-
-def get_codec(quality: Mapping[str, Any], parameters: bytes | None) -> Codec:
+def get_codec(identity: Mapping[str, Any], parameters: bytes | None) -> Codec:
     """Make a codec from what the identity of a target set says of it and from its fitted parameters.
 
     Raises CacheError for parameters that are none.
     """
-    if quality["name"] == "exact":
-        from tec_cache.codec.fp16 import Float16Codec
-
-        return Float16Codec()
-    if quality["name"] != "transform" or parameters is None:
-        raise CacheError(f"unknown codec {quality['name']!r}", todo="use the tec-cache release that made the cache")
-    from tec_cache.codec.transform import TransformCodec
-
+    making = CODECS.get(identity["name"])
+    if making is None or (making.fit is not None and parameters is None):
+        raise CacheError(f"unknown codec {identity['name']!r}", todo="use the tec-cache release that made the cache")
     try:
-        return TransformCodec.from_bytes(parameters)
+        codec: Codec = resolve_name(making.read)(parameters)
     except ValueError as error:
         raise CacheError(f"the codec's parameters are damaged: {error}", todo="restore them from a copy") from error
+    return codec

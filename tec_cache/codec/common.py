@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tec_cache.codec import ArraySpec
+from tec_cache.codec.codec import ArraySpec
 from tec_cache.errors import NonFiniteError
 from tec_cache.types import Targets
 

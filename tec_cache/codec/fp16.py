@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tec_cache.codec import ArraySpec
+from tec_cache.codec.codec import ArraySpec
 from tec_cache.codec.common import centred, common_arrays, decode_common, encode_common, halved
 from tec_cache.types import Targets
 
@@ -49,6 +49,11 @@ class Float16Codec:
 
     def to_bytes(self) -> None:
         """Return that there is nothing to keep."""
+
+
+def read(parameters: bytes | None) -> Float16Codec:
+    """Make the codec, which has no parameters."""
+    return Float16Codec()
 
 
 def _halves(shape: tuple[int, ...], dimensions: tuple[str, ...]) -> ArraySpec:

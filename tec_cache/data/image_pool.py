@@ -44,9 +44,9 @@ class ImagePool(TimedPool):
     TecCacheError. `workers`: how many images are worked on at a time.
     """
 
-    def __init__(self, workers: int, name: str = "photos", *, images_in_threads: int | None = None) -> None:
+    def __init__(self, workers: int, name: str = "photos") -> None:
         super().__init__(workers, name)
-        self._left = IMAGES_IN_THREADS if images_in_threads is None else images_in_threads
+        self._left = IMAGES_IN_THREADS
         self._file = Bytes()
         self._own = threading.local()
         self._lock = threading.Lock()

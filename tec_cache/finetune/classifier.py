@@ -78,13 +78,6 @@ class FullClassifier(Classifier):
         """Return the logits."""
         return self.run(images)
 
-    def timm_state(self) -> dict[str, Tensor]:
-        """Return what timm's model of the same arguments loads, CPU float32, the input adapter folded."""
-        state = {name: value.detach().cpu().float() for name, value in self.vit.state_dict().items()}
-        if self.input_adapter is not None:
-            state["cls_token"] = self.class_token.detach().cpu().float()
-        return state
-
 
 class FrozenClassifier(Classifier):
     """The encoder is frozen, its final norm included; a BatchNorm without weights precedes the Linear.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tec_cache.documents import read_as, read_document
 from tec_cache.errors import ConfigError, TecCacheError, WeightsError, listed
-from tec_cache.kinds import EXPORT_FILE, WEIGHTS_FILE
+from tec_cache.kinds import ADAPTERS_FILE, EXPORT_FILE, WEIGHTS_FILE
 from tec_cache.model_args import check_model_args
 from tec_cache.paths import encodable
 from tec_cache.store.files import hash_file
@@ -218,7 +218,7 @@ def _network(config: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
 
 def _adapters(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
     """Return the names of the weights in the export's folder of adapters."""
-    file = folder / "adapters" / "adapters.safetensors"
+    file = folder / ADAPTERS_FILE
     if config["tec_cache"].get("adapters_sha256") is None or not file.is_file():
         return ()
     with encodable(file) as name, safe_open(name, "pt") as stream:

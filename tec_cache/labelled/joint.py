@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from tec_cache.labelled.masked import MaskTransform
+from tec_cache.labelled.transforms import Pixels
 from tec_cache.mask_values import NO_CLASS
 
 Statistics = tuple[float, float, float]
@@ -83,14 +84,14 @@ class _Joint:
 
     def __init__(self, transform: Any, mean: Statistics, std: Statistics) -> None:
         self.transform = transform
-        self.last = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+        self.pixels = Pixels(mean, std)
 
     def __call__(self, image: Image.Image, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mask: Any = tv_tensors.Mask(classes)
         if mask.shape != (image.height, image.width):
             mask = F.resize(mask, [image.height, image.width])
         image, mask = self.transform(image, mask)
-        return self.last(image).as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor).long()
+        return self.pixels(image), mask.as_subclass(torch.Tensor).long()
 
 
 def whole_transform(size: int, patch: int, *, whole: bool, mean: Statistics, std: Statistics) -> MaskTransform:
@@ -99,14 +100,13 @@ def whole_transform(size: int, patch: int, *, whole: bool, mean: Statistics, std
     size: pixels of training. whole: the photo is seen at once, its shorter side 256 / 224 of the training size and both
     sides multiples of the patch; else in windows, its shorter side the training size.
     """
-    last = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    pixels = Pixels(mean, std)
     unit = patch if whole else 1
     shorter = round(size * SHORTER / patch) * patch if whole else size
 
     def transform(image: Image.Image, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scale = shorter / min(image.width, image.height)
         height, width = (max(shorter, round(edge * scale / unit) * unit) for edge in (image.height, image.width))
-        pixels = last(F.resize(image, [height, width], antialias=True))
-        return pixels.as_subclass(torch.Tensor), classes.long()
+        return pixels(F.resize(image, [height, width], antialias=True)), classes.long()
 
     return transform

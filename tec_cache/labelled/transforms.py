@@ -12,6 +12,8 @@ from timm.data.auto_augment import AugmentOp, RandAugment
 from timm.data.transforms import MaybeToTensor
 from torchvision.transforms import Normalize
 
+from tec_cache.pixels import normalized
+
 Transform = Callable[[Image.Image], torch.Tensor]
 """From an upright RGB photo to (3, S, S) float32. What it draws comes from Python's, numpy's and torch's global
 generators, which are set for each photo; from others it would not come twice the same."""
@@ -78,8 +80,7 @@ class Pixels:
     """From an RGB picture to (3, H, W) float32, (value / 255 - mean) / std."""
 
     def __init__(self, mean: Any, std: Any) -> None:
-        self.mean = torch.as_tensor(mean, dtype=torch.float32)[:, None, None]
-        self.std = torch.as_tensor(std, dtype=torch.float32)[:, None, None]
+        self.mean, self.std = ((float(red), float(green), float(blue)) for red, green, blue in (mean, std))
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels."""
@@ -87,7 +88,7 @@ class Pixels:
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
         out = torch.empty(3, height, width)
         out.copy_(pixels.permute(2, 0, 1))
-        return out.div_(255).sub_(self.mean).div_(self.std)
+        return normalized(out, self.mean, self.std)
 
 
 def keep_zero_bits(operation: AugmentOp) -> None:

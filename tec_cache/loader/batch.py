@@ -11,6 +11,8 @@ import torch
 
 from tec_cache.cache.finding import SampleName, names_of
 from tec_cache.cache.reader import Cache
+from tec_cache.pixels import normalized
+from tec_cache.types import Colours
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sample_keys)
 
-    def images(self, size: int, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-        """Return normalized images (B, 3, size, size) float32; mean, std: (3,), on the batch's device."""
+    def images(self, size: int, mean: Colours, std: Colours) -> torch.Tensor:
+        """Return images (B, 3, size, size) float32, normalized by the mean and deviation of values from 0 to 1."""
         images = self.pixels[size].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        return images.sub_(255 * mean[:, None, None]).div_(255 * std[:, None, None])
+        return normalized(images, mean, std)
 
     def names(self, cache: Cache) -> list[SampleName]:
         """Return source shard and key of each row. cache: the one it was loaded from; CacheError for another."""

@@ -69,12 +69,3 @@ class EpochOrder:
             order = permutation(key64("rows", self.seed, self.epoch, number), len(units))
             self._shuffled = number, (units[order], rows[order])
         return self._shuffled[1]
-
-
-def largest_share(order: EpochOrder, batch_size: int) -> float:
-    """Return how well an order mixes: the mean, over batches, of the share that the most frequent unit has."""
-    shares = []
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        units, _ = order.places(start, start + batch_size)
-        shares.append(np.bincount(units).max() / batch_size)
-    return float(np.mean(shares))

@@ -34,14 +34,14 @@ MEND = "remove this tar and its record, then run the same tec-cache pack again; 
 
 
 def open_pack(store: Store) -> Pack:
-    """Open a pack, which `reader.open_cache` has recognized. Raises CacheError where it is damaged or unfinished."""
+    """Open a pack, which `open_cache` has recognized. Raises CacheError where it is damaged or unfinished."""
     pack = read_manifest(store, layout.PACK)
     if store.size(layout.MANIFEST) is None:
         raise CacheError("a pack that was only just begun", where=store.url, todo=Pack.go_on)
     manifest = read_manifest(store, layout.MANIFEST)
     if pack["identity"]["cache"] != manifest["fingerprint"]:
         where = store.place(layout.MANIFEST)
-        raise CacheError("the pack of another cache", where=where, todo="restore cache.json from a copy")
+        raise CacheError("the pack of another cache", where=where, todo=f"restore {layout.MANIFEST} from a copy")
     return Pack(store, manifest, pack=pack["identity"])
 
 

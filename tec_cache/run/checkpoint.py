@@ -6,7 +6,6 @@ written: another run's weights, another step's, other names, shapes or dtypes, o
 
 from __future__ import annotations
 
-import re
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from tec_cache.errors import TecCacheError, listed
-from tec_cache.store.files import write_durably
+from tec_cache.run.layout import CHECKPOINT, CHECKPOINTS, checkpoint_file
+from tec_cache.store.files import drafts_of, write_durably
 
-_NAME = re.compile(r"step-(\d{9})\.pt")
 FORMAT = 4
 """Of run folders and checkpoints; another one is refused. 1 had no number, and the student alone; 2 no schedule; 3 knew
 one target set."""
@@ -28,23 +27,12 @@ _PARTS = {"format": int, "run": str, "step": int, "model": dict, "optimizer": di
 KEEP = 2
 
 
-def checkpoint_file(run: Path, step: int) -> Path:
-    """Path of the checkpoint of a step."""
-    return run / "checkpoints" / f"step-{step:09d}.pt"
-
-
-def step_of(path: Path) -> int:
-    """Return the step in a checkpoint's name, 0 for another name."""
-    match = _NAME.fullmatch(path.name)
-    return int(match[1]) if match else 0
-
-
 def checkpoints(run: Path) -> list[Path]:
     """List the checkpoints of a run, oldest first."""
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_file())
+    return sorted(p for p in folder.iterdir() if CHECKPOINT.fullmatch(p.name) and p.is_file())
 
 
 class GivenUp(Exception):
@@ -100,8 +88,8 @@ class _Abandonable:
 
 def drafts(run: Path) -> list[Path]:
     """List the unfinished checkpoints that killed jobs left."""
-    draft = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]{{12}}\.tmp")
-    return [p for p in (run / "checkpoints").glob(".*.tmp") if draft.fullmatch(p.name)]
+    folder, draft = run / CHECKPOINTS, drafts_of(CHECKPOINT.pattern)
+    return [p for p in folder.iterdir() if draft.fullmatch(p.name)] if folder.is_dir() else []
 
 
 def load_checkpoint(path: Path, identity: str, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -131,7 +119,7 @@ def load_checkpoint(path: Path, identity: str, device: torch.device | str = "cpu
         raise unfit(path, f"damaged checkpoint: {wrong[0]} is a {type(state[wrong[0]]).__name__}")
     if state["run"] != identity:
         raise unfit(path, "this checkpoint is another run's")
-    step, summed, name = state["step"], state["summed"], _NAME.fullmatch(path.name)
+    step, summed, name = state["step"], state["summed"], CHECKPOINT.fullmatch(path.name)
     if not 1 <= step < 10**9 or not 0 <= summed <= step:
         raise unfit(path, f"damaged checkpoint: step {step}, {summed} of them to be averaged")
     if name is not None and int(name[1]) != step:
@@ -170,7 +158,7 @@ def require_tensors(
 def unfit(path: Path, what: str) -> TecCacheError:
     """Return the error for a checkpoint that is not taken up; its remedy names the one that is used instead."""
     todo = "give another --checkpoint"
-    if _NAME.fullmatch(path.name):
+    if CHECKPOINT.fullmatch(path.name):
         older = [p.name for p in checkpoints(path.parent.parent) if p.name < path.name]
         todo = f"remove it: {older[-1]}, the one before it, is then used" if older else (
             "remove it: there is none before it, so the run then begins anew")  # fmt: skip

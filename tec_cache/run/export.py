@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,16 +22,14 @@ from torch import Tensor, nn
 
 from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import TecCacheError, listed
-from tec_cache.kinds import EXPORT_FILE, WEIGHTS_FILE
-from tec_cache.model_card import CARD_FILE, model_card, run_metadata
+from tec_cache.kinds import ADAPTERS_FILE, CARD_FILE, EXPORT_FILE, WEIGHTS_FILE
+from tec_cache.model_card import model_card, run_metadata
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
-from tec_cache.store.files import hash_file, make_folder, sync_file, sync_folder
+from tec_cache.store.files import draft_of, drafts_of, hash_file, make_folder, sync_file, sync_folder
 from tec_cache.store.local import read_regular
 from tec_cache.student.model import Student
 from tec_cache.weights.writing import weights_bytes
 
-ADAPTERS_FILE = "adapters/adapters.safetensors"
-"""In a folder of its own: some versions of timm take any .safetensors beside config.json for the model's."""
 INPUT_ADAPTER, ENCODER_ADAPTERS = "input_adapter.", "encoder_adapters."
 """How the names in ADAPTERS_FILE begin."""
 OF_SET = "encoder_adapters/"
@@ -241,12 +238,8 @@ def _named_hashes(config: Path) -> set[str]:
 
 def _drafts(out: Path, name: str) -> list[Path]:
     """List the files beside `name` that bear the name of a draft of it."""
-    pattern = re.compile(rf"\.{re.escape(Path(name).name)}\.[0-9a-f]{{12}}\.tmp")
-    return [p for p in (out / name).parent.glob(".*.tmp") if pattern.fullmatch(p.name)]
-
-
-def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    pattern, folder = drafts_of(re.escape(Path(name).name)), (out / name).parent
+    return [p for p in folder.iterdir() if pattern.fullmatch(p.name)] if folder.is_dir() else []
 
 
 def _replace(out: Path, files: dict[str, bytes]) -> None:
@@ -259,7 +252,7 @@ def _replace(out: Path, files: dict[str, bytes]) -> None:
     outdated = _drafts(out, EXPORT_FILE)
     drafts = _write_drafts(out, files)
     if (out / EXPORT_FILE).exists():
-        outdated.append(_draft(out / EXPORT_FILE))
+        outdated.append(draft_of(out / EXPORT_FILE))
         os.replace(out / EXPORT_FILE, outdated[-1])
         sync_folder(out)
     adapters = (out / ADAPTERS_FILE).parent
@@ -275,7 +268,7 @@ def _replace(out: Path, files: dict[str, bytes]) -> None:
 
 def _write_drafts(out: Path, files: dict[str, bytes]) -> dict[str, Path]:
     """Write files durably under names of drafts, all of them or none."""
-    drafts = {name: _draft(out / name) for name in files}
+    drafts = {name: draft_of(out / name) for name in files}
     try:
         for name, draft in drafts.items():
             make_folder(draft.parent)

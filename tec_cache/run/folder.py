@@ -11,13 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tec_cache.cache.layout import LOCK
 from tec_cache.errors import TecCacheError, listed
+from tec_cache.kinds import RUN_FILE
 from tec_cache.run.checkpoint import checkpoints, drafts
-from tec_cache.run.metrics import board_files, metrics_file
-from tec_cache.run.settings import load_settings, run_file, run_identity
+from tec_cache.run.layout import BOARD, CHECKPOINTS, METRICS_FILE, metrics_file, run_file
+from tec_cache.run.metrics import board_files
+from tec_cache.run.settings import load_settings, run_identity
+from tec_cache.store.files import drafts_of
 
-_LOCK = ".lock"
-_DRAFT = re.compile(r"\.(run\.json|metrics\.jsonl)\.[0-9a-f]{12}\.tmp")
+_DRAFT = drafts_of("|".join(map(re.escape, (RUN_FILE, METRICS_FILE))))
 
 
 def begun_run(run: Path, task: str) -> dict[str, Any] | None:
@@ -27,7 +30,7 @@ def begun_run(run: Path, task: str) -> dict[str, Any] | None:
     """
     if run_file(run).exists():
         return load_settings(run, task)
-    others = [p.name for p in _entries(run) if p.name != _LOCK and not _DRAFT.fullmatch(p.name)]
+    others = [p.name for p in _entries(run) if p.name != LOCK and not _DRAFT.fullmatch(p.name)]
     if others:
         raise TecCacheError(
             f"this folder holds something that is no run of tec-cache: {listed(others)}",
@@ -45,17 +48,17 @@ def clear_run(run: Path, settings: dict[str, Any]) -> None:
     own = [*reversed(checkpoints(run)), *drafts(run), *board_files(run, run_identity(settings)), metrics_file(run)]
     for path in [*own, *(p for p in _entries(run) if _DRAFT.fullmatch(p.name))]:
         path.unlink(missing_ok=True)
-    for folder in (run / "checkpoints", run / "tensorboard"):
+    for folder in (run / CHECKPOINTS, run / BOARD):
         with suppress(OSError):  # it holds something that is not the run's, or is not there
             folder.rmdir()
 
 
 def foreign_files(run: Path, identity: str) -> list[str]:
     """List what lies in a run's folder and is not the run's, by names relative to it."""
-    own = {*checkpoints(run), *drafts(run), *board_files(run, identity), metrics_file(run), run_file(run), run / _LOCK}
+    own = {*checkpoints(run), *drafts(run), *board_files(run, identity), metrics_file(run), run_file(run), run / LOCK}
     found: list[Path] = []
     for path in _entries(run):
-        inside = path.name in ("checkpoints", "tensorboard") and path.is_dir()
+        inside = path.name in (CHECKPOINTS, BOARD) and path.is_dir()
         found += _entries(path) if inside else [path]
     return [str(p.relative_to(run)) for p in found if p not in own and not _DRAFT.fullmatch(p.name)]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tec_cache.paths import encodable
+from tec_cache.run.layout import BOARD, metrics_file
 from tec_cache.store.files import make_folder, write_atomically
 
 
@@ -29,7 +30,7 @@ class Metrics:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            folder = self._folder.enter_context(encodable(make_folder(_board_folder(run))))
+            folder = self._folder.enter_context(encodable(make_folder(run / BOARD)))
             self._board = SummaryWriter(folder, purge_step=resume_step + 1, filename_suffix=_suffix(identity))
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -66,18 +67,9 @@ def is_loss(name: str) -> bool:
     return name not in _OF_THE_STEP and not is_score(name) and not name.endswith(OF_SETS)
 
 
-def metrics_file(run: Path) -> Path:
-    """Path of the metrics of a run."""
-    return run / "metrics.jsonl"
-
-
 def board_files(run: Path, identity: str) -> list[Path]:
     """List the event files that the run of an identity wrote."""
-    return sorted(_board_folder(run).glob(f"events.out.tfevents.*{_suffix(identity)}"))
-
-
-def _board_folder(run: Path) -> Path:
-    return run / "tensorboard"
+    return sorted((run / BOARD).glob(f"events.out.tfevents.*{_suffix(identity)}"))
 
 
 def _suffix(identity: str) -> str:

@@ -17,11 +17,11 @@ from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import TecCacheError, listed
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.judgement_settings import JudgementSettings
-from tec_cache.kinds import RUN_FILE
 from tec_cache.model_args import MOST_TOKENS, check_model_args
 from tec_cache.printable import counted
 from tec_cache.run.checkpoint import FORMAT
 from tec_cache.run.extending import first_epochs
+from tec_cache.run.layout import run_file
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.store.files import write_atomically
 from tec_cache.store.local import read_regular
@@ -143,11 +143,6 @@ class _Segment(msgspec.Struct, forbid_unknown_fields=True):
 _FIRST = {"config", "targets", "cache", "num_views", "total_steps"}
 """What a run.json of format 1 held, which had no number."""
 _WHOLE: dict[str, Any] = {"pretrain": _Pretrain, "classify": _Classify, "segment": _Segment}
-
-
-def run_file(run: Path) -> Path:
-    """Path of the settings of a run."""
-    return run / RUN_FILE
 
 
 def save_settings(run: Path, settings: dict[str, Any]) -> None:

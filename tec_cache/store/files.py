@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ def write_durably(
     """
     make_folder(path.parent)
     folder = path.parent if drafts is None else make_folder(drafts)
-    draft = folder / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    draft = draft_of(folder / path.name)
     try:
         with draft.open("wb") as stream:
             write(stream)
@@ -43,6 +44,16 @@ def write_durably(
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
+
+
+def draft_of(path: Path) -> Path:
+    """Return a path beside one for its unfinished content, another one each time."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def drafts_of(names: str) -> re.Pattern[str]:
+    """Return the pattern of the names that `draft_of` gives for files whose names have a pattern."""
+    return re.compile(rf"\.(?:{names})\.[0-9a-f]{{12}}\.tmp")
 
 
 def _link(draft: Path, path: Path) -> None:

@@ -16,17 +16,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tec_cache.cache.layout import DRAFTS, SCRATCH
 from tec_cache.errors import CacheError
-from tec_cache.store import MOST_WHOLE
-from tec_cache.store.files import make_folder, sync_file, sync_folder, write_durably
+from tec_cache.store.files import drafts_of, make_folder, sync_file, sync_folder, write_durably
 from tec_cache.store.names import checked_name
+from tec_cache.store.store import MOST_WHOLE
 
-DRAFTS = ".drafts"
-"""Folder of unfinished files; whatever a killed job leaves is here, or is a payload that no record names."""
-SCRATCH = ".tec-cache-plan-"
-"""How a scratch folder of `tec-cache plan` begins; twelve hex digits follow."""
-
-_DRAFT = re.compile(r"[0-9a-f]{12,32}|\..+\.[0-9a-f]{12}\.tmp")
+_DRAFT = re.compile(rf"[0-9a-f]{{12,32}}|{drafts_of('.+').pattern}")
 _SCRATCH = re.compile(re.escape(SCRATCH) + "[0-9a-f]{12}")
 
 

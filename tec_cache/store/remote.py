@@ -21,9 +21,9 @@ from typing import Any, ParamSpec, TypeVar
 import fsspec
 
 from tec_cache.errors import GO_ON, ConfigError, StorageError, TecCacheError
-from tec_cache.store import MOST_WHOLE
 from tec_cache.store.drafts import temporary_file
 from tec_cache.store.names import checked_name
+from tec_cache.store.store import MOST_WHOLE
 from tec_cache.urls import UNUSED_USER, UNUSED_USER_TODO, scrubbed, split_url, user_unused, without_secrets
 from tec_cache.web import refusal_behind
 

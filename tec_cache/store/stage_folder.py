@@ -5,21 +5,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from tec_cache.cache.layout import MANIFEST, digits_of
 from tec_cache.store.drafts import abandoned, reserve, try_lock
 
-_COPY = re.compile(r"[0-9]+\.[0-9]+-v[0-9]+\.([0-9a-f]{16})\.(tar|zip)")
 _PART = ".part"
 _MARK = ".tec-cache-stage"
 """Says that the copies in a folder are ours to remove: a cache's own payloads have such names too."""
-_CACHE, _CACHE_HEAD = "cache.json", b'{"tec-cache":'
-"""File in the root of every cache and pack, and how it begins."""
+_LOCK = ".lock"
+_CACHE_HEAD = b'{"tec-cache":'
+"""How the manifest of every cache and pack begins."""
 _DEPTH = 3
 """Folders from a payload's own one up to that root, at most."""
 
@@ -31,12 +31,6 @@ class _Copy(NamedTuple):
     used: float
     size: int
     path: Path
-
-
-def hash_in(name: str) -> str | None:
-    """Return the digits of the SHA-256 in a payload's file name; None for files that are not copied."""
-    match = _COPY.fullmatch(name)
-    return match[1] if match else None
 
 
 class StageFolder:
@@ -57,7 +51,7 @@ class StageFolder:
         Raises OSError, EEXIST for a folder of a cache, and for one with payloads that no stage has copied there.
         """
         for above in [self.folder.absolute(), *self.folder.absolute().parents][: _DEPTH + 1]:
-            if _begins(above / _CACHE, _CACHE_HEAD):
+            if _begins(above / MANIFEST, _CACHE_HEAD):
                 raise OSError(errno.EEXIST, f"{above} is a cache, and no stage folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         copies = self._copies()
@@ -112,7 +106,7 @@ class StageFolder:
         """List finished copies and unfinished ones, which have their full size from the beginning."""
         found = []
         for entry in os.scandir(self.folder):
-            if _COPY.fullmatch(entry.name) or _is_part(entry.name):
+            if digits_of(entry.name) is not None or _is_part(entry.name):
                 with suppress(FileNotFoundError):
                     stat = entry.stat()
                     found.append(_Copy(stat.st_mtime, stat.st_size, Path(entry.path)))
@@ -143,14 +137,14 @@ class StageFolder:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other threads and processes from counting and making room for the length of the block."""
-        with (self.folder / ".lock").open("ab") as file:
+        with (self.folder / _LOCK).open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
 def _is_part(name: str) -> bool:
     """Say whether a name is that of an unfinished copy."""
-    return name.startswith(".") and name.endswith(_PART) and bool(_COPY.fullmatch(name[1 : -len(_PART)]))
+    return name.startswith(".") and name.endswith(_PART) and digits_of(name[1 : -len(_PART)]) is not None
 
 
 def _reserved(part: Path, size: int) -> IO[bytes]:

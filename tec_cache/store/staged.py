@@ -16,10 +16,11 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO
 
+from tec_cache.cache.layout import digits_of
 from tec_cache.errors import ConfigError, TecCacheError
-from tec_cache.store import Store
 from tec_cache.store.local import read_local
-from tec_cache.store.stage_folder import StageFolder, hash_in
+from tec_cache.store.stage_folder import StageFolder
+from tec_cache.store.store import Store
 
 FREE_SHARE = 0.9
 """Share of the free disk that copies may take where no bound was given."""
@@ -51,7 +52,7 @@ class StagedStore:
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read ranges of a payload's copy, made if there is none yet, or of the file where it cannot have one."""
         short = name.rpartition("/")[2]
-        while name not in self._direct and hash_in(short) is not None:
+        while name not in self._direct and digits_of(short) is not None:
             try:
                 self.stage.touch(short)
                 return read_local(self.stage.folder / short, ranges)
@@ -65,7 +66,7 @@ class StagedStore:
         """Drop a copy whose content was found damaged; say whether reading again gives other bytes."""
         short = name.rpartition("/")[2]
         with self._locks[name]:
-            if name in self._direct or hash_in(short) is None:
+            if name in self._direct or digits_of(short) is None:
                 return False
             self._damaged[name] += 1
             if self._damaged[name] >= MOST_COPIES:
@@ -91,7 +92,7 @@ class StagedStore:
 
     def _copy(self, name: str, short: str, size: int, stream: IO[bytes]) -> bool:
         """Copy a payload and compare it with its name; False where it is damaged in the store itself."""
-        digits = str(hash_in(short))
+        digits = str(digits_of(short))
         for _ in range(MOST_COPIES):
             digest = hashlib.sha256()
             stream.seek(0)

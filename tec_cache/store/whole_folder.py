@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 from tec_cache.documents import MOST_BYTES
 from tec_cache.errors import TecCacheError, listed
-from tec_cache.store.files import hash_file, make_folder, sync_file, sync_folder
+from tec_cache.store.files import draft_of, hash_file, make_folder, sync_file, sync_folder
 from tec_cache.store.local import read_regular
 
 MANIFEST = "tec_cache.json"
@@ -61,8 +60,7 @@ def write_whole_folder(out: Path, files: dict[str, bytes], manifest: dict[str, A
     """Write files, and a manifest with their hashes, as a folder. Raises TecCacheError, and OSError of the disk."""
     require_replaceable(out, overwrite=overwrite)
     make_folder(out.parent)
-    draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
-    old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
+    draft, old = draft_of(out), draft_of(out)
     try:
         draft.mkdir()
         for name, data in files.items():

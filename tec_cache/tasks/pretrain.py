@@ -114,8 +114,6 @@ class Pretrain:
         )
         self.module: nn.Module = self.student
         self.steps_per_epoch = self.loader.steps_per_epoch
-        self.mean = torch.tensor(IMAGENET_MEAN, device=compute.device)
-        self.std = torch.tensor(IMAGENET_STD, device=compute.device)
         self.weights: dict[str, dict[str, float]] = {name: {} for name in sources}
         """Set -> name of a loss -> its weight among that set's."""
         for name, head in student.each():
@@ -143,7 +141,7 @@ class Pretrain:
 
     def losses(self, model: nn.Module, batch: MaskedBatch) -> dict[str, torch.Tensor]:
         """Return the losses of one micro-batch, their weighted sum under "loss"."""
-        images = batch.views.images(self.size, self.mean, self.std)
+        images = batch.views.images(self.size, IMAGENET_MEAN, IMAGENET_STD)
         targets = {name: source.targets(batch.views, images) for name, source in self.sources.items()}
         if self.gradients is not None and batch.measured:
             mask = random_mask(batch.noise, self.student.mask_ratio)

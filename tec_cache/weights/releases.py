@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
+from tec_cache.types import Colours
 from tec_cache.weights.search import Found, leaves
 
-Colours = tuple[float, float, float]
 Statistics = tuple[Colours, Colours]
 
 IMAGENET: Statistics = (IMAGENET_MEAN, IMAGENET_STD)

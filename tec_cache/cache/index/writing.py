@@ -16,6 +16,7 @@ from tec_cache.cache.index.table import Made, entry, write_table
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.record import PackRecord, TargetRecord, ViewsRecord
 from tec_cache.errors import CacheError
+from tec_cache.pack.reader import PackedTargetRecord
 from tec_cache.progress import Progress
 
 if TYPE_CHECKING:
@@ -147,8 +148,6 @@ def made_of_views(record: ViewsRecord, unit: Unit, shard: str) -> Made:
 
 def made_of_targets(record: TargetRecord, unit: Unit, arrays: Sequence[str]) -> Made:
     """Return a unit of targets as it goes into an index."""
-    from tec_cache.pack.reader import PackedTargetRecord
-
     whole: TargetRecord | PackRecord = record
     if isinstance(record, PackedTargetRecord):
         details, whole = member_details(record.codes), record.views
