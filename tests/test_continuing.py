@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import cli
+from pipelines.terminal.texts import train_text
 from pipelines.train import train
 from tec_cache.run.metrics import SPEED, read_metrics
 from tests.conftest import tiny_training
@@ -120,3 +121,11 @@ def test_the_first_step_has_a_line_at_once(run: Path, made_cache: Path, tmp_path
     train(tiny_training(made_cache, undisturbed, epochs=2, log_every=1, views=1, tau=0.7))
     mean = sum(line["loss"] for line in read_metrics(undisturbed)[2:]) / 4
     assert read_metrics(run)[-1]["loss"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_what_steps_left_over_is_said(run: Path, made_cache: Path) -> None:
+    summary = train(tiny_training(made_cache, run, epochs=2, steps=5, log_every=1, views=1, tau=0.7))
+    said = train_text(summary, False, "")
+    assert f"left         1 step of the schedule, after --steps: tec-cache train --out {run} goes on" in said
+    summary = train(tiny_training(made_cache, run, epochs=2, log_every=1, views=1, tau=0.7))
+    assert "left " not in train_text(summary, False, "")

@@ -261,6 +261,10 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
             lines += [f"  {place}" for place in summary.damaged[:10]]
         lines += _kept_text(summary.foreign, "run")
         if summary.finished:
+            left = summary.total_steps - summary.steps
+            if left:
+                going = f"tec-cache train {shell_words(['--out', summary.run])}"
+                lines.append(f"left         {counted(left, 'step')} of the schedule, after --steps: {going} goes on")
             lines.append(f"next         tec-cache export {shell_words([summary.run])} OUT")
         else:
             lines += ["interrupted: the checkpoint is kept; go on with", f"  {go_on}"]
