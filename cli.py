@@ -22,11 +22,13 @@ from typing import Any
 
 import click
 
-from pipelines.terminal import info_texts, leaving_texts, report_texts, texts, tuning_texts
+from pipelines.terminal import completion, info_texts, leaving_texts, report_texts, texts, tuning_texts
+from pipelines.terminal.continuing import continued_settings
 from pipelines.terminal.options import (
     ExistingPlace,
     Grouped,
     Place,
+    argument,
     by_name,
     common,
     given_options,
@@ -34,12 +36,14 @@ from pipelines.terminal.options import (
     option,
     options_of,
     settings,
+    settings_file,
 )
 from pipelines.terminal.rounds_texts import rounds_text
 from tec_cache import __version__
 from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, PlanConfig, ProbeConfig, TrainConfig
 from tec_cache.errors import CacheError, ConfigError, StorageError, TecCacheError, nearest
+from tec_cache.fields import DEVICES, Names
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.formats import FORMATS
 from tec_cache.memory import is_out_of_memory, out_of_memory
@@ -56,6 +60,8 @@ SECTIONS = {
     "Look after a cache": ("info", "verify", "index", "pack", "unpack", "merge", "rm"),
 }
 """The commands in the order of work."""
+WIDEST = 100
+"""Columns of a line of the help, at most."""
 WHOLE = 200
 """Characters of a command's first line: none is cut off."""
 
@@ -77,7 +83,8 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the command, or fail with the nearest names."""
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+        unknown = args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-")
+        if unknown and not ctx.resilient_parsing:
             raise click.UsageError(f"no such command {args[0]!r}{nearest(args[0], self.list_commands(ctx))}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -89,7 +96,7 @@ class Commands(click.Group):
             raise explained(error) from error
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST})
 @click.version_option(__version__, prog_name="tec-cache")
 def cli() -> None:
     """Train a better ViT from a self-supervised one, and pay for the base model once.
@@ -108,9 +115,9 @@ def show(as_json: bool, result: dict[str, Any], text: str) -> None:
 
 
 @cli.command()
-@click.argument("input", required=False)
+@argument("input", Names.PHOTOS, required=False)
 @options_of(ExtractConfig)
-@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
+@settings_file("TOML file of settings.")
 @option("--dry-run", is_flag=True, help="Say what would happen; write nothing.")
 @option("--overwrite", is_flag=True, help="Replace what was made with other settings.")
 @common
@@ -133,7 +140,7 @@ def extract(
     Example:
       tec-cache extract 'imagenet/train-{000000..001280}.tar' --cache CACHE --base mae
       tec-cache extract --cache CACHE --base dinov2_small
-      torchrun --nproc-per-node 8 --no-python tec-cache extract 'imagenet/*.tar' --cache CACHE --base mae
+      torchrun --nproc-per-node 8 --no-python tec-cache extract '*.tar' --cache CACHE --base mae
     """
     config = settings(ExtractConfig, values, file)
     from pipelines.extract import extract as run_extract
@@ -150,9 +157,9 @@ def extract(
 
 
 @cli.command()
-@click.argument("input", required=False)
+@argument("input", Names.PHOTOS, required=False)
 @options_of(ExtractConfig, without=("part", "views_only"))
-@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
+@settings_file("TOML file of settings.")
 @option("--overwrite", is_flag=True, help="Replace what was made with other settings.")
 @common
 def fit(file: str | None, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any) -> None:
@@ -186,12 +193,12 @@ def _flag(name: str) -> str:
 
 
 @cli.command()
-@click.argument("input", required=False)
+@argument("input", Names.PHOTOS, required=False)
 @options_of(ExtractConfig, without=("batch_size", "part"))
-@option("--base-batch-size", type=int, help="Views per batch of the base: extract's --batch-size.")
+@option("--base-batch-size", type=int, help="Views per batch of the base: extract's --batch-size.  [default: 64]")
 @options_of(TrainConfig, without={f.name for f in dataclasses.fields(TrainConfig)} - set(_PLANNED))
 @options_of(PlanConfig, without=("extract", "train"))
-@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of extract's settings.")
+@settings_file("TOML file of extract's settings.")
 @common
 def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: Any) -> None:
     """Say what an extraction will take, before it is paid for: disk, hours, FLOP; and when it has paid for itself.
@@ -203,7 +210,7 @@ def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: An
     \b
     Example:
       tec-cache plan 'imagenet/train-{000000..001280}.tar' --cache CACHE --base mae
-      tec-cache plan 'photos-*.tar' --cache CACHE --base dinov2_small --images 1281167 --epochs 100 --batch-size 1024
+      tec-cache plan 'photos-*.tar' --cache CACHE --base dinov2_small --images 1281167 --epochs 100
     """
     given = given_options(values)
     fields = set(ExtractConfig.__dataclass_fields__) - {"batch_size"}
@@ -279,13 +286,13 @@ def train(
     Example:
       tec-cache train --cache CACHE --out runs/vit-b --batch-size 4096 --micro-batch 256
       tec-cache train --cache CACHE --out runs/small --student vit_small_patch16_224 --epochs 100
-      tec-cache train --cache CACHE --out runs/vit-b --probe-every 10 --probe-train CACHE --probe-test 'val/*.tar'
+      tec-cache train --cache CACHE --out RUN --probe-every 5 --probe-train CACHE --probe-test val.tar
       tec-cache train --cache CACHE --out runs/vit-b --epochs 400 --extend
       tec-cache train --cache CACHE --out runs/second --init runs/vit-b
-      tec-cache train --cache s3://BUCKET/CACHE --stage /scratch/tec --stage-bytes 200GB --out runs/vit-b
+      tec-cache train --cache s3://BUCKET/CACHE --stage /scratch --stage-bytes 200GB --out runs/vit-b
       torchrun --nproc-per-node 8 --no-python tec-cache train --cache CACHE --out runs/vit-b
     """
-    config = settings(TrainConfig, values, file)
+    config = continued_settings(TrainConfig, values, file, overwrite=overwrite, quiet=quiet or as_json)
     from pipelines.train import train as run_train
 
     run_train = functools.partial(run_train, extend=extend)
@@ -299,9 +306,9 @@ _NOT_OF_ROUNDS = (*NOT_OF_ROUNDS, *FIRST)
 @cli.command()
 @options_of(RoundsConfig, without=("train", "extract"))
 @options_of(ExtractConfig, without={f.name for f in dataclasses.fields(ExtractConfig)} - set(OF_TARGETS))
-@option("--base-batch-size", type=int, help="Views per batch of the base: extract's --batch-size.")
+@option("--base-batch-size", type=int, help="Views per batch of the base: extract's --batch-size.  [default: 64]")
 @options_of(TrainConfig, without=_NOT_OF_ROUNDS)
-@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of train's settings.")
+@settings_file("TOML file of train's settings.")
 @option("--dry-run", is_flag=True, help="Say what would happen, with disk and hours; write nothing.")
 @common
 def rounds(file: str | None, dry_run: bool, as_json: bool, quiet: bool, debug: bool, **values: Any) -> None:
@@ -316,7 +323,7 @@ def rounds(file: str | None, dry_run: bool, as_json: bool, quiet: bool, debug: b
     Example:
       tec-cache rounds --cache CACHE --out chain --rounds 3 --epochs 300 --dry-run
       tec-cache rounds --cache CACHE --out chain --rounds 3 --epochs 300 --target mae
-      tec-cache rounds --cache CACHE --out small --rounds 4 --epochs 100 --pixels --start previous --keep 2
+      tec-cache rounds --cache CACHE --out small --rounds 4 --epochs 100 --pixels --start previous
     """
     own = {f.name for f in dataclasses.fields(RoundsConfig)} - {"train", "extract"}
     train_names = set(TrainConfig.__dataclass_fields__) - set(_NOT_OF_ROUNDS)
@@ -345,7 +352,7 @@ def rounds(file: str | None, dry_run: bool, as_json: bool, quiet: bool, debug: b
 
 
 @cli.command()
-@click.argument("model")
+@argument("model", Names.BASE)
 @loop_options(FinetuneConfig)
 def finetune(
     file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
@@ -364,16 +371,16 @@ def finetune(
     Example:
       tec-cache finetune vit-b-tec --train 'train/*.tar' --test 'val/*.tar' --out runs/tuned
       tec-cache finetune mae --base-lr 1e-3 --train 'train/*.tar' --select 0.1 --out runs/choose
-      tec-cache finetune vit-b-tec --tune head --train 'train/*.tar' --test 'val/*.tar' --out runs/probe
+      tec-cache finetune vit-b-tec --tune head --train 'train/*.tar' --test 'val/*.tar' --out probe
     """
-    config = settings(FinetuneConfig, values, file)
+    config = continued_settings(FinetuneConfig, values, file, overwrite=overwrite, quiet=quiet or as_json)
     from pipelines.finetune import finetune as run_finetune
 
     _run_loop(run_finetune, config, tuning_texts.finetune_text, overwrite, dry_run, as_json, quiet)
 
 
 @cli.command()
-@click.argument("model")
+@argument("model", Names.BASE)
 @loop_options(SegmentConfig)
 def segment(
     file: str | None, dry_run: bool, overwrite: bool, as_json: bool, quiet: bool, debug: bool, **values: Any
@@ -390,19 +397,24 @@ def segment(
     \b
     Example:
       tec-cache segment vit-b-tec --train 'train/*.tar' --test 'val/*.tar' --out runs/masks
-      tec-cache segment vit-b-tec --recipe ade20k --train ade/train.tar --test ade/val.tar --out runs/ade
-      tec-cache segment vit-b-tec --train 'train/*.tar' --test 'val/*.tar' --out runs/masks --save-predictions seen
+      tec-cache segment vit-b-tec --recipe ade20k --train train.tar --test val.tar --out runs/ade
+      tec-cache segment vit-b-tec --train train.tar --test val.tar --out masks --save-predictions seen
     """
-    config = settings(SegmentConfig, values, file)
+    config = continued_settings(SegmentConfig, values, file, overwrite=overwrite, quiet=quiet or as_json)
     from pipelines.segment import segment as run_segment
 
     _run_loop(run_segment, config, tuning_texts.segment_text, overwrite, dry_run, as_json, quiet)
 
 
 @cli.command()
-@click.argument("run", type=ExistingPlace(exists=True, file_okay=False))
-@click.argument("out", type=Place())
-@option("--checkpoint", type=ExistingPlace(exists=True, dir_okay=False), help="Instead of the last one.")
+@argument("run", Names.RUN, type=ExistingPlace(exists=True, file_okay=False))
+@argument("out", Names.FOLDER, type=Place())
+@option(
+    "--checkpoint",
+    type=ExistingPlace(exists=True, dir_okay=False),
+    names=Names.FILE,
+    help="Checkpoint to export.  [default: the last one]",
+)
 @option("--overwrite", is_flag=True, help="Replace an earlier export.")
 @common
 def export(
@@ -424,9 +436,9 @@ def export(
 
 
 @cli.command()
-@click.argument("export", type=ExistingPlace(exists=True, file_okay=False))
-@click.argument("out", type=Place())
-@option("--to", required=True, type=click.Choice(list(FORMATS)), help="The library.")
+@argument("export", Names.EXPORT, type=ExistingPlace(exists=True, file_okay=False))
+@argument("out", Names.FOLDER, type=Place())
+@option("--to", required=True, type=click.Choice(list(FORMATS)), help="Library to convert the model for.")
 @option("--size", type=int, help="Pixels per side; positions are interpolated.  [default: the export's]")
 @option("--overwrite", is_flag=True, help="Replace an earlier conversion.")
 @common
@@ -450,10 +462,10 @@ def convert(
 
 
 @cli.command()
-@click.argument("export", type=ExistingPlace(exists=True, file_okay=False))
-@click.argument("name", metavar="HUB_NAME")
-@option("--private", is_flag=True, help="Only for its owner, where the model is new.")
-@option("--revision", help="Branch of the model.  [default: main]")
+@argument("export", Names.EXPORT, type=ExistingPlace(exists=True, file_okay=False))
+@argument("name", metavar="HUB_NAME")
+@option("--private", is_flag=True, help="Make a new model visible to its owner only.")
+@option("--revision", help="Branch of the model to push to.  [default: main]")
 @common
 def push(export: str, name: str, private: bool, revision: str | None, as_json: bool, quiet: bool, debug: bool) -> None:
     """Push an export, or a converted model, to HUB_NAME (OWNER/MODEL) on the hub of models.
@@ -472,9 +484,9 @@ def push(export: str, name: str, private: bool, revision: str | None, as_json: b
 
 
 @cli.command()
-@click.argument("model")
+@argument("model", Names.BASE)
 @options_of(ProbeConfig)
-@option("--config", "file", type=ExistingPlace(exists=True, dir_okay=False), help="TOML file of settings.")
+@settings_file("TOML file of settings.")
 @common
 def probe(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: Any) -> None:
     """Judge a frozen model by nearest neighbours and a linear classifier.
@@ -494,7 +506,7 @@ def probe(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: A
 
 
 @cli.command()
-@click.argument("place", type=Place())
+@argument("place", Names.OURS, type=Place())
 @common
 def info(place: str, as_json: bool, quiet: bool, debug: bool) -> None:
     """Say what PLACE is and holds: a cache, a pack, a run, an exported model, or rounds.
@@ -514,18 +526,35 @@ def info(place: str, as_json: bool, quiet: bool, debug: bool) -> None:
 
 
 @cli.command("report")
-@click.argument("places", nargs=-1, required=True, type=Place())
-@option("--out", type=Place(), default="report.html", help="File of the page.  [default: report.html]")
-@option("--photos", type=Place(), help="Photos that models look at, as extract takes them.  [default: stored crops]")
-@option("--base", type=Place(), help="Base model, drawn beside the new ones: what extract's --base takes.")
-@option("--base-weights", type=Place(), help="Weight file of the base.")
-@option("--mean", type=float, nargs=3, help="Pixel mean of the base.  [default: its release's]")
-@option("--std", type=float, nargs=3, help="Pixel deviation of the base.  [default: its release's]")
-@option("--base-arg", "base_args", multiple=True, metavar="NAME=VALUE", help="Say what the base's weights cannot.")
-@option("--images", type=int, default=4, help="Photos that are drawn in each part.  [default: 4]")
-@option("--limit", type=int, default=500, help="Photos that a tuned model is judged on for its confusions."
+@argument("places", Names.OURS, nargs=-1, required=True, type=Place())
+@option(
+    "--out", type=Place(), names=Names.FILE, default="report.html", help="File of the page.  [default: report.html]"
+)
+@option(
+    "--photos",
+    type=Place(),
+    names=Names.PHOTOS,
+    help="Photos that models look at, as extract takes them.  [default: stored crops]",
+)
+@option(
+    "--base",
+    type=Place(),
+    names=Names.BASE,
+    help="Base model, drawn beside the new ones: what extract's --base takes.",
+)
+@option("--base-weights", type=Place(), names=Names.WEIGHTS, help="Weight file of the base.")
+@option("--mean", type=float, nargs=3, help="Mean of the base's pixels, per channel.  [default: its release's]")
+@option("--std", type=float, nargs=3, help="Standard deviation of those pixels.  [default: its release's]")
+@option("--base-arg", "base_args", multiple=True, metavar="NAME=VALUE", help="Set what the base's weights do not tell.")
+@option("--images", type=int, default=4, help="Photos to draw in each part.  [default: 4]")
+@option("--limit", type=int, default=500, help="Photos to judge a tuned model on for its confusions."
         "  [default: 500]")  # fmt: skip
-@option("--device", default="auto", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@option(
+    "--device",
+    words=DEVICES,
+    default="auto",
+    help="Where models run: auto, cpu, cuda or cuda:N.  [default: auto]",
+)
 @common
 def report_page(
     places: tuple[str, ...], base_args: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **values: Any
@@ -553,25 +582,31 @@ _OWN = "each set's own"  # --base without a name
 
 
 @cli.command()
-@click.argument("cache", type=Place(), required=False)
-@option("--full", is_flag=True, help="Every byte: SHA-256 and inside of every payload.")
+@argument("cache", Names.CACHE, type=Place(), required=False)
+@option("--full", is_flag=True, help="Read every byte: the SHA-256 and the inside of every payload.")
 @option(
     "--base",
     type=Place(),
     is_flag=False,
     flag_value=_OWN,
+    names=Names.BASE_OR_TARGET,
     metavar="[NAME]",
     help="Run the base again on a sample of the stored crops: each target set's own, this one, or a set's by its name.",
 )
 @option("--repair", is_flag=True, help="Drop what is bad, so that extract makes it again.")
-@option("--sample", type=int, help="Views of each target set, for --base.  [default: 64]")
-@option("--seed", type=int, help="Seed of the sample.  [default: 0]")
-@option("--target", help="Run only this target set's base.  [default: all]")
-@option("--base-weights", type=Place(), help="Weight file of the base; or its file or folder, where that was moved.")
-@option("--mean", type=float, nargs=3, help="Pixel mean of the base.  [default: as the target set was made]")
-@option("--std", type=float, nargs=3, help="Pixel deviation of the base.  [default: as the target set was made]")
-@option("--base-arg", "base_args", multiple=True, metavar="NAME=VALUE", help="Say what the base's weights cannot.")
-@option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@option("--sample", type=int, help="With --base: views of each target set to run it on.  [default: 64]")
+@option("--seed", type=int, help="With --base: seed of the choice of those views.  [default: 0]")
+@option("--target", names=Names.TARGET, help="Run only this target set's base.  [default: all]")
+@option(
+    "--base-weights",
+    type=Place(),
+    names=Names.WEIGHTS,
+    help="Weight file of the base; or its file or folder, where that was moved.",
+)
+@option("--mean", type=float, nargs=3, help="Mean of the base's pixels, per channel.  [default: the target set's]")
+@option("--std", type=float, nargs=3, help="Standard deviation of those pixels.  [default: the target set's]")
+@option("--base-arg", "base_args", multiple=True, metavar="NAME=VALUE", help="Set what the base's weights do not tell.")
+@option("--device", words=DEVICES, help="Where the base runs: auto, cpu, cuda or cuda:N.  [default: auto]")
 @common
 def verify(cache: str | None, base: str | None, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
     """Check a cache: records and sizes; with --full every byte; with --base what the base says of it.
@@ -600,7 +635,7 @@ def verify(cache: str | None, base: str | None, as_json: bool, quiet: bool, debu
 
 
 @cli.command()
-@click.argument("cache", type=Place())
+@argument("cache", Names.CACHE, type=Place())
 @common
 def index(cache: str, as_json: bool, quiet: bool, debug: bool) -> None:
     """Make the index of CACHE anew: what its records say of all units, in one file for each kind.
@@ -619,10 +654,15 @@ def index(cache: str, as_json: bool, quiet: bool, debug: bool) -> None:
 
 
 @cli.command()
-@click.argument("cache", type=Place())
-@click.argument("out", type=Place())
+@argument("cache", Names.CACHE, type=Place())
+@argument("out", Names.FOLDER, type=Place())
 @option(
-    "--target", "targets", multiple=True, metavar="NAME", help="Target set to pack; may be repeated.  [default: all]"
+    "--target",
+    "targets",
+    multiple=True,
+    names=Names.TARGET,
+    metavar="NAME",
+    help="Target set to pack; may be repeated.  [default: all]",
 )
 @option("--views", type=int, help="Pack the first so many views.  [default: all]")
 @common
@@ -647,8 +687,8 @@ def pack(
 
 
 @cli.command()
-@click.argument("pack", type=Place())
-@click.argument("cache", type=Place())
+@argument("pack", Names.CACHE, type=Place())
+@argument("cache", Names.CACHE, type=Place())
 @common
 def unpack(pack: str, cache: str, as_json: bool, quiet: bool, debug: bool) -> None:
     """Make the cache of a pack again, byte for byte, and check every byte of the pack.
@@ -664,8 +704,8 @@ def unpack(pack: str, cache: str, as_json: bool, quiet: bool, debug: bool) -> No
 
 
 @cli.command()
-@click.argument("out", type=Place())
-@click.argument("parts", nargs=-1, required=True, type=Place())
+@argument("out", Names.FOLDER, type=Place())
+@argument("parts", Names.CACHE, nargs=-1, required=True, type=Place())
 @common
 def merge(out: str, parts: tuple[str, ...], as_json: bool, quiet: bool, debug: bool) -> None:
     """Join caches that were made apart: copy into OUT what the PARTS hold beyond it.
@@ -685,8 +725,8 @@ def merge(out: str, parts: tuple[str, ...], as_json: bool, quiet: bool, debug: b
 
 
 @cli.command()
-@click.argument("cache", type=Place())
-@option("--target", metavar="NAME", help="Remove this target set.")
+@argument("cache", Names.CACHE, type=Place())
+@option("--target", names=Names.TARGET, metavar="NAME", help="Target set to remove.")
 @option("--views", type=int, help="Keep the first so many views; remove the others and the targets over them.")
 @option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
 @common
@@ -760,6 +800,9 @@ def main() -> None:
     """
     signals.working(lambda: report(Interrupted()))
     streams.make_tolerant()
+    answered = completion.answer(cli, "tec-cache")
+    if answered is not None:
+        sys.exit(answered)
     warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     # OpenMP's threads wait by spinning: beside the loader's threads, or neighbours, that is many times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -33,6 +33,7 @@ from pipelines.train import train
 from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig, ProbeConfig, TrainConfig
 from tec_cache.finetune.config import FinetuneConfig
+from tec_cache.printable import counted
 from tec_cache.progress import human_bytes
 from tec_cache.run.loop import LoopSummary
 from tec_cache.run.metrics import read_metrics
@@ -210,7 +211,7 @@ def table(result: dict[str, Any]) -> list[str]:
     learned = (even - losses["attention"]) / (even - least)
     lines = [
         "",
-        f"{result['train_images']} images to learn from, {count} to judge on",
+        f"{counted(result['train_images'], 'image')} to learn from, {count} to judge on",
         f"per view      {human_bytes(result['bytes_per_view_crops'])} of crops, "
         f"{human_bytes(result['bytes_per_view_targets'])} of targets",
         f"training      {speed['cached']:,.0f} images/s cached, {speed['online']:,.0f} online ({ratio:.2f} times)",
@@ -222,9 +223,9 @@ def table(result: dict[str, Any]) -> list[str]:
     ]
     titles = {
         "untrained": "random weights",
-        "base": f"base: masked pixels, {epochs} epochs",
-        "new model": f"new model of it, {epochs} epochs",
-        "control": f"control: the base, {2 * epochs} epochs",
+        "base": f"base: masked pixels, {counted(epochs, 'epoch')}",
+        "new model": f"new model of it, {counted(epochs, 'epoch')}",
+        "control": f"control: the base, {counted(2 * epochs, 'epoch')}",
     }
     for name, title in titles.items():
         shares = [

@@ -69,7 +69,7 @@ def extract(
                 summary.views_made, summary.targets_made = made.views_made, made.targets_made
                 summary.making_seconds, summary.busy = made.busy.seconds, made.shares
                 commit_content(cache)
-                with Progress("index", noun="units", quiet=quiet) as progress:
+                with Progress("index", noun="unit", quiet=quiet) as progress:
                     refresh(cache.again(), progress)
         summary.source_shards = len(cache.shards)
         summary.source_bytes = sum(shard.size for shard in views.shards if shard.in_bytes)
@@ -77,6 +77,7 @@ def extract(
             summary.first_row = job.base.first_row if job.spec.k is not None else ""
             summary.facts = [list(fact) for fact in job.base.facts]
             summary.quality, summary.asked_errors = str(job.quality), job.quality.asked
+            summary.computed = job.computed
         if job is not None and coded is not None:
             summary.errors = coded.record.errors
             summary.checked_views = coded.record.checked_views

@@ -29,6 +29,7 @@ from tec_cache.labelled import (
     index_photos,
     train_transform,
 )
+from tec_cache.printable import counted
 from tec_cache.run.micro_batches import count_micro_batches
 from tec_cache.tasks.classify import MOST_AT_ONCE, Classify
 
@@ -174,7 +175,8 @@ class Photos:
         unseen = int(test.label.max()) + 1
         if unseen > count:
             raise ConfigError(
-                f"a photo to be judged is of class {unseen - 1}; those to learn from have {count} classes, from 0 on",
+                f"a photo to be judged is of class {unseen - 1}; those to learn from have {counted(count, 'class')}, "
+                "from 0 on",
                 where=config.test,
                 todo="judge on classes that were learned",
             )
@@ -199,7 +201,7 @@ def same_classes(
         highest = int(index.label.max())
         if numbering.most is not None and highest >= numbering.most:
             raise ConfigError(
-                f"a photo is of class {highest}; the other part names {numbering.most} classes, from 0 on",
+                f"a photo is of class {highest}; the other part names {counted(numbering.most, 'class')}, from 0 on",
                 where=part.source,
                 todo="give both parts in the same form: class folders, or tars with the same numbers",
             )

@@ -44,7 +44,7 @@ def index(path: str, *, quiet: bool = True) -> IndexSummary:
     cache.require_current()
     with explained_storage(cache.store, Needed()), working(cache.store):
         cache.require_complete(cache.num_views)
-        with Progress("index", noun="units", quiet=quiet) as progress:
+        with Progress("index", noun="unit", quiet=quiet) as progress:
             written = refresh(cache, progress, anew=True)
     cache = open_cache(path)
     if cache.index is None:  # somebody removes or makes units at this moment

@@ -152,6 +152,7 @@ def _target_set(target: TargetSet) -> dict[str, Any]:
         "base": target.manifest["notes"]["base"],
         "weights_sha256": target.identity["base"]["weights_sha256"],
         "facts": known_facts(target.manifest["notes"].get("facts")),
+        "computed": {name: target.identity.get(name) for name in ("device", "precision", "batch_size", "threads")},
         "quality": str(Quality.from_json(target.identity["codec"])),
         "asked_errors": Quality.from_json(target.identity["codec"]).asked,
         "errors": codec.errors if codec else {},

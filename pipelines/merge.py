@@ -85,7 +85,7 @@ def merge(out: str, parts: Sequence[str], *, quiet: bool = True) -> MergeSummary
         for part in caches:
             merge_part(part, store, summary, quiet)
         commit_content(_open(out))
-        with Progress("index", noun="units", quiet=quiet) as progress:
+        with Progress("index", noun="unit", quiet=quiet) as progress:
             refresh(_open(out), progress)
     if summary.refused:
         raise CacheError(
@@ -139,7 +139,7 @@ def merge_part(part: Cache, store: Store, summary: MergeSummary, quiet: bool) ->
     sets = fitted_sets(part)
     commit_asked(store, part.num_views, part.fingerprint)
     total = len(part.view_units) + sum(len(target.units) for target in sets)
-    with Progress(f"merge {part.store.url}", total=total, noun="units", quiet=quiet) as progress:
+    with Progress(f"merge {part.store.url}", total=total, noun="unit", quiet=quiet) as progress:
         for unit in part.view_units:
             record = part.views_record(unit)
             named = functools.partial(layout.views_payload, unit)

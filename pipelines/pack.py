@@ -29,6 +29,7 @@ from tec_cache.device import available_cores
 from tec_cache.errors import ConfigError
 from tec_cache.pack.frames import arrays_json, hash_arrays, write_member
 from tec_cache.pack.reader import Pack
+from tec_cache.printable import counted
 from tec_cache.progress import Progress
 from tec_cache.store import Store, open_store
 
@@ -80,7 +81,9 @@ def pack(
     sets = [opened[name] for name in names]
     views = opened.num_views if num_views is None else num_views
     if not 1 <= views <= max(1, opened.num_views):
-        raise ConfigError(f"the cache has {opened.num_views} views", where=cache, todo="give --views up to that number")
+        raise ConfigError(
+            f"the cache has {counted(opened.num_views, 'view')}", where=cache, todo="give --views up to that number"
+        )
     refuse_alike(names)
     for name in (None, *names):
         opened.require_complete(views, name)
@@ -90,7 +93,7 @@ def pack(
         units = [unit for unit in opened.view_units if unit.view < views]
         with (
             ThreadPoolExecutor(available_cores(), thread_name_prefix="frames") as pool,
-            Progress("pack", total=len(units), noun="units", quiet=quiet) as progress,
+            Progress("pack", total=len(units), noun="unit", quiet=quiet) as progress,
         ):
             for unit in units:
                 made = store.size(layout.pack_record(unit)) is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from pipelines.extraction.label_counts import LabelCounter
 from pipelines.extraction.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
 from pipelines.extraction.sample import MOST_SHARDS, sample_crops
 from pipelines.extraction.storage import Needed, explained_storage
@@ -71,6 +72,10 @@ def plan(config: PlanConfig, *, quiet: bool = True) -> Plan:
         target=job.name if job else None,
         quality=str(job.quality) if job else "",
         facts=[list(fact) for fact in job.base.facts] if job else [],
+        asked_errors=job.quality.asked if job else {},
+        labels=LabelCounter().counts(cache.identity),
+        passed_over=dict(views.source.passed_over),
+        remarks=list(views.source.remarks),
         amount=amount,
         views=costs,
         targets=targets,

@@ -12,6 +12,7 @@ from tec_cache.base.model import FrozenBase
 from tec_cache.config import ProbeConfig
 from tec_cache.device import resolve_compute
 from tec_cache.memory import explained_memory
+from tec_cache.printable import counted
 
 
 @dataclass
@@ -52,7 +53,7 @@ def probe(config: ProbeConfig, *, quiet: bool = True) -> ProbeSummary:
     model = load_model(config).prepare(compute)
     count = config.batch_size
     todo = f"give --batch-size {count // 2}" if count > 1 else "use a GPU with more memory, or --device cpu"
-    with explained_memory(lambda: f"the model on {count} images at once", str(compute.device), lambda: todo):
+    with explained_memory(lambda: f"the model on {counted(count, 'image')} at once", str(compute.device), lambda: todo):
         train, test = inputs.features(model, config, compute, quiet)
     seconds = time.monotonic() - begin
     scores, names = scores_of(train, test, config), inputs.classes

@@ -80,7 +80,7 @@ def remove(
             summary.bytes = remove_views(store, views, later, names, dry_run=dry_run)
         if not dry_run:
             clear_leftovers(store)
-            with Progress("index", noun="units", quiet=quiet) as progress:
+            with Progress("index", noun="unit", quiet=quiet) as progress:
                 refresh(Cache(store, opened.manifest), progress)
         _what_is_left(summary, Cache(store, opened.manifest), target, views)
     return summary

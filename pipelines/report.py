@@ -87,7 +87,7 @@ def report(config: ReportConfig, *, quiet: bool = True) -> ReportSummary:
     subjects = open_subjects(config.places)
     resolved = resolve_compute(config.device, "float32")
     made = Sections(config, subjects, resolved)
-    with Progress("report", total=len(made.plan()), noun="parts", quiet=quiet) as progress:
+    with Progress("report", total=len(made.plan()), noun="part", quiet=quiet) as progress:
         sections = []
         for anchor, title, part in made.plan():
             sections.append((anchor, title, guarded(part, title, made.problems)))

@@ -23,6 +23,7 @@ from tec_cache.labelled import EvaluationReader, PhotoReader
 from tec_cache.labelled.joint import joint_transform, whole_transform
 from tec_cache.labelled.masked import MaskedIndex, highest_value, index_masked_photos
 from tec_cache.mask_values import Values
+from tec_cache.printable import counted
 from tec_cache.run.micro_batches import count_micro_batches
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.segment.model import Segmenter, create_segmenter
@@ -171,7 +172,9 @@ class Photos:
             highest = agreed(looked, ranks)
             assert highest is not None, "rank 0 has looked"
             count = highest + 1 - (highest > config.ignore)
-            remarks.insert(0, f"{count} classes, because {highest} is the highest value of the masks to learn from")
+            remarks.insert(
+                0, f"{counted(count, 'class')}, because {highest} is the highest value of the masks to learn from"
+            )
         values = Values(config.ignore, count)
         train = replace(train, values=values, classes=names)
         if test is None:

@@ -37,26 +37,25 @@ class TrainSummary(LoopSummary):
     """What a pretraining did."""
 
     base_calls: dict[str, int]
-    """Of each base in the loop."""
-    """How often the base ran, for --online."""
+    """How often each base in the loop ran, for --online."""
     left_out: int
-    """Views of each epoch that filled no batch; others in each epoch."""
+    """Number of views in each epoch that did not fill a batch; they differ in each epoch."""
     damaged: list[str]
-    """Damaged blocks that this process met and other rows stood in for (--on-error skip)."""
+    """Damaged blocks that this process met and replaced by other rows (--on-error skip)."""
     target_errors: dict[str, float]
-    """Of each target set, the relative mean squared error of its stored, normalized features as it was measured."""
+    """The measured relative mean squared error of each target set's stored, normalized features."""
     gradients: dict[str, float]
-    """Of each of several sets, the norm of its weighted gradient at the encoder's output, as it was last measured."""
+    """The last measured norm of each set's weighted gradient at the encoder's output, if there are several sets."""
     dwarfed: str
-    """Which set's gradient is many times which other's; empty where none is."""
+    """Which set's gradient is many times which other's; empty if none is."""
     scores: dict[str, float]
-    """Of the last periodic judgement: probe_knn and probe_linear, 0 to 1, and its step; empty where there was none."""
+    """probe_knn and probe_linear, 0 to 1, of the last periodic judgement, and its step; empty if there was none."""
     remarks: list[str]
-    """What was assumed of the photos that are judged on, and what of them was left out."""
+    """What was assumed about the photos used for judging, and which of them were left out."""
     foreign: list[str] = field(default_factory=list)
-    """What lies in the run's folder beside the run: nothing of it is ever read or removed."""
+    """Foreign files in the run's folder: none of them is ever read or removed."""
     init: dict[str, Any] | None = None
-    """What was taken of an export or a run (--init), and what of the student stayed random."""
+    """What was taken from an export or a run (--init), and what of the student stayed random."""
     extensions: list[Extension] = field(default_factory=list)
     """How the run was lengthened (--extend)."""
 

@@ -63,7 +63,7 @@ def unpack(pack: str, out: str, *, quiet: bool = True) -> UnpackSummary:
             copy_manifest(opened.store, store, manifest, what=f"target set {name!r}", todo=todo)
             copy_codec(opened, store, name)
         commit_asked(store, num_views, opened.fingerprint)
-        with Progress("unpack", total=len(opened.view_units), noun="units", quiet=quiet) as progress:
+        with Progress("unpack", total=len(opened.view_units), noun="unit", quiet=quiet) as progress:
             for unit in opened.view_units:
                 record = opened.views_record(unit)
                 summary.units += 1
@@ -75,7 +75,7 @@ def unpack(pack: str, out: str, *, quiet: bool = True) -> UnpackSummary:
         for shard in range(len(opened.shards)):
             copy_source_record(opened.store, store, shard)
         commit_content(open_cache(out))
-        with Progress("index", noun="units", quiet=quiet) as progress:
+        with Progress("index", noun="unit", quiet=quiet) as progress:
             refresh(open_cache(out), progress)
     return summary
 

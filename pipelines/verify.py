@@ -147,7 +147,7 @@ def verify(
     with cache_lock(store) if repair else nullcontext() as lock:
         if lock is not None:
             lock.own()  # before looking: what is found must still be so when it is dropped
-        with Progress("verify", noun="files", quiet=quiet) as progress:
+        with Progress("verify", noun="file", quiet=quiet) as progress:
             report = audit(store, full=full, progress=progress)
         verdict = Verdict(store.url, report, list(report.findings))
         if base:
@@ -242,7 +242,7 @@ def _repair(store: Store, verdict: Verdict, quiet: bool) -> None:
         verdict.removed = clear_leftovers(store)
     except CacheError:
         verdict.removed = []  # a damaged codec.json: nobody can say which parameters it names
-    with suppress(CacheError), Progress("index", noun="units", quiet=quiet) as progress:
+    with suppress(CacheError), Progress("index", noun="unit", quiet=quiet) as progress:
         refresh(Cache(store, read_manifest(store, layout.MANIFEST)), progress)
     after = audit(store).findings
     known = {(finding.kind, finding.where) for finding in after}

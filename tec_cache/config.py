@@ -1,4 +1,4 @@
-"""The settings of each stage: one frozen dataclass a stage, without torch, filled by the command line or by hand.
+"""The settings of each stage: a frozen dataclass for each stage, without torch, filled by the command line or by hand.
 
 `None` in an extraction means "as in the cache, or the default where there is none yet", so that a command that
 goes on with a cache need not repeat how it was made. What is given and differs from the cache is refused.
@@ -25,7 +25,17 @@ from tec_cache.extract_settings import (
     StoredTargetSettings,
     ViewSettings,
 )
-from tec_cache.fields import changed, check_choices, check_positive, check_range, expand_paths, setting, table
+from tec_cache.fields import (
+    DEVICES,
+    Names,
+    changed,
+    check_choices,
+    check_positive,
+    check_range,
+    expand_paths,
+    setting,
+    table,
+)
 from tec_cache.judgement_settings import JudgementSettings
 from tec_cache.loop_settings import LoopSettings
 from tec_cache.store import is_url
@@ -102,7 +112,7 @@ class TrainConfig(
 
     @property
     def rows_together(self) -> int:
-        """Masks of one view."""
+        """Number of masks of one view in a step."""
         return self.masks_per_view
 
 
@@ -110,27 +120,44 @@ class TrainConfig(
 class ProbeConfig:
     """Judge frozen features: k nearest neighbours and a linear classifier."""
 
-    model: str = setting("", "Exported folder, base name, timm:NAME, weight file, or random:NAME.")
-    train: str = setting("", "Labelled photos (as for extract), or a cache folder: its stored crops.", required=True)
-    test: str = setting("", "Labelled photos to be judged on, or a cache folder.", required=True)
-    weights: str | None = setting(None, "Weight file of the model.")
-    mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the model.  [default: its release's]")
-    std: tuple[float, float, float] | None = setting(None, "Pixel deviation of the model.  [default: its release's]")
-    base_args: dict[str, Any] = table("Say what the model's weights cannot: NAME=VALUE (num_heads, ...).")
-    grid: int | None = setting(None, "Patches per side.  [default: the model's own]")
+    model: str = setting("", "Exported folder, base name, timm:NAME, weight file, or random:NAME.", names=Names.BASE)
+    train: str = setting(
+        "",
+        "Labelled photos to learn from, as for extract, or a cache folder: its stored crops.",
+        names=Names.LABELLED,
+        required=True,
+    )
+    test: str = setting(
+        "", "Labelled photos to judge the model on, or a cache folder.", names=Names.LABELLED, required=True
+    )
+    weights: str | None = setting(
+        None, "Weight file of the model, where MODEL names none.  [default: from timm's hub]", names=Names.WEIGHTS
+    )
+    mean: tuple[float, float, float] | None = setting(
+        None, "Mean of the pixels that the model was trained on, per channel, 0 to 1.  [default: its release's]"
+    )
+    std: tuple[float, float, float] | None = setting(
+        None, "Standard deviation of those pixels, per channel.  [default: its release's]"
+    )
+    base_args: dict[str, Any] = table(
+        "Set what the model's weights do not tell, NAME=VALUE (num_heads, ...); may be repeated."
+    )
+    grid: int | None = setting(None, "Patches per side of the photos that the model sees.  [default: the model's own]")
     pool: str = setting(
         "patches",
-        "What of a view is judged: the mean of its patches, or the class token.",
+        "Feature of a photo that is judged: the mean of its patches, or the class token.",
         choices=("patches", "class"),
     )
-    neighbours: int = setting(20, "k of the nearest-neighbour vote.")
-    batch_size: int = setting(128, "Images per batch of the model.")
-    limit: int | None = setting(None, "Use only the first N photos of each part.")
-    l2: float = setting(1e-4, "Penalty of the linear classifier's weights.")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
-    precision: str = setting("auto", "Of the model; auto: bfloat16 on a GPU.", choices=("auto", "float32", "bfloat16"))
+    neighbours: int = setting(20, "Neighbours that vote for a photo's class.")
+    batch_size: int = setting(128, "Photos per batch of the model.")
+    limit: int | None = setting(None, "Use only the first N photos of --train and of --test.  [default: all]")
+    l2: float = setting(1e-4, "Penalty on the linear classifier's weights.")
+    device: str = setting("auto", "Where the model runs: auto, cpu, cuda or cuda:N.", words=DEVICES)
+    precision: str = setting(
+        "auto", "Number format of the model; auto is bfloat16 on a GPU.", choices=("auto", "float32", "bfloat16")
+    )
     workers: int | None = setting(None, "Threads that decode photos.  [default: all cores]")
-    on_error: str = setting("stop", "What a broken photo does.", choices=("stop", "skip"))
+    on_error: str = setting("stop", "At a broken photo: stop, or leave it out and count it.", choices=("stop", "skip"))
 
     def __post_init__(self) -> None:
         expand_paths(self)
@@ -149,8 +176,12 @@ class PlanConfig:
     extract: ExtractConfig
     train: TrainConfig
     """Its cache and out are not looked at."""
-    images: int | None = setting(None, "Photos there are, where INPUT is a part of them.  [default: counted]")
-    seconds: float = setting(20.0, "Seconds to measure for; loading the models comes on top.")
+    images: int | None = setting(
+        None, "Number of photos of the whole job, where INPUT is a part of them.  [default: counted]"
+    )
+    seconds: float = setting(
+        20.0, "Seconds to measure for, about; loading the models and the fewest views of each measurement come on top."
+    )
 
     def __post_init__(self) -> None:
         check_positive(self, "images")

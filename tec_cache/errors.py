@@ -17,9 +17,9 @@ from tec_cache.urls import scrubbed, without_secrets
 class TecCacheError(Exception):
     """What went wrong (`what`), where (`where`: a file, a unit, an option) and the remedy (`todo`).
 
-    details: lines below `what`, a list of fields for one. command: what to type, a line of its own below `todo`.
-    Each part is one line however it came about: a line break in a name is escaped, so write none into a part.
-    Credentials of URLs are left out of all of them: messages end up in logs.
+    details: lines below `what`, such as a list of fields. command: what to type, on a line of its own below `todo`.
+    Each part is a single line: line breaks, for instance in a name, are escaped, so write none into a part.
+    Credentials in URLs are left out of every part, because messages end up in logs.
     """
 
     exit_code = 1

@@ -5,27 +5,61 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import field
+from enum import Enum
 from typing import Any
 
 from tec_cache.errors import ConfigError, nearest
 from tec_cache.paths import expanded
 
-PLACES = {"input", "cache", "base", "base_weights", "online", "out", "stage", "model", "weights", "train", "test",
-          "classes", "save_predictions", "probe_train", "probe_test", "init"}  # fmt: skip
-"""Settings that may name a file or folder, in whichever config."""
+DEVICES = ("auto", "cpu", "cuda")
+"""Where a model may run; cuda:N too."""
 
 
-def setting(default: Any, text: str, *, choices: tuple[str, ...] = (), required: bool = False) -> Any:
+class Names(Enum):
+    """What the value of a setting names, so that a shell can complete it."""
+
+    FILE = "a file"
+    FOLDER = "a folder"
+    SETTINGS = "a TOML file of settings"
+    PHOTOS = "tars, parquet files, or a folder of photos"
+    LABELLED = "photos with labels, or a cache"
+    CACHE = "a cache or pack"
+    RUN = "the folder of a run"
+    EXPORT = "an exported model"
+    START = "an export or a run"
+    OURS = "anything that this program makes"
+    WEIGHTS = "a weight file, or a folder that has one"
+    BASE = "a known base, a weight file or a folder"
+    BASE_OR_TARGET = "a base, or a target set whose base is meant"
+    TARGET = "a target set of the cache"
+
+
+def setting(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
+    names: Names | None = None,
+    required: bool = False,
+) -> Any:
     """Declare a field with its documentation string.
 
-    choices: the values it may have beside None, see `check_choices`. required: say so in the help.
+    choices: the values that it may have beside None, see `check_choices`. words: some values among others, for shells
+    to complete. names: what a value names. required: whether the help says that it must be given.
     """
-    return field(default=default, metadata={"help": text, "choices": choices, "required": required})
+    declared = {"help": text, "choices": choices, "words": words, "names": names, "required": required}
+    return field(default=default, metadata=declared)
 
 
 def table(text: str) -> Any:
     """Declare a field of names with values, empty by default."""
-    return field(default_factory=dict, metadata={"help": text, "choices": (), "required": False})
+    return field(default_factory=dict, metadata=dict(setting(None, text).metadata))
+
+
+def is_place(declared: dataclasses.Field[Any]) -> bool:
+    """Say whether the value of a field may be a path or URL."""
+    return declared.metadata.get("names") not in (None, Names.TARGET)
 
 
 def varied(component: type, name: str, default: Any) -> Any:
@@ -38,9 +72,9 @@ def expand_paths(config: Any) -> None:
     """Replace a leading ~ in every place that a frozen config names."""
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if item.name in PLACES and isinstance(value, str):
+        if is_place(item) and isinstance(value, str):
             object.__setattr__(config, item.name, expanded(value))
-        elif item.name in PLACES and isinstance(value, tuple):
+        elif is_place(item) and isinstance(value, tuple):
             object.__setattr__(config, item.name, tuple(map(expanded, value)))
 
 

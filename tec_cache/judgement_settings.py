@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tec_cache.errors import ConfigError
-from tec_cache.fields import check_positive, setting
+from tec_cache.fields import Names, check_positive, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +15,17 @@ class JudgementSettings:
 
     TITLE: ClassVar[str] = "Periodic judgement"
 
-    probe_every: int | None = setting(None, "Epochs between two probes of the encoder; the last step is judged too.")
-    probe_train: str | None = setting(None, "Labelled photos they learn from, as for extract, or a cache folder.")
-    probe_test: str | None = setting(None, "Labelled photos they are judged on, or a cache folder.")
-    probe_limit: int | None = setting(None, "Use only the first N photos of each of the two.")
-    probe_neighbours: int = setting(20, "k of the nearest-neighbour vote.")
+    probe_every: int | None = setting(
+        None, "Epochs between two probes of the encoder; the last step is always judged.  [default: no probes]"
+    )
+    probe_train: str | None = setting(
+        None, "Labelled photos that the probes learn from, as for extract, or a cache folder.", names=Names.LABELLED
+    )
+    probe_test: str | None = setting(
+        None, "Labelled photos that the probes are judged on, or a cache folder.", names=Names.LABELLED
+    )
+    probe_limit: int | None = setting(None, "Use only the first N photos of each of the two.  [default: all]")
+    probe_neighbours: int = setting(20, "Neighbours that vote for a photo's class.")
 
     def check_judgement(self) -> None:
         """Refuse a judgement of which a part is missing."""

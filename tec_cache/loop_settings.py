@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tec_cache.errors import ConfigError
-from tec_cache.fields import check_choices, check_positive, check_range, expand_paths, setting
+from tec_cache.fields import DEVICES, Names, check_choices, check_positive, check_range, expand_paths, setting
+from tec_cache.printable import plural
 from tec_cache.store import is_url
 
 
@@ -17,12 +18,14 @@ class RunSettings:
     TITLE: ClassVar[str] = "Run"
 
     # not --run: torchrun would take it for its own --run-path
-    out: str = setting("", "Folder of the run: settings, checkpoints, metrics.", required=True)
-    steps: int | None = setting(None, "Stop after N steps of the schedule.")
-    seed: int = setting(0, "Seed of weights, order and whatever else is drawn.")
-    log_every: int = setting(20, "Steps between two lines of metrics.jsonl.")
-    save_every: float = setting(1.0, "Epochs after which a checkpoint is due.")
-    save_minutes: float = setting(10.0, "Minutes since the last one before one that is due is written.")
+    out: str = setting("", "Folder of the run: its settings, checkpoints and metrics.", names=Names.RUN, required=True)
+    steps: int | None = setting(None, "Stop after this many steps of the schedule.  [default: at its end]")
+    seed: int = setting(0, "Seed of the initial weights, the order of samples, masks and augmentations.")
+    log_every: int = setting(20, "Steps between two lines of metrics.jsonl, the log.")
+    save_every: float = setting(1.0, "Epochs between two checkpoints; may be a fraction.")
+    save_minutes: float = setting(
+        10.0, "Least minutes between two checkpoints, so that short epochs do not write one each."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +34,27 @@ class OptimizerSettings:
 
     TITLE: ClassVar[str] = "Optimizer and schedule"
 
-    epochs: int = setting(300, "Epochs; one epoch shows each photo once.")
-    warmup_epochs: float | None = setting(None, "Linear warm-up.  [default: 40, a tenth of short runs]")
-    batch_size: int = setting(4096, "Views or photos per step, over all processes.")
-    micro_batch: int | None = setting(
-        None, "How many of them in a forward pass.  [default: what fits a GPU; on a CPU all]"
+    epochs: int = setting(300, "Epochs of the schedule; in each, every photo is seen once.")
+    warmup_epochs: float | None = setting(
+        None, "Epochs in which the learning rate rises linearly.  [default: 40; a tenth of fewer than 100 epochs]"
     )
-    base_lr: float = setting(1.5e-4, "Learning rate per 256 views of the batch.")
-    min_lr: float = setting(0.0, "Learning rate at the end.")
-    schedule: str = setting("cosine", "From the peak down to --min-lr, step by step.", choices=("cosine", "linear"))
-    weight_decay: float = setting(0.05, "AdamW's, none on biases and norms.")
-    beta1: float = setting(0.9, "AdamW's first beta.")
-    beta2: float = setting(0.95, "AdamW's second beta.")
-    clip_grad: float | None = setting(None, "Clip the gradient's norm.")
+    batch_size: int = setting(4096, "Views or photos per step, all processes together.")
+    micro_batch: int | None = setting(
+        None, "Views or photos per forward pass of a process.  [default: what fits the GPU; on a CPU the whole batch]"
+    )
+    base_lr: float = setting(1.5e-4, "Peak learning rate for a batch of 256; it is scaled by batch size / 256.")
+    min_lr: float = setting(0.0, "Learning rate at the end of the schedule.")
+    schedule: str = setting(
+        "cosine",
+        "How the learning rate falls from its peak to --min-lr: as half a cosine or a line.",
+        choices=("cosine", "linear"),
+    )
+    weight_decay: float = setting(0.05, "Weight decay; biases and norms have none.")
+    beta1: float = setting(0.9, "First beta of AdamW: decay of the mean of gradients.")
+    beta2: float = setting(0.95, "Second beta of AdamW: decay of the mean of their squares.")
+    clip_grad: float | None = setting(
+        None, "Largest norm of the gradient; a larger one is scaled down.  [default: no limit]"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +63,16 @@ class ComputeSettings:
 
     TITLE: ClassVar[str] = "Device"
 
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
-    precision: str = setting("auto", "Of the model; auto: bfloat16 on a GPU.", choices=("auto", "float32", "bfloat16"))
-    threads: int | None = setting(None, "Threads of torch on a CPU.  [default: all cores]")
-    workers: int | None = setting(None, "What reads and decodes.  [default: all cores beside a GPU, else 1]")
-    compile: bool = setting(False, "Let torch.compile make the kernels: minutes once, then faster steps.")
-    checkpointing: bool = setting(False, "Compute blocks twice to keep less of them: larger micro-batches.")
+    device: str = setting("auto", "Where the model runs: auto, cpu, cuda or cuda:N.", words=DEVICES)
+    precision: str = setting(
+        "auto", "Number format of the model; auto is bfloat16 on a GPU.", choices=("auto", "float32", "bfloat16")
+    )
+    threads: int | None = setting(None, "CPU threads of the model.  [default: all cores]")
+    workers: int | None = setting(
+        None, "How many readers load and decode the data.  [default: all cores beside a GPU, else 1]"
+    )
+    compile: bool = setting(False, "Use torch.compile: it takes minutes once, and makes steps faster.")
+    checkpointing: bool = setting(False, "Recompute blocks in the backward pass: less memory, slower steps.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +95,8 @@ class LoopSettings(RunSettings, OptimizerSettings, ComputeSettings):
         warmup, epochs = self.warmup_epochs, self.epochs
         if warmup is not None and (warmup < 0 or (epochs is not None and warmup >= epochs)):
             raise ConfigError(
-                f"a warm-up of {self.warmup_epochs} epochs in {self.epochs}", todo="give less --warmup-epochs"
+                f"a warm-up of {warmup:g} {plural(warmup, 'epoch')} in {self.epochs}",
+                todo="give less --warmup-epochs",
             )
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tec_cache.errors import ConfigError
+from tec_cache.printable import counted, have
 
 NO_CLASS = -1
 """A pixel of which nothing is known: it is neither learned nor judged."""
@@ -26,8 +27,9 @@ class Values(NamedTuple):
         if highest >= self.num_classes:
             value = self.values(np.array(highest))
             raise ConfigError(
-                f"a mask has the value {value}; the {self.num_classes} classes have up to "
-                f"{self.values(np.array(self.num_classes - 1))}, and {self.ignore} is ignored",
+                f"a mask has the value {value}; the {counted(self.num_classes, 'class')} "
+                f"{have(self.num_classes)} up to {self.values(np.array(self.num_classes - 1))}, and "
+                f"{self.ignore} is ignored",
                 todo=f"--ignore {value} if it means that nothing is known; else name all classes with --classes FILE",
             )
         return np.where(values == self.ignore, NO_CLASS, classes).astype(np.int32)

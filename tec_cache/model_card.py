@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from tec_cache.licences import UNKNOWN, Licence, licence_of
-from tec_cache.printable import printable
+from tec_cache.printable import counted, printable
 from tec_cache.urls import without_secrets
 
 _ORIGIN = "TEC, target-enhanced conditional mask-reconstruction ([arXiv 2210.11016](https://arxiv.org/abs/2210.11016))"
@@ -158,14 +158,14 @@ def _score_lines(settings: Mapping[str, Any], made: Mapping[str, Any]) -> list[s
     scores = made.get("scores") or {}
     shown = [f"{title}: {scores[name]:.2%}" for name, title in _SCORES.items() if name in scores]
     if shown and scores.get("test_images"):
-        shown.append(f"judged on {int(scores['test_images']):,} photos, at step {int(scores['step']):,}")
+        shown.append(f"judged on {counted(int(scores['test_images']), 'photo')}, at step {int(scores['step']):,}")
     return shown or ["none: it has not been judged in its own run; tec-cache probe, finetune and segment do that"]
 
 
 def _identity_lines(settings: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
     lines = [f"run: `{made['run']}`"] if made.get("run") else []
     if settings.get("cache"):
-        lines.append(f"cache (views): `{settings['cache']}`, {settings.get('num_views')} views")
+        lines.append(f"cache (views): `{settings['cache']}`, {counted(int(settings.get('num_views') or 0), 'view')}")
     for targets in _targets(settings):
         if targets.get("fingerprint"):
             lines.append(f"targets {_cell(_base(targets))}: `{targets['fingerprint']}`")

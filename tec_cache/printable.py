@@ -1,4 +1,6 @@
-"""Text that is safe to print: names and messages come from files that somebody else made.
+"""Text that is safe to print, and numbers of things in English.
+
+Names and messages come from files that somebody else made.
 
 A key that holds an escape sequence could recolour a terminal, one that holds a line break could fake a line of ours.
 So every message is put together from single lines, and each of them is escaped; only the code that joins them writes
@@ -49,3 +51,27 @@ def _shell_word(word: str) -> str:
         chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}" for byte in os.fsencode(word)
     )
     return f"$'{escaped}'"
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: 1 view, 2,000 views."""
+    return f"{number:,} {plural(number, noun)}"
+
+
+def plural(number: float, noun: str) -> str:
+    """Return a noun, or the last word of several, as it stands behind a number: view for 1, else views."""
+    if number == 1:
+        return noun
+    if noun.endswith(("s", "x", "tch", "sh")):
+        return noun + "es"
+    return noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+
+
+def have(number: float) -> str:
+    """Return the verb behind a number of things: has for 1, else have."""
+    return "has" if number == 1 else "have"
+
+
+def are(number: float) -> str:
+    """Return the verb behind a number of things: is for 1, else are."""
+    return "is" if number == 1 else "are"

@@ -5,22 +5,26 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import deque
 from types import TracebackType
 from typing import Any
 
-from tec_cache.printable import printable
+from tec_cache.printable import plural, printable
 
 LINE_SECONDS = 15.0
 """Between two plain lines."""
+
+RATE_SECONDS = 30.0
+"""Length of the interval that the shown speed and the time left are of: a mean since the start hides a slow-down."""
 
 
 class Progress:
     """Counts items of one stage: items per second, bytes, time left, and whatever else is told.
 
-    Any thread may count.
+    noun: what one item is. Any thread may count.
     """
 
-    def __init__(self, title: str, *, total: int | None = None, noun: str = "views", quiet: bool = False) -> None:
+    def __init__(self, title: str, *, total: int | None = None, noun: str = "view", quiet: bool = False) -> None:
         self.title, self.total, self.noun, self.quiet = title, total, noun, quiet
         self.done, self.bytes = 0, 0
         self.estimated = False
@@ -30,9 +34,12 @@ class Progress:
         self._start = self._last_line = time.monotonic()
         self._bar: Any = None
         self._first = 0
+        self._marks: deque[tuple[float, int]] = deque([(self._start, 0)])
+        """Moments of the last RATE_SECONDS, a second apart at least, with the items that were done."""
 
     def __enter__(self) -> Progress:
         self._start = self._last_line = time.monotonic()
+        self._marks = deque([(self._start, self.done)])
         if not self.quiet and sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
@@ -59,6 +66,7 @@ class Progress:
     def start_at(self, done: int) -> None:
         """Begin at a number of items that an earlier run has done; they do not count for the rate."""
         self.done = self._first = done
+        self._marks = deque([(time.monotonic(), done)])
 
     def expect(self, total: int, *, estimated: bool = False) -> None:
         """Say how many items there will be, where that was not known at the beginning."""
@@ -73,6 +81,7 @@ class Progress:
             self._note = note
             if self.quiet:
                 return
+            self._mark(time.monotonic())
             if self._bar is not None:
                 self._bar.update(self._task, completed=self.done, total=self.total, text=printable(self._text()))
             elif time.monotonic() - self._last_line >= LINE_SECONDS:
@@ -83,14 +92,40 @@ class Progress:
         """Seconds since the stage began."""
         return time.monotonic() - self._start
 
+    def say(self, text: str) -> None:
+        """Print a line of its own, above the bar where there is one."""
+        if self.quiet:
+            return
+        with self._lock:
+            line = printable(f"{self.title}: {text}")
+            if self._bar is not None:
+                self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, file=sys.stderr, flush=True)
+
     @property
     def rate(self) -> float:
-        """Items per second of this run."""
+        """Items per second over the last RATE_SECONDS; since the beginning where that is less."""
+        with self._lock:
+            then, done = self._marks[0]
+            return (self.done - done) / max(time.monotonic() - then, 1e-9)
+
+    @property
+    def mean_rate(self) -> float:
+        """Items per second of this call as a whole."""
         return (self.done - self._first) / max(self.seconds, 1e-9)
+
+    def _mark(self, now: float) -> None:
+        """Remember how far the work is, and forget what is too long ago: one mark is that old."""
+        if now - self._marks[-1][0] >= 1.0:
+            self._marks.append((now, self.done))
+        while len(self._marks) > 1 and now - self._marks[1][0] >= RATE_SECONDS:
+            self._marks.popleft()
 
     def _text(self, final: bool = False) -> str:
         of = f"/{'~' * self.estimated}{self.total:,}" if self.total else ""
-        parts = [f"{self.done:,}{of} {self.noun}", f"{self.rate:,.1f}/s"]
+        noun, rate = plural(self.total or self.done, self.noun), self.mean_rate if final else self.rate
+        parts = [f"{self.done:,}{of} {noun}", f"{rate:,.1f}/s"]
         if self.bytes:
             parts.append(human_bytes(self.bytes))
         if self._note:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from tec_cache.conditions import require_used
 from tec_cache.config import ExtractConfig, TrainConfig, wanted_sets
 from tec_cache.errors import ConfigError
-from tec_cache.fields import changed, check_choices, check_positive, check_range, setting
+from tec_cache.fields import Names, changed, check_choices, check_positive, check_range, setting
 
 NOT_OF_ROUNDS = ("online", "base_weights", "mean", "std", "base_args", "init", "partial", "steps", "k", "normalization",
                  "last_layers", "class_target")  # fmt: skip
@@ -30,17 +30,27 @@ class RoundsConfig:
     """Its cache and epochs are every round's, its `out` the folder of all; each round's seed is its plus the number."""
     extract: ExtractConfig
     """Of it, only how the targets of a round are made and coded."""
-    target: tuple[str, ...] = setting((), "Target set of round 0, NAME or NAME:WEIGHT; again for each of several.")
-    pixels: bool = setting(False, "Round 0 learns from pixels: a masked autoencoder, needs no base.")
-    rounds: int = setting(2, "Trainings, round 0 among them; may be raised later.")
+    target: tuple[str, ...] = setting(
+        (),
+        "Target set that round 0 learns from, NAME or NAME:WEIGHT; repeat it for several.  [default: the only one]",
+        names=Names.TARGET,
+    )
+    pixels: bool = setting(
+        False, "Let round 0 learn from pixels, as a masked autoencoder does; needs neither base nor target set."
+    )
+    rounds: int = setting(2, "Number of trainings, counting round 0; may be raised later.")
     start: str = setting(
         "random",
-        "Weights of each next round: new ones (the paper), or the last round's.",
+        "Weights that each next round starts from: new random ones (as in the paper), or the last round's.",
         choices=("random", "previous"),
     )
-    keep: int = setting(1, "Target sets of rounds to keep; an older one goes when the next round has finished.")
-    name: str | None = setting(None, "The sets are NAME-round-01, ...  [default: the last part of --out]")
-    seconds: float = setting(20.0, "Seconds to measure for in a dry run.")
+    keep: int = setting(
+        1, "How many of the rounds' target sets to keep; older ones are removed when the next round has finished."
+    )
+    name: str | None = setting(
+        None, "How the names of the rounds' target sets begin: NAME-round-01, ...  [default: the last part of --out]"
+    )
+    seconds: float = setting(20.0, "With --dry-run: seconds to measure for; loading the models comes on top.")
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from tec_cache.errors import ConfigError
+from tec_cache.printable import are, counted
 from tec_cache.types import Normalization, Rows, Targets
 
 EPS = 1e-6
@@ -128,7 +129,9 @@ def narrow_rows(targets: Targets, k: Rows) -> Targets:
     have = targets.rows.shape[1]
     want = have if k == "all" else k
     if want > have or (k == "all" and have != targets.features.shape[1]):
-        raise ConfigError(f"k = {k} was asked for, {have} rows are stored", todo=f"train with --k {have} or less")
+        raise ConfigError(
+            f"k = {k} was asked for, {counted(have, 'row')} {are(have)} stored", todo=f"train with --k {have} or less"
+        )
     return replace(targets, attention=targets.attention[:, :, : want + 1], rows=targets.rows[:, :want])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tec_cache.fields import setting, table
+from tec_cache.fields import Names, setting, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,34 +14,67 @@ class TargetSettings:
 
     TITLE: ClassVar[str] = "Targets"
 
-    cache: str = setting("", "Folder or URL of the cache.", required=True)
+    cache: str = setting("", "Folder or URL of the cache.", names=Names.CACHE, required=True)
     target: tuple[str, ...] = setting(
-        (), "Target set to learn from, NAME or NAME:WEIGHT; again for each of several, or all.  [default: the only one]"
+        (),
+        "Target set to learn from, NAME or NAME:WEIGHT; repeat it for several, or give all.  [default: the only one]",
+        words=("all",),
+        names=Names.TARGET,
     )
     online: tuple[str, ...] = setting(
         (),
-        "Base, or a target set's by its name, in the loop: caching's yardstick; again, NAME:WEIGHT, for several.",
+        "Run this base in every step instead of reading targets: a base, or the base of a target set by the set's "
+        "name; NAME:WEIGHT, repeated, for several.",
+        names=Names.BASE_OR_TARGET,
     )
-    pixels: bool = setting(False, "Learn from patch-normalized pixels: a masked autoencoder, needs no base.")
-    tau: float | None = setting(None, "Temperature of the attention target.  [default: the base's recipe]")
-    k: str | None = setting(None, "Attention rows: at most what is stored; none for no attention.  [default: stored]")
-    class_target: bool = setting(False, "With --online: the base's class token as a target too.  [default: as stored]")
+    pixels: bool = setting(
+        False, "Learn from patch-normalized pixels, as a masked autoencoder does; needs neither base nor target set."
+    )
+    tau: float | None = setting(None, "Temperature of the attention target.  [default: the base's recipe, 1 to 1.8]")
+    k: str | None = setting(
+        None,
+        "Attention rows to learn from beside the class token's: a number up to what is stored, all, or none for no "
+        "attention loss.  [default: what is stored]",
+        words=("none", "all"),
+    )
+    class_target: bool = setting(
+        False, "With --online, learn from the base's class token too.  [default: where a target set holds it]"
+    )
     normalization: str | None = setting(
-        None, "How features are normalized.  [default: stored; patch online]", choices=("patch", "feature", "none")
+        None,
+        "How features are normalized: each channel over a view's patches, or each patch over its channels (feature).  "
+        "[default: as stored; patch with --online]",
+        choices=("patch", "feature", "none"),
     )
-    last_layers: int | None = setting(None, "Blocks averaged by the base.  [default: stored; 2 online]")
+    last_layers: int | None = setting(
+        None,
+        "How many of the base's last blocks are averaged into the feature target.  [default: as stored; 2 with "
+        "--online]",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineBaseSettings:
-    """What is said of a base in the loop."""
+    """What is said of a base that runs in the loop."""
 
     TITLE: ClassVar[str] = "Base in the loop"
 
-    base_weights: str | None = setting(None, "Weight file of the base, for --online and --init base.")
-    mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the base in the loop.  [default: its own]")
-    std: tuple[float, float, float] | None = setting(None, "Pixel deviation of it.  [default: its own]")
-    base_args: dict[str, Any] = table("Say what the base's weights cannot: NAME=VALUE (num_heads, act_layer, ...).")
+    base_weights: str | None = setting(
+        None, "Weight file of the base, for --online and --init base.  [default: from timm's hub]", names=Names.WEIGHTS
+    )
+    mean: tuple[float, float, float] | None = setting(
+        None, "Mean of the pixels that the base was trained on, per channel, 0 to 1.  [default: its release's]"
+    )
+    std: tuple[float, float, float] | None = setting(
+        None, "Standard deviation of those pixels, per channel.  [default: its release's]"
+    )
+    base_args: dict[str, Any] = table(
+        "Set what the base's weights do not tell, NAME=VALUE (num_heads, act_layer, ...); may be repeated."
+    )
+
+
+STUDENTS = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
+"""Some of timm's plain vision transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +83,29 @@ class StudentSettings:
 
     TITLE: ClassVar[str] = "Student"
 
-    student: str = setting("vit_base_patch16_224", "Plain vision transformer of timm.")
+    student: str = setting("vit_base_patch16_224", "Plain vision transformer of timm to train.", words=STUDENTS)
     student_args: dict[str, Any] = table(
-        "Change the student: NAME=VALUE (patch_size, embed_dim, depth, num_heads, ...)."
+        "Change the student, NAME=VALUE (patch_size, embed_dim, depth, num_heads, ...); may be repeated."
     )
     adapters: str = setting(
-        "both", "Which of the two kinds of adapters the student has.", choices=("both", "input", "encoder", "none")
+        "both",
+        "Adapters of the student: one at the input, some in the encoder, both, or none.",
+        choices=("both", "input", "encoder", "none"),
     )
-    adapters_shared: bool = setting(False, "One set of encoder adapters for all target sets (an ablation).")
+    adapters_shared: bool = setting(
+        False, "Use one set of encoder adapters for all target sets instead of one for each (an ablation)."
+    )
     init: str = setting(
         "random",
-        "random; base: its weights (an ablation); or the folder of an export (encoder, adapters) or of a run (also the "
-        "decoder's blocks and heads): what fits is taken, and told.",
+        "Weights to start from: random; base, the base's own (an ablation); or the folder of an export (encoder, "
+        "adapters) or a run (also decoder and heads), of which all that fits is taken, and reported.",
+        words=("random", "base"),
+        names=Names.START,
     )
-    decoder_depth: int = setting(2, "Shared blocks of the decoder.")
-    decoder_width: int | None = setting(None, "Width of the decoder.  [default: 512; 768 for ViT-L]")
-    decoder_heads: int | None = setting(None, "Heads of the decoder.  [default: 16]")
-    mask_ratio: float = setting(0.75, "Share of patches that the student does not see.")
+    decoder_depth: int = setting(2, "Blocks of the decoder that all target sets share.")
+    decoder_width: int | None = setting(None, "Width of the decoder.  [default: 512; 768 for ViT-L and larger]")
+    decoder_heads: int | None = setting(None, "Attention heads of the decoder.  [default: 16]")
+    mask_ratio: float = setting(0.75, "Share of the patches that are hidden from the student.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +116,10 @@ class LossSettings:
 
     feature_weight: float = setting(1.0, "Weight of the feature loss.")
     attention_weight: float = setting(1.0, "Weight of the attention loss.")
-    class_weight: float = setting(1.0, "Weight of the class-token loss, where there is such a target; 0 leaves it out.")
+    class_weight: float = setting(1.0, "Weight of the class-token loss, if there is such a target; 0 leaves it out.")
     balance: str = setting(
         "none",
-        "Weights of several sets: as given, or for gradients of equal norm at the encoder.",
+        "With several target sets: keep the weights as given, or scale them to gradients of equal norm at the encoder.",
         choices=("none", "norm"),
     )
 
@@ -91,12 +130,27 @@ class LoaderSettings:
 
     TITLE: ClassVar[str] = "Loader"
 
-    partial: bool = setting(False, "Train on the units that are finished now, while extraction goes on.")
-    views: int | None = setting(None, "Views to use; epoch e reads view e mod views.  [default: all]")
-    masks_per_view: int = setting(1, "Masks of one loaded view in a step; a step then reads batch / masks views.")
-    shuffle_buffer: int = setting(1024, "Views that are shuffled among each other, in whole blocks of 32.")
-    stage: str | None = setting(None, "Local folder for copies of what is read from the cache; shared by a node.")
-    stage_bytes: str | None = setting(None, "Most bytes of copies: 200GB, 500MB.  [default: 90 % of the free disk]")
+    partial: bool = setting(False, "Train on the units that are finished now, while the extraction goes on.")
+    views: int | None = setting(
+        None, "Stored views to use; epoch e reads view number e mod this.  [default: all of them]"
+    )
+    masks_per_view: int = setting(
+        1, "Masks drawn of each view in a step, which then reads batch size / masks views: less reading and decoding."
+    )
+    shuffle_buffer: int = setting(
+        1024, "Views shuffled among each other, in whole blocks of 32; the blocks are shuffled over all of the epoch."
+    )
+    stage: str | None = setting(
+        None,
+        "Local folder that keeps copies of what is read from the cache, for all processes of a machine.  [default: no "
+        "copies]",
+        names=Names.FOLDER,
+    )
+    stage_bytes: str | None = setting(
+        None, "Size limit of the local copies, for instance 200GB or 500MB.  [default: 90 % of the free disk]"
+    )
     on_error: str = setting(
-        "stop", "What a damaged block does; skip: other rows stand in. A probe's photo too.", choices=("stop", "skip")
+        "stop",
+        "At a damaged block, or a broken photo of a probe: stop, or skip it; other rows stand in for a block's.",
+        choices=("stop", "skip"),
     )

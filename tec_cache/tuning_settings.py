@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError
-from tec_cache.fields import changed, check_positive, check_range, setting, table
+from tec_cache.fields import Names, changed, check_positive, check_range, setting, table
 from tec_cache.loop_settings import LoopSettings
 
 
@@ -17,12 +17,20 @@ class ModelSettings:
 
     TITLE: ClassVar[str] = "Model"
 
-    model: str = setting("", "Exported folder, base name, timm:NAME, weight file, or random:NAME.")
-    weights: str | None = setting(None, "Weight file of the model.")
-    mean: tuple[float, float, float] | None = setting(None, "Pixel mean of the model.  [default: its release's]")
-    std: tuple[float, float, float] | None = setting(None, "Pixel deviation of the model.  [default: its release's]")
-    base_args: dict[str, Any] = table("Say what the model's weights cannot: NAME=VALUE (num_heads, ...).")
-    grid: int | None = setting(None, "Patches per side.  [default: the model's own]")
+    model: str = setting("", "Exported folder, base name, timm:NAME, weight file, or random:NAME.", names=Names.BASE)
+    weights: str | None = setting(
+        None, "Weight file of the model, where MODEL names none.  [default: from timm's hub]", names=Names.WEIGHTS
+    )
+    mean: tuple[float, float, float] | None = setting(
+        None, "Mean of the pixels that the model was trained on, per channel, 0 to 1.  [default: its release's]"
+    )
+    std: tuple[float, float, float] | None = setting(
+        None, "Standard deviation of those pixels, per channel.  [default: its release's]"
+    )
+    base_args: dict[str, Any] = table(
+        "Set what the model's weights do not tell, NAME=VALUE (num_heads, ...); may be repeated."
+    )
+    grid: int | None = setting(None, "Patches per side of the photos that the model sees.  [default: the model's own]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +39,16 @@ class PhotoSettings:
 
     TITLE: ClassVar[str] = "Photos and judging"
 
-    train: str = setting("", "Annotated photos to learn from, as for extract.", required=True)
-    test: str | None = setting(None, "Annotated photos to be judged on.")
-    select: float | None = setting(None, "Judge on this share of --train, held out, instead of --test.")
-    classes: str | None = setting(None, "File of class names, in the order of their numbers.  [default: what is found]")
+    train: str = setting("", "Annotated photos to learn from, as for extract.", names=Names.PHOTOS, required=True)
+    test: str | None = setting(None, "Annotated photos to judge the model on.", names=Names.PHOTOS)
+    select: float | None = setting(None, "Share of --train to hold out and judge on, instead of --test.")
+    classes: str | None = setting(
+        None,
+        "File with one class name per line, in the order of their numbers.  [default: the names found, sorted]",
+        names=Names.FILE,
+    )
     on_error: str = setting(
-        "stop", "What a broken photo does; skip: another of its batch stands in.", choices=("stop", "skip")
+        "stop", "At a broken photo: stop, or skip it; another of its batch stands in.", choices=("stop", "skip")
     )
     judge_every: int = setting(1, "Epochs between two judgements; the last step is always judged.")
 

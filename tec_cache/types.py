@@ -26,12 +26,12 @@ class TargetSpec:
     num_heads: int
     """H, heads of the attention target; 0 where there is none."""
     k: Rows
-    """Rows of attention beside the class token's: a number, "all" patches in their order, or None for no
+    """Rows of attention besides the class token's: a number, "all" for all patches in their order, or None for no
     attention target at all."""
     normalization: Normalization
-    """How the features were normalized: over the patches of a view, over the channels of a token, not."""
+    """How the features were normalized: over the patches of a view, over the channels of a token, or not at all."""
     columns: int | None = None
-    """Patch tokens per row where they are not `grid` as well."""
+    """Patch tokens per row if that differs from `grid`; None for a square grid."""
     class_token: bool = False
     """Whether there is a class-token target, as wide as the features."""
 
@@ -54,29 +54,26 @@ class TargetSpec:
         return 1 + (self.num_tokens if self.k == "all" else self.k)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values; `class_token` only where it is true: older sets do not name it."""
+        """Return the fields as plain JSON values; `class_token` only if it is true, since older sets do not have it."""
         values = asdict(self)
         return values if self.class_token else {n: value for n, value in values.items() if n != "class_token"}
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the base says of a batch of views; the losses do not know where it came from.
-
-    features:  (B, L, C). Raw as the base gives them, or normalized once `targets.normalize_targets` or
-               a decoder has made them so.
-    attention: (B, H, k+1, L) logits before the softmax, scaled by the base; known up to a constant per
-               row when they come from a cache. None when the attention target is left out.
-    rows:      (B, k) int64 patch numbers (zero-based, class token not counted) by descending score, of
-               which attention rows 1..k are the rows; row 0 is the class token's.
-    class_token: (B, C) float, the output of the base's last block at its class token, or the mean over its patches
-               where it has none; raw or normalized like the features. None where it was not asked for.
-    """
+    """What the base says about a batch of views, whether it comes from a cache or from the base itself."""
 
     features: torch.Tensor
+    """(B, L, C): raw as the base gives them, or normalized by `targets.normalize_targets` or a decoder."""
     attention: torch.Tensor | None = None
+    """(B, H, k+1, L): logits before the softmax, scaled by the base; from a cache they are known up to a constant per
+    row. Row 0 is the class token's. None if the attention target is left out."""
     rows: torch.Tensor | None = None
+    """(B, k) int64: numbers of the patches that attention rows 1 to k belong to, by descending score; patches are
+    counted from zero, without the class token."""
     class_token: torch.Tensor | None = None
+    """(B, C) float: the output of the base's last block at its class token, or the mean over its patches if it has
+    none; raw or normalized like the features. None if it was not asked for."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         """Return the same targets on another device."""

@@ -59,6 +59,12 @@ def test_the_help_lists_every_command_in_the_order_of_work_and_cuts_none_off() -
     assert max(map(len, shown.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_no_line_of_a_help_is_wider_than_its_terminal(name: str) -> None:
+    shown = CliRunner().invoke(cli.cli, [name, "--help"], terminal_width=100).output
+    assert [line for line in shown.splitlines() if len(line) > 100] == []
+
+
 def test_the_help_shows_sections_choices_and_what_is_required() -> None:
     shown = CliRunner().invoke(cli.cli, ["train", "--help"], terminal_width=100).output
     titles = ["Targets:", "Base in the loop:", "Student:", "Losses:", "Loader:", "Optimizer and schedule:", "Device:"]

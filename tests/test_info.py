@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import cli
-from pipelines.describing.info_run import go_on_command
+from pipelines.describing.command_words import option_words
+from pipelines.describing.info_run import speed_of
 from pipelines.export import export
 from pipelines.info import info
 from pipelines.pack import pack
@@ -23,6 +24,7 @@ from tec_cache.base.load import load_base
 from tec_cache.config import TrainConfig
 from tec_cache.errors import ConfigError, TecCacheError
 from tec_cache.kinds import Kind, contents, what_is
+from tec_cache.run.metrics import read_metrics
 from tests.conftest import TINY, tiny_training
 
 
@@ -64,6 +66,34 @@ def test_a_run_that_can_go_on(run: Path, made_cache: Path) -> None:
         assert part in text
 
 
+def test_speed_now_over_the_last_minute_and_the_time_left() -> None:
+    def line(images_per_second: float, seconds: float) -> dict[str, float]:
+        return {"images_per_second": images_per_second, "waited": 0.1, "seconds": seconds}
+
+    slow, fast = line(10, 600), line(100, 20)
+    found = speed_of([slow, fast, fast, fast, line(40, 20)], images_left=8_500)
+    assert found["images_per_second"] == 40
+    assert found["minute_images_per_second"] == pytest.approx((2000 + 2000 + 800) / 60), "the last 60 seconds"
+    assert found["seconds_left"] == pytest.approx(8_500 * 60 / 4800)
+    assert speed_of([slow, fast], 100)["minute_images_per_second"] == pytest.approx(8000 / 620)
+    assert speed_of([], 5) == {}
+    assert speed_of([fast, {"step": 3, "test_top1": 0.5}], 5) == {}, "a judgement before the first step has no speed"
+
+
+def test_an_unfinished_run_says_how_long_the_rest_takes(run: Path) -> None:
+    found = info(str(run))
+    lines = read_metrics(run)
+    images = sum(line["images_per_second"] * line["seconds"] for line in lines)
+    assert images == pytest.approx(4 * 32)
+    assert found["seconds_left"] == pytest.approx(2 * 32 * sum(line["seconds"] for line in lines) / images)
+    text = text_of(found)
+    assert "images/s at the last line, " in text
+    assert " over the last minute; " in text
+    assert "time left    " in text
+    assert "last line    " in text
+    assert found["logged_seconds_ago"] >= 0
+
+
 def test_the_command_that_it_prints_goes_on_and_finishes(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,7 +130,7 @@ def test_a_command_means_the_settings_that_it_was_made_from(
 
     config = TrainConfig(**({"cache": "the cache", "out": "r"} | changes))
     monkeypatch.setattr(pipelines.train, "train", remember)
-    monkeypatch.setattr("sys.argv", shlex.split(go_on_command("pretrain", dataclasses.asdict(config), "r")))
+    monkeypatch.setattr("sys.argv", ["tec-cache", "train", *option_words(TrainConfig, dataclasses.asdict(config))])
     with pytest.raises(SystemExit):
         cli.main()
     assert seen == [config], capsys.readouterr().err

@@ -641,7 +641,7 @@ def test_settings_that_cannot_be_meant(small: LabelledIndex) -> None:
     ):
         with pytest.raises(ConfigError, match=text):
             taken(small, **options)
-    with pytest.raises(ConfigError, match="12 photos per rank do not divide into 5"):
+    with pytest.raises(ConfigError, match="12 photos cannot be divided into 5"):
         taken(small, micro_batches=5)
     with pytest.raises(ConfigError, match="a batch of 0"):
         EvaluationReader(small, CENTER, batch_size=0)

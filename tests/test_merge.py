@@ -249,6 +249,7 @@ def test_the_command(made: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["views_copied"] == 6
     assert (
-        "12 units that were there already" in runner.invoke(cli.cli, ["merge", out, *parts_of(made), "--quiet"]).stdout
+        "12 units that the cache had already"
+        in runner.invoke(cli.cli, ["merge", out, *parts_of(made), "--quiet"]).stdout
     )
     assert runner.invoke(cli.cli, ["merge", out]).exit_code == 2

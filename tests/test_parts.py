@@ -141,5 +141,5 @@ def test_the_command_line_says_what_other_parts_still_owe(
             cli.main()
         assert int(stop.value.code or 0) == code
         out, err = capsys.readouterr()
-        assert ("units are still theirs to finish" in out) == said
+        assert ("still to be finished by them" in out) == said
         assert (f"--part {part}" in err) == (code == 2)

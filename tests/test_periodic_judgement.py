@@ -102,7 +102,7 @@ def assert_same_training(ours: Path, theirs: Path) -> None:
     one, other = last_checkpoint(ours), last_checkpoint(theirs)
     assert {"model", "optimizer", "sums", "summed", "step", "run"} <= one.keys()
     assert equal(one, other)
-    free = ("images_per_second", "waited", "probe_knn", "probe_linear")
+    free = ("images_per_second", "waited", "seconds", "probe_knn", "probe_linear")
     lines = [{line["step"]: {n: v for n, v in line.items() if n not in free} for line in read_metrics(r)}
              for r in (ours, theirs)]  # fmt: skip
     shared = lines[0].keys() & lines[1].keys()

@@ -86,7 +86,7 @@ def results(folder: Path) -> dict[str, Any]:
         if run.exists():
             found[f"{number} run"] = load_settings(run)
             found[f"{number} model"] = {n: v.numpy().tobytes() for n, v in last_checkpoint(run)["model"].items()}
-            numbers = [{n: v for n, v in line.items() if n not in ("images_per_second", "waited")}
+            numbers = [{n: v for n, v in line.items() if n not in ("images_per_second", "waited", "seconds")}
                        for line in read_metrics(run)]  # fmt: skip
             found[f"{number} metrics"] = numbers
     journal = folder / "chain" / "rounds.json"

@@ -353,7 +353,7 @@ def test_info_says_how_a_run_goes_on_and_that_is_understood(
             cli.main()
         out = capsys.readouterr().out
         assert (stop.value.code or 0) == 0, out
-        assert "head linear" in out
+        assert ('"head": "linear"' if more else "head linear") in out
     command = shlex.split(info(str(run))["go_on"])
     monkeypatch.setattr(sys, "argv", [*command, "--quiet"])
     with pytest.raises(SystemExit) as stop:

@@ -6,7 +6,8 @@
 
 Each unit has a record of its own, as an extraction writes it; of the records 32 rows, one block, so that a disk holds
 100,000 of them. Payloads are links to the same two files (on S3: the same bytes), which no opening reads. Every figure
-is of a fresh process, after its imports: once with the index, once by the records, as without one.
+is of a fresh process, after its imports: once with the index, once by the records, as without one. Calls of it: what
+the store is asked for, to open it + for the first batch, read ahead + by `tec-cache info`.
 """
 
 from __future__ import annotations
@@ -42,13 +43,29 @@ ROWS = 32
 PER_SHARD = 80
 """Units of a source shard: one group in 80 views, as eight views of 10 groups would be."""
 
+TITLES = " units     by         seconds to open   to the first batch   tec-cache info   memory   calls of it   requests"
+
 MEASURE = """
 import json, sys, time
 import torch
 from pipelines.info import info
 from tec_cache.cache.opening import open_cache
 from tec_cache.loader import Loader
+from tec_cache.store.local import LocalStore
+from tec_cache.store.remote import RemoteStore
 import tec_cache.cache.index.reading, tec_cache.pack.reader, numcodecs.blosc, zarr, fsspec
+
+calls = [0]
+
+def counted(method):
+    def call(*args):
+        calls[0] += 1
+        return method(*args)
+    return call
+
+for kind in (LocalStore, RemoteStore):
+    for name in ("size", "read", "read_ranges", "names"):
+        setattr(kind, name, counted(getattr(kind, name)))
 
 def resident(name):
     with open("/proc/self/status") as lines:
@@ -58,15 +75,16 @@ imported, begin = resident("VmRSS"), time.perf_counter()
 cache = open_cache(sys.argv[1])
 targets = cache["t"]
 loader = Loader(cache, targets, batch_size=64, pixel_sizes=(cache.size,), workers=2)
-opened = time.perf_counter() - begin
+opened, at_open = time.perf_counter() - begin, calls[0]
 batches = loader.batches(0, 2)
 next(batches)
 first = time.perf_counter() - begin
 peak = resident("VmHWM")
 batches.close()
-begin = time.perf_counter()
+begin, at_first = time.perf_counter(), calls[0]
 info(sys.argv[1])
-print(json.dumps({"opened": opened, "first": first, "memory": peak - imported, "info": time.perf_counter() - begin}))
+print(json.dumps({"opened": opened, "first": first, "memory": peak - imported, "info": time.perf_counter() - begin,
+                  "calls": [at_open, at_first - at_open, calls[0] - at_first]}))
 """
 
 
@@ -78,7 +96,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=10_000, help="most units that are opened by their records too")
     args = parser.parse_args()
     print(describe("cpu"))
-    print("\n units     by         seconds to open   to the first batch   tec-cache info   memory   requests")
+    print("\n" + TITLES)
     with tempfile.TemporaryDirectory() as name, places(args.s3, Path(name)) as (place, server):
         folder = Path(name)
         write_base(folder / "base")
@@ -195,7 +213,7 @@ def report(units: int, by: str, url: str, server: S3Server | None) -> None:
     figures = json.loads(found.stdout)
     print(
         f"{units:8,d}  {by:9s} {figures['opened']:16.2f}   {figures['first']:18.2f}   {figures['info']:14.2f}"
-        f"   {figures['memory'] / 1e6:4.0f} MB   {requests:>8s}",
+        f"   {figures['memory'] / 1e6:4.0f} MB   {' + '.join(map(str, figures['calls'])):>15s}   {requests:>8s}",
         flush=True,
     )
 

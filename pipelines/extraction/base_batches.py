@@ -18,6 +18,7 @@ from tec_cache.data.image_pool import ImagePool
 from tec_cache.errors import NonFiniteError
 from tec_cache.memory import explained_memory
 from tec_cache.pixels import normalized
+from tec_cache.printable import counted
 from tec_cache.targets import normalize_targets
 from tec_cache.types import Targets
 
@@ -160,7 +161,7 @@ def targets_of(job: TargetJob, pixels: torch.Tensor) -> Targets:
     """
     device, count = job.compute.device, len(pixels)
     todo = f"give --batch-size {count // 2}" if count > 1 else "use a GPU with more memory, or --device cpu"
-    with explained_memory(lambda: f"the base on {count} views at once", str(device), lambda: todo):
+    with explained_memory(lambda: f"the base on {counted(count, 'view')} at once", str(device), lambda: todo):
         if device.type == "cuda":
             pixels = pixels.pin_memory()
         images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float()

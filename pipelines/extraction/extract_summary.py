@@ -17,6 +17,7 @@ from tec_cache.codec import ArraySpec
 from tec_cache.data.passed_over import PassedOver, passed_over_text
 from tec_cache.data.source import Source
 from tec_cache.errors import CacheError, SourceError
+from tec_cache.printable import are, counted
 
 
 @dataclass
@@ -28,51 +29,53 @@ class Summary:
     target: str | None = None
     num_views: int = 0
     photos: int = 0
-    """Photos with views, broken ones not counted."""
+    """Number of photos with views, not counting broken ones."""
     skipped: list[list[str]] = field(default_factory=list)
     """[shard, key or "", reason] of everything left out."""
     notes: list[list[str]] = field(default_factory=list)
-    """[shard, key, text]: what of the photos with views was not understood, and not needed."""
+    """[shard, key, text]: what was not understood, and not needed, in photos that have views."""
     labels: LabelCounts = field(default_factory=LabelCounts)
     passed_over: dict[str, int] = field(default_factory=dict)
-    """Kind -> how many things in the source are no photos."""
+    """Kind -> how many things in the source are not photos."""
     remarks: list[str] = field(default_factory=list)
-    """What was assumed of the source."""
+    """What was assumed about the source."""
     units: int = 0
     views_made: int = 0
-    """Crops written by this run (of this process)."""
+    """Number of crops that this process wrote in this run."""
     targets_made: int = 0
     bytes_per_crop: float = 0.0
     bytes_per_target: float = 0.0
     most_bytes_per_target: int = 0
-    """Of the target set's arrays before they are compressed."""
+    """Size of a view's target arrays before they are compressed."""
     quality: str = ""
     asked_errors: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
-    """Of the stored targets, measured on views that the codec was not fitted on."""
+    """Errors of the stored targets, measured on views that the codec was not fitted on."""
     checked_views: int = 0
-    """How many views that were."""
+    """Number of these views."""
     source_shards: int = 0
     source_bytes: int = 0
-    """Of the shards, where they are tars."""
+    """Bytes of the source shards, if they are tars."""
     free_disk: int | None = None
     shards_left: int = 0
     first_row: str = ""
-    """Whose attention row 0 of the targets is."""
+    """Whose attention is in row 0 of the targets."""
     facts: list[list[str]] = field(default_factory=list)
     """What the base assumes that no shape shows: [name, value, who says so]."""
+    computed: dict[str, Any] = field(default_factory=dict)
+    """On what the targets are computed: device, precision, batch_size and threads, which decide their last bits."""
     num_targets: int = 0
-    """Target sets in the cache."""
+    """Number of target sets in the cache."""
     seconds: float = 0.0
     making_seconds: float = 0.0
-    """Of these, of making views and targets, without preparing and fitting."""
+    """The part of `seconds` spent on making views and targets, without preparing and fitting."""
     busy: dict[str, float] = field(default_factory=dict)
-    """Share of the latter that each stage was at work; the rest it waited."""
+    """Share of `making_seconds` in which each stage was at work; the rest of the time it waited."""
     missing: int = 0
     to_remove: int = 0
-    """Units of targets that --overwrite would remove; of a dry run."""
+    """Number of units of targets that --overwrite would remove; in a dry run."""
     foreign: list[str] = field(default_factory=list)
-    """What lies in the cache and is not its own: --overwrite left it there."""
+    """Foreign files in the cache, which --overwrite left there."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -185,7 +188,11 @@ def _describe_indexed(
 def require_finished(summary: Summary) -> None:
     """Raise CacheError where units are missing although everything was done that this process could do."""
     if summary.missing:
-        raise CacheError(f"{summary.missing} units are missing", where=summary.cache, todo="run the same command again")
+        raise CacheError(
+            f"{counted(summary.missing, 'unit')} {are(summary.missing)} missing",
+            where=summary.cache,
+            todo="run the same command again",
+        )
 
 
 def require_photos(summary: Summary, where: str | None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tec_cache.cache.index.heading import Labels
+from tec_cache.printable import counted, have
 
 SHOWN = 5
 """Names of classes that are printed."""
@@ -82,10 +83,10 @@ def classes_text(counts: LabelCounts) -> str:
         more = ", ..." if len(counts.names) > SHOWN else ""
         text = f"{len(counts.names):,}{where}: {', '.join(counts.names[:SHOWN])}{more}"
         if counts.photos and counts.classes < len(counts.names):
-            text += f"; {counts.classes:,} of them have photos"
+            text += f"; {counts.classes:,} of them {have(counts.classes)} photos"
     elif counts.labelled:
         text = f"{counts.classes:,}{where}, labels are numbers from {counts.first} to {counts.last}"
     else:
         return f"no labels{where}" if counts.photos else "not known before the photos are read"
     without = counts.photos - counts.labelled
-    return text + (f"; {without:,} of {counts.photos:,} photos have no label" if without else "")
+    return text + (f"; {without:,} of {counted(counts.photos, 'photo')} {have(without)} no label" if without else "")

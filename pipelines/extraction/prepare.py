@@ -35,6 +35,7 @@ from tec_cache.data.views import ViewPlan
 from tec_cache.device import Compute, default_threads, device_notes, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, SourceError
+from tec_cache.printable import counted
 from tec_cache.store import Store, open_store
 from tec_cache.types import TargetSpec
 
@@ -74,8 +75,20 @@ class TargetJob:
     batch_size: int
     compute: Compute
     fingerprint: str
+    threads: int | None = None
+    """Of the base on a CPU."""
     replaces: bool = False
     """Whether a dry run would remove the set that is there."""
+
+    @property
+    def computed(self) -> dict[str, Any]:
+        """On what it is computed, by the names of its identity: these decide the last bits."""
+        return {
+            "device": self.compute.device.type,
+            "precision": self.compute.precision,
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+        }
 
 
 def prepare_cache(
@@ -129,7 +142,7 @@ def prepare_cache(
     if config.input is None:
         num_views = config.views or cache.num_views
         if num_views > cache.num_views:
-            raise ConfigError(f"the cache has {cache.num_views} views", todo="give the photos to add views")
+            raise ConfigError(f"the cache has {counted(cache.num_views, 'view')}", todo="give the photos to add views")
         cache.require_recorded(num_views)
     return cache, ViewJob(plan, jpeg, source, num_views)
 
@@ -331,7 +344,7 @@ def prepare_targets(
         ensure_manifest(store, path, identity, notes, what=what, todo=todo)
     base.prepare(compute)
     return TargetJob(
-        name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), replaces and dry_run
+        name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), threads, replaces and dry_run
     )
 
 

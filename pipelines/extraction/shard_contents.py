@@ -19,7 +19,7 @@ _FIELDS = ("size", "ends_sha256")
 def look_at_contents(shards: Sequence[Shard], *, quiet: bool) -> None:
     """Read the contents of all shards, with a line of progress where that takes its time. Raises StorageError."""
     whole = 0
-    with Progress("source", total=len(shards), noun="shards", quiet=quiet) as progress:
+    with Progress("source", total=len(shards), noun="shard", quiet=quiet) as progress:
 
         def each(contents: Contents) -> None:
             nonlocal whole

@@ -6,6 +6,7 @@ import threading
 
 from pipelines.extraction.storage import Needed
 from tec_cache.busy import Busy, TimedPool, bottleneck
+from tec_cache.printable import counted
 from tec_cache.progress import Progress
 
 READING, DECODING, CROPS, BASE, CODING, WRITING = (
@@ -64,7 +65,7 @@ class Tally:
         left = self._needed.targets_left if self._targets else 0
         made = self.targets_made if self._targets else self.views_made
         total = round(made + left + self._needed.crops_expected)
-        notes = [f"{self.views_made:,} crops cut"] if self._targets and self.views_made else []
+        notes = [f"{counted(self.views_made, 'crop')} cut"] if self._targets and self.views_made else []
         notes += [f"{self._skipped} skipped"] if self._skipped else []
         self._progress.expect(total, estimated=self._needed.source_left > 0)
         self._progress.advance(items, num_bytes, ", ".join([*notes, bottleneck_text(self.shares)]))

@@ -133,7 +133,7 @@ def images_of(
     used = 0
     with (
         ThreadPoolExecutor(config.workers or available_cores()) as pool,
-        Progress(f"{what} of {without_secrets(part.source)}", noun="images", quiet=quiet) as progress,
+        Progress(f"{what} of {without_secrets(part.source)}", noun="image", quiet=quiet) as progress,
     ):
         for group in in_groups(labelled_images(part, numbering, size, config), config.batch_size):
             results = list(pool.map(lambda item: item.load(), group))

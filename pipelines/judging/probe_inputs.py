@@ -20,6 +20,7 @@ from tec_cache.data.photos import Photo, Shard, plain_text
 from tec_cache.data.readers import NOUNS, TAR, reader_of
 from tec_cache.data.source import open_source
 from tec_cache.errors import ConfigError, SourceError, listed, nearest
+from tec_cache.printable import counted
 from tec_cache.store import is_url, open_store
 
 NO_LABEL = f"looked for {LOOKED_FOR} of a tar, for a column label of a parquet file, and for class folders"
@@ -119,7 +120,11 @@ class Numbering:
         """Return the class of a photo that has a label. Raises ConfigError for a number that no name has."""
         assert photo.label is not None
         if photo.label < 0 or (self.most is not None and photo.label >= self.most):
-            names = f"the other part names {self.most} classes, from 0 on" if self.most else "classes count from 0 on"
+            names = (
+                f"the other part names {counted(self.most, 'class')}, from 0 on"
+                if self.most
+                else "classes count from 0 on"
+            )
             todo = "give both parts in the same form: class folders, or tars with the same numbers"
             raise ConfigError(f"photo {photo.key!r} is of class {photo.label}; {names}", where=place, todo=todo)
         return photo.label if self.numbers is None else self.numbers[photo.label]

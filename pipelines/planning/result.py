@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.extraction.label_counts import LabelCounts
 from pipelines.planning.amount import Amount
 from pipelines.planning.extract import TargetCosts, ViewCosts
 from pipelines.planning.training import TrainingCosts
@@ -40,6 +41,14 @@ class Plan:
     measured_seconds: float
     facts: list[list[str]] = field(default_factory=list)
     """What the base assumes that no shape shows: [name, value, who says so]."""
+    asked_errors: dict[str, float] = field(default_factory=dict)
+    """Of the stored targets, as the quality asks for them: mse, kl; none where they are exact."""
+    labels: LabelCounts = field(default_factory=LabelCounts)
+    """The classes, where they are known before all photos are read."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Kind -> how many things in the source are no photos."""
+    remarks: list[str] = field(default_factory=list)
+    """What was assumed of the source."""
     sampled_share: float = 0.0
     """Share of the source's shards from which the views of the fit are drawn: they are read once more."""
 

@@ -77,7 +77,7 @@ def look_at_source(cache: Cache, views: ViewJob, *, seconds: float, count: bool,
     order = sorted(range(len(views.shards)), key=lambda i: key64("fit", views.plan.seed, views.shards[i].name))
     heads = order[:MOST_SHARDS]
     quota = -(-SAMPLE // len(heads))
-    with Progress("plan: photos", noun="photos", quiet=quiet) as progress:
+    with Progress("plan: photos", noun="photo", quiet=quiet) as progress:
         deadline = time.monotonic() + seconds
         for number in heads:
             if source.photos and time.monotonic() > deadline:
@@ -160,7 +160,7 @@ def cut_sample(
     crops: list[list[Crop]] = [[] for _ in numbers]
     broken: list[str] = []
     step = CHUNK * workers
-    with Progress("plan: crops", noun="photos", quiet=quiet) as progress:
+    with Progress("plan: crops", noun="photo", quiet=quiet) as progress:
         for start in range(0, len(source.photos), step):
             part = source.photos[start : start + step]
             for (shard, photo), (jpegs, problem, _) in zip(part, pool.map(cut, part), strict=True):

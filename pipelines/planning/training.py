@@ -21,6 +21,7 @@ from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError
 from tec_cache.flops import BACKWARD, base_macs, student_macs
 from tec_cache.loader import Batch, Loader
+from tec_cache.printable import counted
 from tec_cache.progress import Progress
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.feed import on_device
@@ -120,7 +121,7 @@ def prepare_training(config: TrainConfig, cache: Cache) -> Prepared:
     micro = config.micro_batch or config.batch_size
     if config.batch_size % -(-config.batch_size // micro):
         raise ConfigError(
-            f"{config.batch_size} views do not divide into micro-batches of {micro}",
+            f"a batch of {counted(config.batch_size, 'view')} does not divide into micro-batches of {micro}",
             todo=f"use a --micro-batch that divides {config.batch_size}",
         )
     sources, student = prepare_student(config, cache, compute)

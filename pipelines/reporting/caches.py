@@ -10,6 +10,7 @@ from pipelines.reporting.html import NOTHING, Html, element, grid, heading, join
 from pipelines.reporting.subjects import Subject, state
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.target_set import TargetSet
+from tec_cache.printable import counted
 from tec_cache.progress import human_bytes
 
 MOST_SKIPPED = 40
@@ -34,18 +35,18 @@ def _facts(subject: Subject, about: dict[str, Any]) -> Html:
     rows: list[list[object]] = [
         ["place", place(about["cache"])],
         ["state", state(subject)],
-        ["photos", f"{photos:,}, from {about['source_shards']:,} source shards"],
+        ["photos", f"{photos:,}, from {counted(about['source_shards'], 'source shard')}"],
         ["views", f"{about['num_views']}, of {about['size']} pixels for {about['grid']} x {about['grid']} patches; "
                   f"{about['crop']} crop, seed {about['seed']}"],
         ["labels", classes_text(labels)],
         ["target sets", ", ".join(f"{name} ({of['base']})" for name, of in about["targets"].items())],
-        ["left out", f"{about['skipped_photos']:,} broken photos"],
+        ["left out", counted(about["skipped_photos"], "broken photo")],
     ]  # fmt: skip
     if about["missing_units"]:
-        rows.append(["missing", f"{about['missing_units']:,} units of views"])
+        rows.append(["missing", f"{counted(about['missing_units'], 'unit')} of views"])
     if about["unread_shards"]:
-        rows.append(["not read to the end", f"{about['unread_shards']:,} source shards"])
-    rows += [["missing", f"{of['missing_units']:,} units of {name}"] for name, of in about["targets"].items()
+        rows.append(["not read to the end", counted(about["unread_shards"], "source shard")])
+    rows += [["missing", f"{counted(of['missing_units'], 'unit')} of {name}"] for name, of in about["targets"].items()
              if of["missing_units"]]  # fmt: skip
     rows += [["passed over", f"{count:,} {kind}"] for kind, count in about["passed_over"].items()]
     return table(["", ""], rows, caption="What it holds", numbers=False)
@@ -119,7 +120,7 @@ def skipped_section(cache: Cache) -> Html:
     if not found:
         return NOTHING
     rows = [[element("code", key), reason] for key, reason in found]
-    more = f"; {total - len(found):,} more are not named here" if total > len(found) else ""
+    more = f"; {total - len(found):,} more not named here" if total > len(found) else ""
     part = f" in the first {MOST_RECORDS:,} of {len(units):,} units" if len(units) > MOST_RECORDS else ""
-    caption = f"{total:,} photos were left out{part}{more}"
+    caption = f"{counted(total, 'photo')} left out{part}{more}"
     return joined([heading(4, "Skipped photos"), table(["photo", "why"], rows, caption=caption, numbers=False)])

@@ -68,8 +68,8 @@ def costs_section(runs: Sequence[tuple[Subject, Logged]]) -> Html:
     said = (
         "MAC: multiply-accumulates of linear maps, convolutions and attention products, forward. What has a gradient "
         f"takes {1 + BACKWARD} times as many in a step. The base of a cached target set ran once for each stored view "
-        "when the cache was made, and not here. The time is the images divided by the last logged speed: judging and "
-        "starting come on top. Of a tuning, the head is not counted."
+        "when the cache was made, and not here. The time is that of the steps up to the last line of the log: judging "
+        "and starting come on top. Of a tuning, the head is not counted."
     )
     head = ["", *(text(subject.title) for subject, _ in found)]
     return joined([heading(2, "Time and computing", "costs"), table(head, rows, caption="What the runs cost"),
@@ -93,8 +93,8 @@ def costs_of(subject: Subject, logged: Logged) -> Costs:
     settings = load_settings(subject.folder)
     config = settings["config"]
     steps = int(max([subject.about["step"] if subject.about else 0, *(line["step"] for line in logged.lines[-1:])]))
-    images, speed = steps * int(config["batch_size"]), logged.last("images_per_second")
-    seconds = images / speed if speed else None
+    images, timed = steps * int(config["batch_size"]), logged.points("seconds")[1]
+    seconds = sum(timed) if timed else None
     if settings["task"] != "pretrain":
         model = settings["model"]
         grid = int(model["input_size"]) // _patch_of(model)

@@ -28,6 +28,7 @@ from tec_cache.labelled.joint import whole_transform
 from tec_cache.labelled.masked import index_masked_photos
 from tec_cache.mask_values import Values
 from tec_cache.model_args import BASE_ARGS, check_model_args
+from tec_cache.printable import counted
 from tec_cache.run.checkpoint import load_checkpoint, require_weights
 from tec_cache.run.settings import load_settings, run_identity
 from tec_cache.segment.model import create_segmenter
@@ -115,7 +116,7 @@ def judge_classifier(run: Path, photos: str, limit: int, compute: Compute) -> Ju
     labels = index.label if numbering.numbers is None else np.asarray(numbering.numbers, np.int64)[index.label]
     count = int(settings["num_classes"])
     if int(labels.max()) >= count:
-        what = f"a photo is of class {int(labels.max())}; the run learned {count} classes, from 0 on"
+        what = f"a photo is of class {int(labels.max())}; the run learned {counted(count, 'class')}, from 0 on"
         raise ConfigError(what, where=photos, todo="give photos of classes that were learned")
     transform = evaluation_transform(model.input_size, model.mean, model.std)
     counts = np.zeros((count, count), np.int64)

@@ -23,7 +23,6 @@ from pipelines.reporting.html import (
 )
 from pipelines.reporting.logged import Logged
 from pipelines.reporting.subjects import Subject, state
-from tec_cache.run.metrics import SPEED
 from tec_cache.run.settings import PROGRAMS
 
 Run = tuple[Subject, Logged]
@@ -33,8 +32,8 @@ SECTIONS = {"pretrain": "Pretraining", "classify": "Fine-tuning", "segment": "Se
 TITLES = {
     "lr": "learning rate",
     "grad_norm": "norm of the gradient",
-    "images_per_second": "images per second, mean since the run was last started",
-    "waited": "share of that time spent waiting for the loader",
+    "images_per_second": "images per second, since the point before",
+    "waited": "share of the time spent waiting for the loader",
     "loss": "loss, as it is minimized",
     "probe_knn": "probe: nearest neighbours",
     "probe_linear": "probe: linear classifier",
@@ -67,7 +66,13 @@ def runs_section(task: str, runs: Sequence[Run]) -> Html:
             parts.append(paragraph(f"{said}; of a run that is writing, the last one may be half there.", kind="note"))
     parts += [
         curves(named, "Losses", f"{task}-losses", _union(logged.losses for _, logged in named), zero=False),
-        curves(runs, "Learning rate, gradient and speed", f"{task}-speed", ["lr", "grad_norm", *SPEED], zero=True),
+        curves(
+            runs,
+            "Learning rate, gradient and speed",
+            f"{task}-speed",
+            ["lr", "grad_norm", "images_per_second", "waited"],
+            zero=True,
+        ),
         curves(
             runs, "Pull of each target set", f"{task}-sets", _union(logged.of_sets for _, logged in runs), zero=True
         ),

@@ -15,6 +15,7 @@ from pipelines.info import describe_cache
 from pipelines.reporting.html import Html, problem, shortened
 from tec_cache.errors import ConfigError, TecCacheError, listed
 from tec_cache.kinds import RUN_FILE, Kind, contents, what_is
+from tec_cache.printable import counted
 from tec_cache.urls import scrubbed, without_secrets
 
 
@@ -128,7 +129,13 @@ def state(subject: Subject) -> str:
         total = about["total_steps"]
         done = f"step {about['step']:,} of {total:,}"
         begun = about["step"] or about["logged"]
-        return f"finished, {total:,} steps" if about["finished"] else f"{done}, not finished" if begun else "just begun"
+        return (
+            f"finished, {counted(total, 'step')}"
+            if about["finished"]
+            else f"{done}, not finished"
+            if begun
+            else "just begun"
+        )
     if subject.kind is Kind.EXPORT:
         return f"step {about['step']:,} of {about['run']}"
     if about["unread_shards"] or about["missing_units"] or any(t["missing_units"] for t in about["targets"].values()):

@@ -19,6 +19,7 @@ from pipelines.reporting.logged import Logged
 from pipelines.reporting.runs import TITLES, shown
 from pipelines.reporting.subjects import Subject
 from tec_cache.device import Compute
+from tec_cache.printable import are, counted
 from tec_cache.segment.scores import Scores
 
 MAIN = {"classify": "test_top1", "segment": "test_miou"}
@@ -62,8 +63,10 @@ def confusion_part(subject: Subject, photos: str | None, limit: int, pictures: i
 def _judged(subject: Subject, judged: Judged, photos: str) -> Html:
     counts = judged.counts
     part = "all" if judged.photos == judged.of else f"{judged.photos:,} of"
-    broken = f"; {judged.broken:,} of them are broken and left out" if judged.broken else ""
-    about = paragraph(f"The last checkpoint on {part} {judged.of:,} photos of ", place(photos), broken, kind="note")
+    broken = f"; {judged.broken:,} of them {are(judged.broken)} broken and left out" if judged.broken else ""
+    about = paragraph(
+        f"The last checkpoint on {part} {counted(judged.of, 'photo')} of ", place(photos), broken, kind="note"
+    )
     right, total = int(np.trace(counts)), int(counts.sum())
     if not total:
         return joined([about, paragraph("None of them is of a known class.", kind="note")])

@@ -6,7 +6,8 @@ from typing import Any
 
 from pipelines.terminal.rounds_texts import rounds_info_text
 from pipelines.terminal.texts import info_text
-from tec_cache.printable import block, shell_words
+from tec_cache.printable import block, counted, shell_words
+from tec_cache.progress import human_seconds
 
 
 def text_of(found: dict[str, Any]) -> str:
@@ -22,19 +23,19 @@ def run_text(found: dict[str, Any]) -> str:
     if found["task"] == "pretrain":
         what = [
             f"student      {_model(config.get('student'), config.get('student_args'))}",
-            f"targets      {_targets(found['targets'])}; {found['num_views']} views of the cache {config.get('cache')}"
-            f"  ({found['cache_fingerprint'][:12]})",
+            f"targets      {_targets(found['targets'])}; {counted(found['num_views'], 'view')} of the cache "
+            f"{config.get('cache')}  ({found['cache_fingerprint'][:12]})",
         ]
     else:
         what = [
             f"model        {config.get('model')}: {found['model'].get('architecture')}, tuned {config.get('tune')}"
             f"{_how(found)}, recipe {found['recipe']}",
-            f"photos       {config.get('train')}; {found['num_classes']:,} classes",
+            f"photos       {config.get('train')}; {counted(found['num_classes'], 'class')}",
         ]
     lines = [
         f"run          {found['run']}",
         *what,
-        f"settings     batch {config.get('batch_size')}, {config.get('epochs')} epochs, seed {config.get('seed')}; "
+        f"settings     batch {config.get('batch_size')}, {_epochs(config.get('epochs'))}, seed {config.get('seed')}; "
         "all of them with --json",
         f"steps        {step:,}{'' if total is None else f' of {total:,}'}: {state}",
     ]
@@ -43,14 +44,30 @@ def run_text(found: dict[str, Any]) -> str:
         values = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
         lines.append(f"losses       {values}  (step {found['logged'].get('step', 0):,})")
     lines += _scores(found["logged"])
-    if "images_per_second" in found:
-        waited = f", {found['waited']:.1%} of it waiting for the loader" if "waited" in found else ""
-        lines.append(f"speed        {found['images_per_second']:,.1f} images/s{waited}")
+    lines += _speed(found)
     if found["finished"]:
         lines.append(f"next         {shell_words(['tec-cache', 'export', found['run']])} OUT")
     else:
         lines += ["go on with", f"  {found['go_on']}"]
     return block(lines)
+
+
+def _speed(found: dict[str, Any]) -> list[str]:
+    """Say how fast a run was when it last logged, when that was, and how long the rest takes."""
+    lines = []
+    if "images_per_second" in found:
+        minute = ""
+        if "minute_images_per_second" in found:
+            minute = f", {found['minute_images_per_second']:,.1f} over the last minute"
+        lines.append(f"speed        {found['images_per_second']:,.1f} images/s at the last line{minute}; "
+                     f"{found['waited']:.1%} of the time waiting for the loader")  # fmt: skip
+    if not found["finished"]:
+        left, ago = found.get("seconds_left"), found["logged_seconds_ago"]
+        if left is not None:
+            lines.append(f"time left    {human_seconds(left)} at that speed, judging not counted")
+        if ago is not None:
+            lines.append(f"last line    {human_seconds(ago)} ago")
+    return lines
 
 
 def _how(found: dict[str, Any]) -> str:
@@ -62,7 +79,8 @@ def export_text(found: dict[str, Any]) -> str:
     """Say what an exported model is."""
     lines = [
         f"export       {found['export']}",
-        f"model        {_model(found['architecture'], found['model_args'])}, {found['parameters']:,} parameters",
+        f"model        {_model(found['architecture'], found['model_args'])}, "
+        f"{counted(found['parameters'], 'parameter')}",
         f"weights      SHA-256 {found['weights_sha256']}",
         f"pixels       mean {found['mean']}, std {found['std']}",
         f"made from    step {found['step']:,} of run {found['run']}",
@@ -85,7 +103,7 @@ def _made_from(found: dict[str, Any]) -> list[str]:
     if found["task"] == "pretrain":
         cache = f"cache {found['cache']}  ({found['cache_fingerprint'][:12]})"
         return [f"targets      {_targets(found['targets'])}; {cache}"]
-    photos = f"photos       {found['train']}; {found['num_classes']:,} classes, recipe {found['recipe']}"
+    photos = f"photos       {found['train']}; {counted(found['num_classes'], 'class')}, recipe {found['recipe']}"
     return [photos, *_scores(found["scores"])]
 
 
@@ -121,3 +139,8 @@ def _targets(targets: list[dict[str, Any]]) -> str:
         }.get(str(of.get("kind")), "unknown targets")
         found.append(f"{text} (weight {of['weight']:g})" if len(targets) > 1 else text)
     return ", ".join(found)
+
+
+def _epochs(number: Any) -> str:
+    """Write the epochs of a run.json, whatever stands there."""
+    return counted(number, "epoch") if isinstance(number, int) else f"{number} epochs"

@@ -11,9 +11,11 @@ from typing import Any
 
 import click
 
+from pipelines.terminal.completion import completion_of
 from tec_cache.conditions import require_used
 from tec_cache.config import read_toml
 from tec_cache.errors import ConfigError
+from tec_cache.fields import Names
 from tec_cache.paths import expanded
 
 
@@ -36,10 +38,15 @@ class Grouped(click.Command):
 class Once(click.Option):
     """An option that takes one value, and so may be given once: the last of several would win without a word.
 
-    section: title of the part of the help in which it stands; empty for the command's own.
+    section: title of the part of the help in which it stands; empty for the command's own. names, words: what its
+    value names, and some of its values, for shells to complete.
     """
 
-    def __init__(self, *args: Any, section: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, section: str = "", names: Names | None = None, words: Iterable[str] = (), **kwargs: Any
+    ) -> None:
+        if names is not None or words:
+            kwargs["shell_complete"] = completion_of(names, words)
         super().__init__(*args, **kwargs)
         self.section = section
 
@@ -54,16 +61,22 @@ class Once(click.Option):
         """Return the one value, or fail with all of them."""
         values = opts.get(self.name or "")
         if isinstance(values, list) and not self.multiple:
-            if len(values) > 1:
+            if len(values) > 1 and not ctx.resilient_parsing:
                 texts = [" ".join(v) if isinstance(v, tuple) else v for v in values]
                 shown = " and ".join(text for text in texts if isinstance(text, str))
-                raise click.UsageError(f"{self.opts[0]} was given {len(values)} times ({shown}): give it once", ctx)
-            opts = {**opts, self.name or "": values[0]}
+                often = "twice" if len(values) == 2 else f"{len(values)} times"
+                raise click.UsageError(f"{self.opts[0]} was given {often} ({shown}): give it once", ctx)
+            opts = {**opts, self.name or "": values[-1]}
         return super().consume_value(ctx, opts)
 
 
 option = functools.partial(click.option, cls=Once)
 """Every option of every command is made by this."""
+
+
+def argument(name: str, names: Names | None = None, **kwargs: Any) -> Callable[[Any], Any]:
+    """Make an argument of a command; names: what its value names, for shells to complete."""
+    return click.argument(name, shell_complete=completion_of(names), **kwargs)
 
 
 class Place(click.ParamType):
@@ -104,16 +117,17 @@ def options_of(config: type, without: Iterable[str] = ()) -> Callable[[Callable[
             text += "  [required]" if item.metadata["required"] else ""
             choices = item.metadata["choices"]
             metavar = f"[{'|'.join(choices)}]" if choices else None
-            made = functools.partial(option, flag, item.name, default=None, help=text, section=section, metavar=metavar)
+            shells = {"names": item.metadata["names"], "words": choices or item.metadata["words"]}
+            own = functools.partial(option, help=text, section=section, **shells)
+            made = functools.partial(own, flag, item.name, default=None, metavar=metavar)
             if kind == "bool":
-                function = option(flag, item.name, is_flag=True, help=text, section=section)(function)
+                function = own(flag, item.name, is_flag=True)(function)
             elif kind == "tuple[str, ...]":
-                function = option(flag, item.name, multiple=True, metavar="NAME", help=text, section=section)(function)
+                function = own(flag, item.name, multiple=True, metavar="NAME")(function)
             elif kind.startswith("tuple"):
                 function = made(type=float, nargs=kind.count("float"))(function)
             elif kind.startswith("dict"):
-                several = {"multiple": True, "metavar": "NAME=VALUE", "help": text, "section": section}
-                function = option(flag.removesuffix("s"), item.name, **several)(function)
+                function = own(flag.removesuffix("s"), item.name, multiple=True, metavar="NAME=VALUE")(function)
             else:
                 types = {"int": int, "float": float, "str": str}
                 function = made(type=types[kind.split(" ")[0]])(function)
@@ -132,11 +146,17 @@ def _by_component(config: type) -> list[tuple[dataclasses.Field[Any], str]]:
     return [*((field, str(vars(part)["TITLE"])) for field, part in found), *plain]
 
 
+def settings_file(text: str) -> Callable[[Any], Any]:
+    """Make the option that names a file of settings; text: its help."""
+    kind = ExistingPlace(exists=True, dir_okay=False)
+    return option("--config", "file", type=kind, names=Names.SETTINGS, help=text)
+
+
 def common(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options that every command has."""
     for made in (
         option("--debug", is_flag=True, help="Show the traceback of an error."),
-        option("--quiet", is_flag=True, help="No progress."),
+        option("--quiet", is_flag=True, help="Print no progress."),
         option("--json", "as_json", is_flag=True, help="Print exactly one JSON object."),
     ):
         function = made(function)
@@ -151,12 +171,7 @@ def loop_options(config: type) -> Callable[[Callable[..., None]], Callable[..., 
         for made in (
             option("--overwrite", is_flag=True, help="Replace a run that was made with other settings."),
             option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing."),
-            option(
-                "--config",
-                "file",
-                type=ExistingPlace(exists=True, dir_okay=False),
-                help="TOML file of settings, or the run.json of a run.",
-            ),
+            settings_file("TOML file of settings, or the run.json of a run."),
         ):
             function = made(function)
         return options_of(config)(function)
@@ -172,11 +187,13 @@ def settings(
     fixed: Mapping[str, Any] | None = None,
     without: Iterable[str] = (),
     options: Mapping[str, str] | None = None,
+    begun: Mapping[str, Any] | None = None,
 ) -> Any:
     """Fill a config: defaults, then the TOML file, then what was given on the command line, then what is fixed.
 
-    without: settings that the command does not have, and so no file may set. options: spellings that differ from
-    the settings' names. Raises ConfigError, also for what was given and is not used.
+    begun: the settings of a run that goes on, which the file and the command line may change. without: settings that
+    the command does not have, and so no file may set. options: spellings that differ from the settings' names.
+    Raises ConfigError, also for what was given and is not used.
     """
     given = given_options(values)
     tables = [f.name for f in dataclasses.fields(config) if str(f.type).startswith("dict") and f.name in given]
@@ -186,9 +203,10 @@ def settings(
     foreign = sorted(set(stored) & set(without))
     if foreign:
         raise ConfigError(f"this command has no setting {', '.join(foreign)}", where=str(file), todo="leave it out")
+    before = dict(begun or {})
     for name in tables:
-        given[name] = stored.get(name, {}) | given[name]
-    made = config(**(stored | given | dict(fixed or {})))
+        given[name] = {**before.get(name, {}), **stored.get(name, {}), **given[name]}
+    made = config(**(before | stored | given | dict(fixed or {})))
     require_used(made, [f.name for f in dataclasses.fields(config) if f.name in stored or f.name in given], options)
     return made
 

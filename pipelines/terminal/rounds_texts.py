@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tec_cache.printable import block, shell_words
+from tec_cache.printable import block, counted, shell_words
 from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def rounds_info_text(found: dict[str, Any]) -> str:
     lines = [
         f"rounds       {found['folder']}",
         f"learned from {found['first']}, then each round from the one before; weights of the next: {found['start']}",
-        f"done         {len(found['done'])} calls" + (f", {found['done'][-1]} the last" if found["done"] else ""),
+        f"done         {counted(len(found['done']), 'call')}"
+        + (f", {found['done'][-1]} the last" if found["done"] else ""),
     ]
     return block(lines + (["", *_table(found["rounds"])] if found["rounds"] else []))
 
@@ -66,9 +67,9 @@ def _estimate_text(found: dict[str, Any]) -> list[str]:
     room = {True: "it fits", False: "IT DOES NOT FIT", None: "nobody can say whether it fits"}[found["fits"]]
     free = "" if found["free_cache"] is None else f", {human_bytes(found['free_cache'])} are free beside the cache"
     return [
-        f"time         about {human_seconds(3600 * found['hours'])}: {trainings} trainings of {one_training}, "
-        f"{extractions} extractions of {one_extraction}",
+        f"time         about {human_seconds(3600 * found['hours'])}: "
+        f"{counted(trainings, 'training')} of {one_training}, {counted(extractions, 'extraction')} of {one_extraction}",
         f"disk         {human_bytes(found['bytes_sets'])} of targets at once "
-        f"({found['sets_at_once']} sets of {human_bytes(found['bytes_set'])}, measured on an untrained model), "
-        f"{human_bytes(found['bytes_runs'])} of runs and exports{free}: {room}",
+        f"({counted(found['sets_at_once'], 'set')} of {human_bytes(found['bytes_set'])}, "
+        f"measured on an untrained model), {human_bytes(found['bytes_runs'])} of runs and exports{free}: {room}",
     ]

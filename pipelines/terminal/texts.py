@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.extraction.label_counts import LabelCounts, classes_text
@@ -11,7 +11,7 @@ from pipelines.extraction.tally import bottleneck_text
 from tec_cache.codec.quality import errors_text
 from tec_cache.data.passed_over import passed_over_text
 from tec_cache.errors import listed
-from tec_cache.printable import block, shell_words
+from tec_cache.printable import block, counted, shell_words
 from tec_cache.progress import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -32,6 +32,14 @@ NEGLIGIBLE = 0.001
 """Relative errors of stored targets below this move no loss that is printed."""
 
 
+def lower_loss(error: float) -> str:
+    """Say what a relative error of stored features does to the loss of a training; empty where that is nothing."""
+    if error <= NEGLIGIBLE:
+        return ""
+    why = "what coding left out of the targets need not be predicted"
+    return f"the feature loss is up to about {error:.2g} lower than with --online: {why}"
+
+
 def facts_text(facts: list[list[str]]) -> list[str]:
     """Say what a base assumes that no shape shows, and who says so."""
     first = "base "
@@ -42,14 +50,24 @@ def facts_text(facts: list[list[str]]) -> list[str]:
     return lines
 
 
+def computed_text(computed: Mapping[str, Any]) -> str:
+    """Say on what targets are computed, and when another computation gives the same bytes."""
+    text = f"{computed['device']}, {computed['precision']}, batches of {computed['batch_size']}"
+    if computed["threads"] is None:
+        return f"{text}: the same bytes come on the same model of GPU, with the same versions of its libraries"
+    threads = counted(computed["threads"], "thread")
+    return f"{text}, {threads}: the same bytes come with just so many, on whatever number of cores"
+
+
 def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: bool) -> str:
     """Say what an extraction did and what the cache holds now."""
     source = f", {human_bytes(summary.source_bytes)}" if summary.source_bytes else ""
     unread = f", {summary.shards_left} not read to the end yet" if summary.shards_left else ""
     lines = [
         f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
-        f"source       {summary.source_shards:,} shards{source}{unread}",
-        f"views        {summary.num_views} of each photo; {summary.photos:,} photos in {summary.units:,} units so far",
+        f"source       {counted(summary.source_shards, 'shard')}{source}{unread}",
+        f"views        {summary.num_views} of each photo; {counted(summary.photos, 'photo')} in "
+        f"{counted(summary.units, 'unit')} so far",
     ]
     lines.append(f"classes      {classes_text(summary.labels)}")
     if summary.passed_over:
@@ -62,6 +80,8 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     elif summary.most_bytes_per_target:
         lines.append(f"targets      {summary.target}: at most {human_bytes(summary.most_bytes_per_target)} per view")
     lines += facts_text(summary.facts)
+    if summary.computed:
+        lines.append(f"computed on  {computed_text(summary.computed)}")
     if summary.target:
         lines += _quality_lines(summary)
     if summary.first_row not in ("", "class token"):
@@ -77,17 +97,19 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
     if dry_run:
         more = " and those of the unread shards" if summary.shards_left else ""
         if summary.to_remove:
-            lines.append(f"to remove    target set {summary.target}: {summary.to_remove} finished units, and its codec")
-        lines.append(f"to do        {summary.missing} units{more}")
+            lines.append(
+                f"to remove    target set {summary.target}: {counted(summary.to_remove, 'finished unit')}, its codec"
+            )
+        lines.append(f"to do        {counted(summary.missing, 'unit')}{more}")
         return block([*lines, "dry run: nothing was written"])
     lines += _kept_text(summary.foreign, "cache")
     seconds = human_seconds(summary.seconds)
     who = "this run    " if alone else "this part   "
-    lines.append(f"{who} {summary.views_made:,} crops, {summary.targets_made:,} targets in {seconds}")
+    lines.append(f"{who} {counted(summary.views_made, 'crop')}, {counted(summary.targets_made, 'target')} in {seconds}")
     if summary.views_made or summary.targets_made:
         lines.append(f"stages       {bottleneck_text(summary.busy)}")
     if summary.missing and not alone:
-        lines.append(f"other parts  {summary.missing} units are still theirs to finish")
+        lines.append(f"other parts  {counted(summary.missing, 'unit')} still to be finished by them")
     if summary.missing and not alone:
         lines.append("next         the other parts; then tec-cache merge, where they lie in folders of their own")
     elif config.views_only:
@@ -100,7 +122,9 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
 
 def _quality_lines(summary: Summary) -> list[str]:
     errors = errors_text(summary.errors, summary.asked_errors, summary.checked_views)
-    return f"quality      {summary.quality}{errors}".splitlines()
+    lines = f"quality      {summary.quality}{errors}".splitlines()
+    lower = lower_loss(summary.errors.get("mse", 0.0))
+    return [*lines, f"training     {lower}"] if lower else lines
 
 
 def _kept_text(foreign: list[str], whose: str) -> list[str]:
@@ -116,7 +140,7 @@ def _notes_text(notes: list[list[str]], most: int = 5) -> list[str]:
     for shard, key, text in notes:
         first.setdefault(text, f"{shard} {key}")
     counts = Counter(text for _, _, text in notes)
-    lines = [f"noted        {len({(shard, key) for shard, key, _ in notes}):,} photos that were used:"]
+    lines = [f"noted        {counted(len({(shard, key) for shard, key, _ in notes}), 'photo')} used in spite of it:"]
     lines += [f"  {text}: {count:,}, the first {first[text]}" for text, count in counts.most_common(most)]
     if len(counts) > most:
         lines.append("  ... all of them with --json")
@@ -130,8 +154,11 @@ def plan_text(plan: Plan) -> str:
     about = "about " if amount.estimated else ""
     lines = [
         f"cache        {plan.cache}, {human_bytes(amount.bytes_there)} there already",
-        f"photos       {about}{amount.photos:,}, {amount.num_views} views of each"
+        f"photos       {about}{amount.photos:,}, {counted(amount.num_views, 'view')} of each"
         + (" (part of the shards was counted, the rest is by their bytes)" if amount.estimated else ""),
+        f"classes      {classes_text(plan.labels)}",
+        *([f"passed over  {passed_over_text(plan.passed_over)}"] if plan.passed_over else []),
+        *(f"note         {remark}" for remark in plan.remarks),
         f"crops        {human_bytes(plan.views.written.num_bytes)} per view, measured; "
         f"{amount.crops_left:,} to write: {human_bytes(plan.bytes_crops)}",
     ]
@@ -142,6 +169,8 @@ def plan_text(plan: Plan) -> str:
             f"{human_bytes(plan.bytes_targets)}"
         )
     lines += facts_text(plan.facts)
+    if lower := lower_loss(plan.asked_errors.get("mse", 0.0)):
+        lines.append(f"training     {lower}")
     lines += [f"disk         {human_bytes(plan.bytes_needed)} are needed{room}", ""]
     how = "beside the base's device" if plan.targets and plan.targets.own_device else "on the same cores"
     lines += [f"extraction   all stages at once, {how}: what is left to do, each by itself at its measured rate"]
@@ -153,7 +182,7 @@ def plan_text(plan: Plan) -> str:
     if plan.training:
         lines += ["", *_training_text(plan)]
     if plan.views.broken:
-        lines += ["", f"broken       {len(plan.views.broken)} of {plan.views.sampled} photos that were looked at:"]
+        lines += ["", f"broken       {len(plan.views.broken)} of {counted(plan.views.sampled, 'photo')} looked at:"]
         lines += [f"  {text}" for text in plan.views.broken[:5]]
         lines.append("  extract stops at the first one; with --on-error skip it leaves them out")
     if plan.fits is False:
@@ -166,7 +195,7 @@ def _training_text(plan: Plan) -> list[str]:
     assert plan.training is not None
     training, flop, slowest = plan.training, plan.flop, plan.training.bottleneck(plan.batch_size)
     lines = [
-        f"training     one epoch and {plan.epochs} epochs, at the rates measured on micro-batches of "
+        f"training     one epoch and {counted(plan.epochs, 'epoch')}, at the rates measured on micro-batches of "
         f"{training.micro_batch}; what takes longest"
     ]
     for name, seconds in plan.epoch_seconds.items():
@@ -175,7 +204,7 @@ def _training_text(plan: Plan) -> list[str]:
     lines += [
         f"arithmetic   {training.base_macs / 1e9:.3g} GMAC per view in the base; "
         f"{training.step_macs / 3e9:.3g} x 3 GMAC per view in a training step",
-        f"             extraction {flop['extraction']:.2e} FLOP; {plan.epochs} epochs cached "
+        f"             extraction {flop['extraction']:.2e} FLOP; {counted(plan.epochs, 'epoch')} cached "
         f"{flop['cached_run']:.2e}, online {flop['online_run']:.2e} ({flop['online_run'] / flop['cached_run']:.2f} "
         "times as many)",
     ]
@@ -184,7 +213,8 @@ def _training_text(plan: Plan) -> list[str]:
         lines.append("paid back    never in time: on this machine a cached epoch takes as long as one online")
     else:
         lines.append(
-            f"paid back    after {epochs:,.1f} epochs: {epochs / plan.epochs:.2f} runs of {plan.epochs} epochs"
+            f"paid back    after {epochs:,.1f} epochs: {epochs / plan.epochs:.2f} runs "
+            f"of {counted(plan.epochs, 'epoch')}"
         )
     return lines
 
@@ -194,24 +224,21 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
     losses = ", ".join(f"{name} {value:.4f}" for name, value in summary.losses.items())
     lines = [
         f"run          {summary.run}",
-        f"student      {summary.parameters:,} parameters, {summary.trained_parameters:,} trained",
+        f"student      {counted(summary.parameters, 'parameter')}, {summary.trained_parameters:,} trained",
         f"steps        {summary.steps:,} of {summary.total_steps:,}, in micro-batches of {summary.micro_batch:,}",
     ]
     lines += [f"{'began with' if i == 0 else '':<12} {line}" for i, line in enumerate(_init_text(summary.init))]
     for one in summary.extensions:
-        epochs = f"{one['from_epochs']:,} to {one['to_epochs']:,} epochs"
+        epochs = f"{one['from_epochs']:,} to {counted(one['to_epochs'], 'epoch')}"
         lines.append(f"lengthened   from {epochs} at step {one['from_step']:,}")
     if summary.left_out:
-        lines.append(f"left out     {summary.left_out:,} views of each epoch fill no batch, others each time")
+        lines.append(f"left out     {counted(summary.left_out, 'view')} of each epoch in no batch, others each time")
     if losses:
         lines.append(f"losses       {losses}")
     for name, error in summary.target_errors.items() if losses else ():
-        if error > NEGLIGIBLE:
-            of = f" of {name}" if len(summary.target_errors) > 1 else ""
-            lines += [
-                f"             the feature loss{of} is up to about {error:.2g} lower than with --online:",
-                "             what coding left out of the targets need not be predicted (docs/fidelity.md)",
-            ]
+        if lower := lower_loss(error):
+            name_of = f"{name}: " if len(summary.target_errors) > 1 else ""
+            lines.append(f"{'':<13}{name_of}{lower} (docs/fidelity.md)")
     if summary.gradients:
         norms = ", ".join(f"{name} {norm:.3g}" for name, norm in summary.gradients.items())
         lines.append(f"gradients    {norms}: their norms at the encoder's output, weighted, as last measured")
@@ -230,7 +257,7 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
         else:
             lines.append("nothing left to do: this run had reached its last step")
         if summary.damaged:
-            lines.append(f"damaged      {len(summary.damaged)} blocks, other rows stood in for theirs:")
+            lines.append(f"damaged      {counted(len(summary.damaged), 'block')}; other rows stood in:")
             lines += [f"  {place}" for place in summary.damaged[:10]]
         lines += _kept_text(summary.foreign, "run")
         if summary.finished:
@@ -282,14 +309,16 @@ def info_text(found: dict[str, Any]) -> str:
     photos = found["views"][0]["photos"] if found["views"] else 0
     lines = [
         f"cache        {found['cache']}  ({found['fingerprint'][:12]})",
-        f"views        {photos:,} photos, {found['num_views']} views of {found['size']} pixels, "
+        f"views        {counted(photos, 'photo')}, {counted(found['num_views'], 'view')} of {found['size']} pixels, "
         f"{human_bytes(sum(v['bytes'] for v in found['views']))}",
         f"classes      {classes_text(LabelCounts(**found['labels']))}",
-        f"left out     {found['skipped_photos']} photos; notes on {found['noted_photos']} others",
+        f"left out     {counted(found['skipped_photos'], 'photo')}; noted: {counted(found['noted_photos'], 'other')}",
         *([f"passed over  {passed_over_text(found['passed_over'])}"] if found["passed_over"] else []),
-        f"missing      {found['missing_units']} units of views"
+        f"missing      {counted(found['missing_units'], 'unit')} of views"
         + (
-            f", and all of {found['unread_shards']} source shards not read to the end" if found["unread_shards"] else ""
+            f", and all of {counted(found['unread_shards'], 'source shard')} not read to the end"
+            if found["unread_shards"]
+            else ""
         ),
     ]
     for name, target in found["targets"].items():
@@ -299,9 +328,12 @@ def info_text(found: dict[str, Any]) -> str:
         )
         errors = errors_text(target["errors"], target["asked_errors"], target["checked_views"]).removeprefix(": ")
         lines += facts_text(target["facts"])
-        lines += f"             {errors or 'its codec is not fitted yet'}".splitlines()
+        lines.append(f"computed on  {computed_text(target['computed'])}")
+        lines += f"quality      {errors or 'its codec is not fitted yet'}".splitlines()
+        if lower := lower_loss(target["errors"].get("mse", 0.0)):
+            lines.append(f"training     {lower}")
         lines.append(
-            f"             {target['finished_units']} units finished, {target['missing_units']} missing; "
+            f"there        {counted(target['finished_units'], 'unit')} finished, {target['missing_units']} missing; "
             f"{human_bytes(target['bytes'])}"
         )
     return block(lines)
@@ -313,7 +345,7 @@ def verify_text(verdict: Verdict, full: bool, most: int = 20) -> str:
     targets = "".join(f", {units:,} of {name}" for name, units in report.target_units.items())
     lines = [
         f"cache        {verdict.cache}",
-        f"looked at    {report.files:,} records and manifests, {report.payloads:,} payloads "
+        f"looked at    {counted(report.files, 'file')} of records and manifests, {counted(report.payloads, 'payload')} "
         f"({human_bytes(report.num_bytes)}, {'every byte' if full else 'their sizes'}), "
         f"in {human_seconds(verdict.seconds)}",
         f"units        {report.view_units:,} of views{targets}",
@@ -331,7 +363,7 @@ def verify_text(verdict: Verdict, full: bool, most: int = 20) -> str:
             if name in base["measured"]
         )
         lines.append(f"base         {base['target']}: {figures}, {rest};")
-        lines.append(f"             on {base['views']} views of {base['units']} units")
+        lines.append(f"             on {counted(base['views'], 'view')} of {counted(base['units'], 'unit')}")
     if verdict.dropped or verdict.removed:
         lines.append(f"dropped      {len(verdict.dropped)} bad, {len(verdict.removed)} left over:")
         lines += [f"  {finding.where}: {finding.what}" for finding in verdict.dropped[:most]]
@@ -352,10 +384,10 @@ def verify_text(verdict: Verdict, full: bool, most: int = 20) -> str:
 
 def index_text(summary: IndexSummary) -> str:
     """Say what was indexed."""
-    sets = ", ".join(f"{name} ({views} views)" for name, views in summary.targets.items()) or "none"
+    sets = ", ".join(f"{name} ({counted(views, 'view')})" for name, views in summary.targets.items()) or "none"
     lines = [
         f"cache        {summary.cache}",
-        f"indexed      {summary.num_views} views in {summary.units:,} units; target sets: {sets}",
+        f"indexed      {counted(summary.num_views, 'view')} in {counted(summary.units, 'unit')}; target sets: {sets}",
         f"written      {', '.join(summary.written)}: {human_bytes(summary.bytes)} in {summary.seconds:.1f} s",
     ]
     return block(lines)
@@ -365,14 +397,15 @@ def pack_text(summary: PackSummary) -> str:
     """Say what was packed."""
     lines = [
         f"pack         {summary.pack}  ({summary.fingerprint[:12]})",
-        f"holds        {summary.samples:,} samples in {summary.units:,} tars, {summary.num_views} views, target sets: "
+        f"holds        {counted(summary.samples, 'sample')} in {counted(summary.units, 'tar')}, "
+        f"{counted(summary.num_views, 'view')}, target sets: "
         f"{', '.join(summary.targets) or 'none'}",
         f"bytes        {human_bytes(summary.bytes)}, {human_bytes(summary.bytes_per_sample)} per sample "
         f"(the cache: {human_bytes(summary.cache_bytes)})",
     ]
     lines += [f"codes        {name}: {human_bytes(size)} per sample" for name, size in summary.codes.items()]
     lines += [
-        f"this run     {summary.units_made:,} tars",
+        f"this run     {counted(summary.units_made, 'tar')}",
         f"next         tec-cache train {shell_words(['--cache', summary.pack])} --out RUN",
     ]
     return block(lines)
@@ -382,13 +415,13 @@ def unpack_text(summary: UnpackSummary) -> str:
     """Say what was unpacked."""
     lines = [
         f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
-        f"holds        {summary.num_views} views, target sets: {', '.join(summary.targets) or 'none'}; "
-        f"{summary.units:,} units, {summary.units_made:,} of them made by this run",
+        f"holds        {counted(summary.num_views, 'view')}, target sets: {', '.join(summary.targets) or 'none'}; "
+        f"{counted(summary.units, 'unit')}, {summary.units_made:,} of them made by this run",
     ]
     if summary.rewritten:
         lines.append(
-            f"rewritten    {summary.rewritten:,} files hold the same values in other bytes than the original's: "
-            "another release wrote those"
+            f"rewritten    {counted(summary.rewritten, 'file')} with the same values in other bytes than the "
+            "original's: another release wrote those"
         )
     return block(lines)
 
@@ -397,12 +430,14 @@ def merge_text(summary: MergeSummary) -> str:
     """Say what was joined."""
     lines = [
         f"cache        {summary.out}  ({summary.fingerprint[:12]})",
-        f"copied       {summary.views_copied:,} units of views, {summary.targets_copied:,} of targets, "
+        f"copied       {counted(summary.views_copied, 'unit')} of views, {summary.targets_copied:,} of targets, "
         f"{human_bytes(summary.bytes)}",
-        f"kept         {summary.already_there:,} units that were there already",
+        f"kept         {counted(summary.already_there, 'unit')} that the cache had already",
     ]
     if summary.different:
-        lines.append(f"different    {len(summary.different):,} units that were there otherwise, and stayed so:")
+        lines.append(
+            f"different    {counted(len(summary.different), 'unit')} that the cache had in another form, and keeps:"
+        )
         lines += [f"  {name}" for name in summary.different[:10]]
         if len(summary.different) > 10:
             lines.append("  ... all of them with --json")
@@ -411,11 +446,12 @@ def merge_text(summary: MergeSummary) -> str:
 
 def rm_text(summary: RemoveSummary, dry_run: bool) -> str:
     """Say what was removed."""
-    left = ", ".join(f"{name} ({units:,} units)" for name, units in summary.left_targets.items()) or "none"
+    left = ", ".join(f"{name} ({counted(units, 'unit')})" for name, units in summary.left_targets.items()) or "none"
     lines = [
-        f"{'to remove' if dry_run else 'removed':<13}{summary.removed}: {summary.units:,} units, "
+        f"{'to remove' if dry_run else 'removed':<13}{summary.removed}: {counted(summary.units, 'unit')}, "
         f"{human_bytes(summary.bytes)}",
-        f"left         {summary.left_views} views in {summary.left_units:,} units; target sets: {left}",
+        f"left         {counted(summary.left_views, 'view')} in {counted(summary.left_units, 'unit')}; "
+        f"target sets: {left}",
     ]
     if summary.left_alone:
         lines.append(f"not ours     {listed(summary.left_alone)}: left where they are")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.terminal.texts import human_seconds
 from tec_cache.errors import listed
-from tec_cache.printable import block, shell_words
+from tec_cache.printable import block, counted, shell_words
 
 if TYPE_CHECKING:
     from pipelines.finetune import FinetuneSummary
@@ -69,11 +69,6 @@ def _written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def counted(number: int, noun: str) -> str:
-    """Write a number of things."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _share(value: float | None) -> str:
     return f"{'-':>7}" if value is None else f"{value:7.2%}"
 
@@ -84,12 +79,13 @@ def _beginning(summary: TuningSummary, tuned: list[str]) -> list[str]:
                        for name, value in summary.settings.items() if value is not None)  # fmt: skip
     lines = [
         f"run          {summary.run}",
-        f"model        {summary.model}: {summary.parameters:,} parameters, {summary.trained_parameters:,} trained",
+        f"model        {summary.model}: {counted(summary.parameters, 'parameter')}, "
+        f"{summary.trained_parameters:,} trained",
         *tuned,
         f"recipe       {summary.recipe}  ({summary.why})",
         f"             {chosen}",
         f"photos       {summary.train_images:,} to learn from, {summary.test_images:,} to judge on, "
-        f"{summary.classes:,} classes",
+        f"{counted(summary.classes, 'class')}",
         f"judged on    {summary.judged_on}",
     ]
     lines += [f"             {remark}" for remark in summary.remarks]
@@ -108,7 +104,7 @@ def _end(summary: TuningSummary, seen: Callable[[dict[str, float]], str], go_on:
             lines.append(f"{name:<12} {seen(scores)}, step {int(scores['step']):,}{note}")
     if summary.last and summary.last["test_images"] < summary.test_images:
         judged = int(summary.last["test_images"])
-        lines.append(f"judged       {judged:,} of {summary.test_images:,} photos: the others are broken")
+        lines.append(f"judged       {judged:,} of {counted(summary.test_images, 'photo')}: the rest is broken")
     if summary.images_per_second:
         speed = f"{summary.images_per_second:,.1f} images/s, {human_seconds(summary.seconds)} with judging"
         lines.append(f"speed        {speed}; {summary.waited:.1%} of it waiting for photos")

@@ -20,6 +20,7 @@ from tec_cache.device import Compute
 from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.loader import Batch
 from tec_cache.paths import exact_name
+from tec_cache.printable import counted
 from tec_cache.recipes import recipe_of
 from tec_cache.targets import normalize_targets
 from tec_cache.tasks.targets import CachedTargets, PixelTargets, Sources, TargetSource
@@ -84,7 +85,7 @@ def target_sets(config: TrainConfig, cache: Cache) -> dict[str, float]:
         return wanted_sets(config.target)
     if len(names) != 1:
         raise ConfigError(
-            f"the cache has {len(names)} target sets ({', '.join(names) or 'none'})",
+            f"the cache has {counted(len(names), 'target set')} ({', '.join(names) or 'none'})",
             where=config.cache,
             todo="choose with --target NAME (several times for several, or `all`), or use --online BASE or --pixels",
         )

@@ -20,6 +20,7 @@ from tec_cache.cache.reader import Cache
 from tec_cache.cache.record import AskedRecord, ContentRecord, SourceRecord
 from tec_cache.cache.remove import provably_ours
 from tec_cache.errors import CacheError
+from tec_cache.printable import counted
 from tec_cache.progress import Progress
 from tec_cache.store import Store
 
@@ -230,12 +231,13 @@ class _Audit:
         if unit.shard in self.strangers:
             return "of a source shard that had other photos when this cache was finished"
         if source is None:
-            return f"more than {size} photos in a group" if facts.rows + facts.skipped > size else ""
+            return f"more than {counted(size, 'photo')} in a group" if facts.rows + facts.skipped > size else ""
         if facts.photos_sha256 != source.group_sha256[unit.group]:
             return "shows other photos than the source shard had when it was read to its end"
         wanted = min(size, source.photos - unit.group * size)
         if facts.rows + facts.skipped != wanted:
-            return f"{facts.rows} crops and {facts.skipped} broken photos, the source has {wanted} photos here"
+            units = f"{counted(facts.rows, 'crop')} and {counted(facts.skipped, 'broken photo')}"
+            return f"{units}, the source has {counted(wanted, 'photo')} here"
         return ""
 
     def _leftovers(self) -> None:

@@ -17,6 +17,7 @@ from tec_cache.audit.findings import DROP, Finding, unreadable
 from tec_cache.cache.layout import BLOCKS, Unit, array_block, array_metadata, crop_name
 from tec_cache.cache.record import Payload, TargetRecord, ViewsRecord
 from tec_cache.codec import ArraySpec
+from tec_cache.printable import counted
 from tec_cache.store import Store
 from tec_cache.tar_headers import StrictHeader
 
@@ -158,4 +159,4 @@ def zip_problem(stream: IO[bytes], record: TargetRecord, arrays: Mapping[str, Ar
                 start = info.header_offset + 30 + sum(struct.unpack("<HH", stream.read(4)))
                 if (start, info.file_size, _crc32(stream, position, size)) != (position, size, crc):
                     return f"block {number} of {array} is not what the record says"
-    return f"{len(chunks)} blocks are in the zip and not in the record" if chunks else ""
+    return f"{counted(len(chunks), 'block')} in the zip, but not in the record" if chunks else ""

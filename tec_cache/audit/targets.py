@@ -20,6 +20,7 @@ from tec_cache.cache.record import CodecRecord
 from tec_cache.cache.target_set import TargetSet
 from tec_cache.codec import ArraySpec
 from tec_cache.errors import CacheError
+from tec_cache.printable import counted
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class TargetSetAudit:
         where, find, store = layout.target_manifest(self.name), self.ledger.find, self.ledger.store
         if store.size(where) is None:
             if self.units:
-                find("manifest", where, f"is gone, and {len(self.units)} records of this set are there", REMAKE)
+                find("manifest", where, f"is gone, but not {counted(len(self.units), 'record')} of this set", REMAKE)
             return None
         self.ledger.report.files += 1
         try:
@@ -92,7 +93,7 @@ class TargetSetAudit:
         where, ledger = layout.codec_record(self.name), self.ledger
         if ledger.store.size(where) is None:
             if target is not None and self.units:
-                ledger.find("codec", where, f"is gone, and {len(self.units)} units were coded with it", REFIT)
+                ledger.find("codec", where, f"is gone; it coded {counted(len(self.units), 'unit')}", REFIT)
             elif target is not None:
                 ledger.find("missing", where, f"the codec of {self.name!r} was not fitted yet", AGAIN)
             return None

@@ -35,12 +35,12 @@ def load_base(
 
     name: a name of `recipes.BASES`, `timm:NAME`, a weight file, or a folder (an export, timm's, transformers').
     weights: a weight file in any format that `weights.files` reads; needed where timm's hub has none.
-    grid: patches per side; the input is grid * patch pixels, position embeddings are resampled to it.
-    k: rows of attention beside the class token's; "recipe" takes the base's own, None leaves attention out.
-    class_target: give the class token as a target too.
-    given: pixel statistics and arguments that no file says.
-    Raises ConfigError for an unknown or unsupported base, or settings that contradict it; WeightsError for weights
-    that are missing or unfit, or of another release than was named.
+    grid: patches per side; the input is grid * patch pixels, and position embeddings are resampled to it.
+    k: rows of attention besides the class token's; "recipe" takes the base's own number, None leaves attention out.
+    class_target: also give the class token as a target.
+    given: pixel statistics and arguments that no file states.
+    Raises ConfigError for an unknown or unsupported base, or for settings that contradict it; WeightsError for weights
+    that are missing, do not fit, or belong to another release than the one named.
     """
     given, source = given or Given(), find_source(name, weights)
     loaded = build(source, name, grid, given)

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from tec_cache.base.source import Given
 from tec_cache.device import Compute
 from tec_cache.errors import ConfigError
+from tec_cache.printable import counted
 from tec_cache.targets import attention_rows
 from tec_cache.types import Rows, Targets, TargetSpec
 
@@ -69,7 +70,7 @@ class FrozenBase(nn.Module):
         depth = len(parts.blocks)
         if not 1 <= last_layers <= depth:
             raise ConfigError(
-                f"the mean of the last {last_layers} blocks was asked for, {name} has {depth}",
+                f"the mean of the last {counted(last_layers, 'block')} was asked for, {name} has {depth}",
                 todo=f"give --last-layers from 1 to {depth}",
             )
         self.model = model.eval().requires_grad_(False)
@@ -90,7 +91,8 @@ class FrozenBase(nn.Module):
         num_tokens = self.grid * self.grid
         if isinstance(k, int) and not 0 <= k <= num_tokens:
             raise ConfigError(
-                f"k = {k} rows of attention from {num_tokens} patches", todo=f"give --k from 0 to {num_tokens}"
+                f"{counted(k, 'attention row')} from {counted(num_tokens, 'patch')}",
+                todo=f"give --k from 0 to {num_tokens}",
             )
         module: Any
         for module in model.modules():
@@ -178,7 +180,7 @@ class FrozenBase(nn.Module):
             return Targets(features, class_token=token)
         if len(call.calls) != 1:
             raise ConfigError(
-                f"the last block of {self.name} makes {len(call.calls)} attention calls where one is known",
+                f"the last block of {self.name} makes {counted(len(call.calls), 'attention call')} where one is known",
                 todo="use --k none, or a base with plain attention",
             )
         query, key, bias, scale = call.calls[0]

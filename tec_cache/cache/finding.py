@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.pixels import decode_crop
 from tec_cache.errors import CacheError, ConfigError, nearest
+from tec_cache.printable import are, counted
 from tec_cache.rng import key64
 
 if TYPE_CHECKING:
@@ -20,37 +21,38 @@ if TYPE_CHECKING:
 
 
 class SampleName(NamedTuple):
-    """A photo as its source has it."""
+    """A photo's name in its source."""
 
     shard: str
     """Name of the source shard."""
     key: str
+    """Key of the photo within the shard."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One view of a photo: where it lies in a cache, and what is stored of it."""
+    """One view of a photo: where it is in a cache, and what is stored about it."""
 
     cache: Cache
     unit: Unit
     row: int
-    """Of the unit: its crop's number in the tar, and its targets' in each array."""
+    """The view's row in its unit: the number of its crop in the tar, and of its targets in each array."""
     name: SampleName
     label: int | None
 
     def crop(self) -> bytes:
-        """Read its JPEG. Raises CacheError where it is damaged."""
+        """Read its JPEG. Raises CacheError if it is damaged."""
         (data,) = self.cache.read_crops(self.cache.views_record(self.unit), [self.row])
         return data
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """Return its crop, (S, S, 3) RGB, S the cache's size. Raises CacheError where it is damaged."""
+        """Return its crop, (S, S, 3) RGB, where S is the cache's size. Raises CacheError if it is damaged."""
         return decode_crop(self.crop())
 
     def targets(self, name: str) -> Targets:
-        """Return its decoded targets of a set, float32, a batch of one, on the CPU.
+        """Return its decoded targets from a set: float32, a batch of one, on the CPU.
 
-        Raises ConfigError where there is no such set or it has no targets of this view yet, CacheError for damage.
+        Raises ConfigError if there is no such set or it has no targets for this view yet, CacheError for damage.
         """
         import torch
 
@@ -63,7 +65,7 @@ class Sample:
         return target.decode({part: torch.from_numpy(rows[row : row + 1].copy()) for part, rows in arrays.items()})
 
     def view(self, number: int) -> Sample:
-        """Return another view of the same photo. Raises ConfigError where it is not stored."""
+        """Return another view of the same photo. Raises ConfigError if it is not stored."""
         return _in_unit(self.cache, self.unit._replace(view=number), self.name)
 
 
@@ -79,7 +81,7 @@ def find(cache: Cache, key: str, *, view: int = 0, shard: str | None = None) -> 
     if not found:
         there = nearest(key, _some_keys(cache, units[:1]))
         where = "" if shard is None else f" in {shard}"
-        todo = "give a key as the source has it: a member of a tar, or a file of a folder, by its name less its suffix"
+        todo = "give a key as the source has it: a tar's without the suffix of its file, a folder's with it"
         raise ConfigError(f"no photo with the key {key!r}{where}{there}", where=cache.store.url, todo=todo)
     if len(found) > 1:
         several = ", ".join(cache.shards[unit.shard] for unit in found[:3])
@@ -109,7 +111,9 @@ def names_of(cache: Cache, sample_keys: Iterable[int]) -> list[SampleName]:
                 named |= {int(hashes[row]): SampleName(shard, keys[row]) for row in rows}
                 left -= set(hashes[rows].tolist())
     if left:
-        raise CacheError(f"{len(left)} samples are of no photo of this cache", where=cache.store.url)
+        raise CacheError(
+            f"{counted(len(left), 'sample')} {are(len(left))} of no photo of this cache", where=cache.store.url
+        )
     return [named[key] for key in wanted.tolist()]
 
 
@@ -135,7 +139,7 @@ def _hashes(cache: Cache, unit: Unit) -> npt.NDArray[np.uint64]:
 def _in_unit(cache: Cache, unit: Unit, name: SampleName) -> Sample:
     """Return a sample of a unit."""
     if unit not in cache.view_unit_set:
-        todo = f"the cache has {cache.num_views} views, from 0 on"
+        todo = f"the cache has {counted(cache.num_views, 'view')}, from 0 on"
         raise ConfigError(f"view {unit.view} of {name.key!r} is not stored", where=cache.store.url, todo=todo)
     record = cache.views_record(unit)
     row = record.keys.index(name.key)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tec_cache.errors import IdentityError, listed
+from tec_cache.printable import counted
 
 MOST_LINES = 20
 
@@ -37,7 +38,7 @@ def differences(stored: Any, asked: Any, path: str = "") -> list[str]:
         return []
     if _rows(stored) and _rows(asked):
         if len(stored) != len(asked):
-            return [f"{path}: stored {len(stored)} entries, asked {len(asked)}"]
+            return [f"{path}: stored {counted(len(stored), 'entry')}, asked {len(asked)}"]
         pairs = enumerate(zip(stored, asked, strict=True))
         return [line for i, (old, new) in pairs for line in differences(old, new, f"{path}[{_place(i, old, new)}]")]
     if _names(stored) and _names(asked) and set(stored) != set(asked):

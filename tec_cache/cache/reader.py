@@ -19,6 +19,7 @@ from tec_cache.cache.ranges import read_together, require_ranges, unreadable
 from tec_cache.cache.record import MEND, AskedRecord, ContentRecord, SourceRecord, ViewsRecord
 from tec_cache.cache.target_set import RESTORE, TargetSet
 from tec_cache.errors import CacheError, ConfigError, TecCacheError, listed, nearest
+from tec_cache.printable import counted, plural
 from tec_cache.store import Store
 from tec_cache.types import TargetSpec
 
@@ -47,17 +48,17 @@ class Cache:
     store: Store
     manifest: dict[str, Any]
     only: frozenset[tuple[int, int]] | None = None
-    """Groups (shard, group) to which this cache is narrowed; None: all."""
+    """The groups (shard, group) to which this cache is narrowed; None for all."""
 
     packed: ClassVar[bool] = False
-    """Whether crops and codes lie in the same tars."""
+    """Whether crops and codes are in the same tars, as in a pack."""
     mend: ClassVar[str] = MEND
     """What to do about damage."""
     go_on: ClassVar[str] = "run the same tec-cache extract again, it goes on where it stopped"
 
     @property
     def identity(self) -> dict[str, Any]:
-        """View plan, JPEG, grid, group size and source shards."""
+        """How the views were made: view plan, JPEG settings, grid, group size and source shards."""
         identity: dict[str, Any] = self.manifest["identity"]
         return identity
 
@@ -67,12 +68,12 @@ class Cache:
         return str(self.manifest["fingerprint"])
 
     def require_current(self) -> None:
-        """Raise ConfigError where the cache is of an older format version: it is read, and never added to."""
+        """Raise ConfigError if the cache has an older format version, which can be read but not added to."""
         require_current(self.manifest, self.store.url)
 
     @property
     def bound(self) -> bool:
-        """Whether its units are bound to their photos, as they are from format version 2 on."""
+        """Whether records bind each unit to its photos, as they do from format version 2 on."""
         return bool(self.manifest["format"] != version1.VERSION)
 
     @property
@@ -87,11 +88,11 @@ class Cache:
 
     @property
     def grid(self) -> int:
-        """Patches per side that the crops are meant for."""
+        """Patches per side for which the crops are meant."""
         return int(self.identity["grid"])
 
     def again(self) -> Cache:
-        """Return the same cache with nothing remembered of what was there."""
+        """Return the same cache without anything that was remembered from reading it."""
         return replace(self)
 
     @functools.cached_property
@@ -102,12 +103,12 @@ class Cache:
 
     @property
     def index(self) -> UnitIndex[ViewsHeading] | None:
-        """The index of its views, where there is one that fits; None where the records have to be read instead."""
+        """The index of the views, if there is a valid one; None if the records have to be read instead."""
         return self._opened_index[0]
 
     @property
     def index_problem(self) -> str:
-        """Why there is no index although a file of one is there; else empty."""
+        """Why there is no usable index although there is an index file; empty otherwise."""
         return self._opened_index[1]
 
     @functools.cached_property
@@ -126,12 +127,12 @@ class Cache:
 
     @functools.cached_property
     def view_unit_set(self) -> frozenset[Unit]:
-        """The same, for looking up."""
+        """The committed units of views as a set, for quick membership tests."""
         return frozenset(self.view_units)
 
     @functools.cached_property
     def num_views(self) -> int:
-        """Views per photo that were asked for, or that any unit shows; `require_complete` says whether they are whole.
+        """Views per photo that were asked for, or that any unit has; `require_complete` checks that all are there.
 
         Raises CacheError for a damaged record of what was asked for.
         """
@@ -158,7 +159,7 @@ class Cache:
 
     @functools.cached_property
     def target_names(self) -> list[str]:
-        """Names of the target sets."""
+        """Names of the target sets in the cache."""
         names = [name for name in self.store.entries(layout.TARGETS) if layout.is_set_name(name)]
         return [name for name in names if self.store.size(layout.target_manifest(name)) is not None]
 
@@ -179,8 +180,8 @@ class Cache:
     def find(self, key: str, *, view: int = 0, shard: str | None = None) -> Sample:
         """Find a photo by the key that its source gives it, in one of its views.
 
-        shard: name of its source shard, needed where several have such a key. Raises ConfigError where there is no
-        such photo or view, or several; CacheError for damage.
+        shard: name of its source shard, needed if several shards have that key. Raises ConfigError if there is no such
+        photo or view, or if there are several; CacheError for damage.
         """
         from tec_cache.cache.finding import find
 
@@ -205,7 +206,7 @@ class Cache:
         if self.bound == (record.photos_sha256 == version1.UNKNOWN):
             return "a unit of another format version"
         if len(record.keys) + len(record.skipped) > self.identity["group_size"]:
-            return f"more than {self.identity['group_size']} photos in a group"
+            return f"more than {counted(self.identity['group_size'], 'photo')} in a group"
         if source is not None and record.photos_sha256 != source.group_sha256[unit.group]:
             return "it shows other photos than the source shard had when it was read to its end"
         return ""
@@ -221,7 +222,7 @@ class Cache:
             return list(pool.map(what, units))
 
     def source_record(self, shard: int) -> SourceRecord | None:
-        """Return the record that a source shard was read to its end, if there is one."""
+        """Return the record of a source shard that was read to its end; None if there is none."""
         return self.source_records.get(shard)
 
     @functools.cached_property
@@ -248,7 +249,7 @@ class Cache:
 
     @functools.cached_property
     def content_record(self) -> ContentRecord | None:
-        """What the photos of all source shards were, once that is known."""
+        """The record of which photos all source shards hold; None until all of them have been read."""
         name = layout.CONTENT_RECORD
         try:
             record = ContentRecord.read(self.store, name)
@@ -266,7 +267,7 @@ class Cache:
         return {shard: record.groups for shard, record in self.source_records.items()}
 
     def missing_units(self, num_views: int, target: str | None = None) -> list[Unit]:
-        """List the units that are not there; a shard not read to its end stands for its first missing group."""
+        """List the missing units; a shard that was not read to its end is listed by its first missing group."""
         there = set(self.view_units if target is None else self.committed(target))
         if self.only is not None:
             return [u for s, g in sorted(self.only) for v in range(num_views) if (u := Unit(s, g, v)) not in there]
@@ -286,14 +287,14 @@ class Cache:
             self.require_recorded(num_views, target)
 
     def require_recorded(self, num_views: int, target: str | None = None) -> None:
-        """Raise CacheError unless every unit has its record, whatever an index says: for whoever adds to the cache."""
+        """Raise CacheError unless every unit has a record, whatever an index says; for programs that add to a cache."""
         missing = self.missing_units(num_views, target)
         if missing or not self.view_units:
             what = f"target set {target!r}" if target else "the views"
             whole = min((unit.view for unit in missing), default=0)
             todo = self.go_on
             if whole:
-                todo += f"; or use the {whole} whole views: --views {whole}"
+                todo += f"; or use the {plural(whole, 'view')} of which nothing is missing: --views {whole}"
             if self.view_units:
                 todo += "; or train on what is finished: --partial"
             what = f"{what}: units are missing, {listed(map(str, missing))}"
@@ -303,7 +304,7 @@ class Cache:
             raise CacheError(what, where=self.store.place(layout.CONTENT_RECORD), todo=self.go_on)
 
     def finished_groups(self, num_views: int, target: str | None = None) -> frozenset[tuple[int, int]]:
-        """List the groups (shard, group) of which all views, and their targets, are committed by now."""
+        """List the groups (shard, group) whose views, and targets, are all committed by now."""
         there = set(self.view_units)
         if target is not None:
             there &= set(self[target].units)

@@ -30,6 +30,7 @@ from tec_cache.cache.schema import (
 )
 from tec_cache.cache.sealed import OTHER_RELEASE, OtherFormat, seal, unseal
 from tec_cache.errors import CacheError
+from tec_cache.printable import counted
 from tec_cache.store import Store
 
 R = TypeVar("R", bound="_Record")
@@ -146,7 +147,8 @@ class SourceRecord(_Record):
     def problem(self, name: str) -> str:
         """Compare the numbers of groups and photos."""
         if len(self.group_sha256) != self.groups or self.groups > self.photos:
-            return f"{self.photos} photos in {self.groups} groups, {len(self.group_sha256)} hashes of groups"
+            hashes = counted(len(self.group_sha256), "hash")
+            return f"{counted(self.photos, 'photo')} in {counted(self.groups, 'group')}, {hashes} of groups"
         return ""
 
 
@@ -200,7 +202,7 @@ class ViewsRecord(_Record):
             return f"the record of another unit, {self.unit}"
         lists = {what: len(getattr(self, what)) for what in ("labels", "offsets", "sizes", "crc32")}
         if set(lists.values()) - {len(self.keys)}:
-            return f"{len(self.keys)} keys, and {lists}"
+            return f"{counted(len(self.keys), 'key')}, and {lists}"
         if hash_keys(self.keys) != self.keys_sha256:
             return "the hash of its keys does not fit"
         return self._payload_problem(unit)
@@ -248,7 +250,7 @@ class PackRecord(ViewsRecord):
         ranges = list(zip(self.offsets, self.sizes, strict=True))
         for name, codes in self.targets.items():
             if not len(codes.offsets) == len(codes.sizes) == len(codes.crc32) == count:
-                return f"{count} keys, {len(codes.offsets)} members of {name}"
+                return f"{counted(count, 'key')}, {counted(len(codes.offsets), 'member')} of {name}"
             problem = problem or payload_problem(codes.payload, _zip_of(name), unit, count)
             ranges += zip(codes.offsets, codes.sizes, strict=True)
         if problem or self.payload is None:
@@ -291,7 +293,7 @@ class TargetRecord(_Record):
         number = -(-self.count // BLOCK_ROWS)
         for array, blocks in self.blocks.items():
             if len(blocks) != number:
-                return f"{len(blocks)} blocks of {array} for {self.count} rows"
+                return f"{counted(len(blocks), 'block')} of {array} for {counted(self.count, 'row')}"
             if any(crc >= 2**32 for *_, crc in blocks):
                 return f"a CRC-32 of {array} that is none"
             if blocks != sorted(blocks):
@@ -327,14 +329,14 @@ class CodecRecord(_Record):
         kinds = {error.partition("_")[0] for error in self.errors}
         wanted = {f"{kind}{suffix}" for kind in kinds for suffix in ("", "_max", "_std")}
         if set(self.errors) != wanted or ("mse" in kinds) != (self.checked_views > 0):
-            return f"it states the errors {sorted(self.errors)}, measured on {self.checked_views} views"
+            return f"it states the errors {sorted(self.errors)}, measured on {counted(self.checked_views, 'view')}"
         return ""
 
 
 def payload_problem(payload: Payload | None, name_of: NameOf, unit: Unit, count: int) -> str:
     """Say whether a unit of `count` samples has the payload that it must have."""
     if (payload is None) != (count == 0):
-        return f"{count} samples and {'no' if payload is None else 'a'} payload"
+        return f"{counted(count, 'sample')} and {'no' if payload is None else 'a'} payload"
     if payload is not None and payload.name != name_of(unit, payload.sha256):
         return f"it names {payload.name}, which is not this unit's"
     return ""

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tec_cache.codec import CODECS
+from tec_cache.printable import counted
 from tec_cache.types import TargetSpec
 
 T = TypeVar("T")
@@ -125,9 +126,9 @@ class Spec(_Document):
     def __post_init__(self) -> None:
         tokens = TargetSpec(**msgspec.structs.asdict(self)).num_tokens
         if isinstance(self.k, int) and self.k > tokens:
-            raise ValueError(f"{self.k} rows of attention from {tokens} patches")
+            raise ValueError(f"{counted(self.k, 'row')} of attention from {counted(tokens, 'patch')}")
         if (self.k is None) != (self.num_heads == 0):
-            raise ValueError(f"{self.num_heads} heads, and k is {self.k}")
+            raise ValueError(f"{counted(self.num_heads, 'head')}, and k is {self.k}")
 
 
 class TargetIdentity(_Document):

@@ -42,7 +42,7 @@ class TargetSet:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Base, weights, preprocessing, normalization, last layers, k, codec, batch size and threads."""
+        """How the targets were made: base, weights, preprocessing, normalization, k, codec, batch size and threads."""
         identity: dict[str, Any] = self.manifest["identity"]
         return identity
 
@@ -53,17 +53,17 @@ class TargetSet:
 
     @functools.cached_property
     def spec(self) -> TargetSpec:
-        """What the targets consist of."""
+        """Grid, widths, heads, k and normalization of the targets."""
         return TargetSpec(**self.identity["spec"])
 
     @functools.cached_property
     def units(self) -> list[Unit]:
-        """All committed units, sorted."""
+        """The units that have targets, sorted."""
         return self.cache.committed(self.name)
 
     @functools.cached_property
     def arrays(self) -> dict[str, ArraySpec]:
-        """The stored arrays."""
+        """Name, shape and dtype of each stored array."""
         return self.codec.arrays(self.spec)
 
     @functools.cached_property
@@ -74,12 +74,12 @@ class TargetSet:
 
     @property
     def index(self) -> UnitIndex[TargetsHeading] | None:
-        """The index of its units, where there is one that fits; None where the records have to be read instead."""
+        """The index of the set's units, if there is a valid one; None if the records have to be read instead."""
         return self._opened_index[0]
 
     @property
     def index_problem(self) -> str:
-        """Why there is no index although a file of one is there; else empty."""
+        """Why there is no usable index although there is an index file; empty otherwise."""
         return self._opened_index[1]
 
     def require_complete(self, num_views: int) -> None:
@@ -88,7 +88,7 @@ class TargetSet:
             self.cache.require_complete(num_views, self.name)
 
     def whole_views(self) -> int:
-        """Return how many of the first views have all of their units."""
+        """Return the number of views, counted from the first, that have targets in all of their units."""
         there, whole = Counter(unit.view for unit in self.units), 0
         groups = sum(self.cache.groups.values())
         while groups and there[whole] == groups:
@@ -97,12 +97,12 @@ class TargetSet:
 
     @property
     def fitted(self) -> bool:
-        """Whether its codec is there; before, it has no unit either."""
+        """Whether the set's codec was fitted; until then the set has no units."""
         return self.cache.store.size(layout.codec_record(self.name)) is not None
 
     @functools.cached_property
     def codec_record(self) -> CodecRecord:
-        """How the set is coded, and its measured errors. Raises CacheError where it was never fitted."""
+        """The codec's record, with its measured errors. Raises CacheError if the codec was never fitted."""
         store, name = self.cache.store, layout.codec_record(self.name)
         if store.size(name) is None:
             todo = "run the same tec-cache extract again"
@@ -117,7 +117,7 @@ class TargetSet:
 
     @functools.cached_property
     def codec(self) -> Codec:
-        """What decodes them."""
+        """The codec that decodes the stored arrays."""
         payload, store = self.codec_record.payload, self.cache.store
         parameters = None
         if payload is not None:

@@ -41,6 +41,7 @@ from tec_cache.cache.record import (
 )
 from tec_cache.cache.sealed import FORMAT
 from tec_cache.codec import ArraySpec
+from tec_cache.printable import counted
 from tec_cache.store import Store
 from tec_cache.store.files import hash_file
 
@@ -154,7 +155,9 @@ def commit_targets(
 ) -> TargetRecord:
     """Write the arrays of a unit's targets and their record; return the record that counts."""
     if targets.filled != targets.count or targets.count != len(views.keys):
-        raise ValueError(f"{unit}: {targets.filled} rows of {targets.count} for {len(views.keys)} crops")
+        raise ValueError(
+            f"{unit}: {targets.filled} of {counted(targets.count, 'row')} for {counted(len(views.keys), 'crop')}"
+        )
 
     def record(payload: Payload | None, blocks: dict[str, list[list[int]]]) -> TargetRecord:
         return TargetRecord(

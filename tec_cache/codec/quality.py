@@ -7,6 +7,7 @@ from typing import Any
 
 from tec_cache.codec import CODECS
 from tec_cache.errors import ConfigError, nearest
+from tec_cache.printable import counted
 
 OF_TWO_ERRORS = "transform"
 """The codec of a quality that is two numbers."""
@@ -89,7 +90,7 @@ def errors_text(errors: dict[str, float], asked: dict[str, float], checked: int)
     if not errors:
         return ""
     kl = f", KL {errors['kl']:.2g} nats" if "kl" in errors else ""
-    views = "1 view" if checked == 1 else f"{checked:,} views"
+    views = counted(checked, "view")
     text = f": relative MSE {errors['mse']:.2g}{kl}, measured on {views} that the codec has not seen"
     if any(errors.get(name, 0.0) > BEYOND * value for name, value in asked.items()):
         wish = " and ".join(f"{value:g}" for value in asked.values())

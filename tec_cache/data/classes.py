@@ -145,7 +145,7 @@ def collect(shards: Sequence[Shard], field: str | None, *, quiet: bool) -> tuple
         return {label.text for label, _ in _labels(shard, Labels(field)) if isinstance(label.value, str)}
 
     with (
-        Progress("names of the classes", noun="shards", quiet=quiet) as progress,
+        Progress("names of the classes", noun="shard", quiet=quiet) as progress,
         ThreadPoolExecutor(READERS, thread_name_prefix="labels") as pool,
     ):
         progress.expect(len(shards))

@@ -16,6 +16,7 @@ from tec_cache.data.photos import MASK_SUFFIX, MOST_PHOTO_BYTES, Extent, Home, P
 from tec_cache.data.readers import NOUNS
 from tec_cache.data.walk import Walk, walk
 from tec_cache.errors import LayoutError, SourceError, listed
+from tec_cache.printable import counted
 from tec_cache.rng import key64, permutation
 from tec_cache.store.local import read_regular
 
@@ -112,7 +113,7 @@ class FolderShard(Shard):
             return None, "it lies beside the class folders, so it has no label"
         number = self._numbers.get(plain_text(folder))
         if number is None:
-            return None, f"its folder {plain_text(folder)!r} is none of the {len(self.classes):,} classes"
+            return None, f"its folder {plain_text(folder)!r} is none of the {counted(len(self.classes), 'class')}"
         return number, ""
 
     @functools.cached_property
@@ -209,7 +210,9 @@ def _remarks(photos: Sequence[str], folders: Sequence[str]) -> Iterator[str]:
     deeper = [file for file in photos if file.count("/") > 1]
     if not deeper:
         return
-    yield f"{len(deeper):,} of {len(photos):,} photos lie deeper than CLASS/NAME: their class is the first folder"
+    lie = "lies" if len(deeper) == 1 else "lie"
+    text = f"{len(deeper):,} of {counted(len(photos), 'photo')} {lie} deeper than CLASS/NAME: "
+    yield text + "the class is the first folder"
     below = {PurePosixPath(*PurePosixPath(file).parts[:2]) for file in deeper}
     if len(folders) == 1 and len(below) > 1 and len(deeper) == len(photos):
         yield f"all of them are in {plain_text(folders[0])}: give that folder, if those in it are the classes"

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tec_cache.printable import counted
+
 JSON_FIELDS = ("label", "cls", "class", "class_id", "label_id", "target")
 """Fields of KEY.json in which a label is looked for, in this order."""
 
@@ -61,7 +63,7 @@ class Labels:
             return value, ""
         number = self._numbers.get(label.text)
         if number is None:
-            return None, f"its label {_short(label.text)} is none of the {len(self.classes):,} classes"
+            return None, f"its label {_short(label.text)} is none of the {counted(len(self.classes), 'class')}"
         return number, ""
 
     def read(self, fields: Mapping[str, bytes]) -> Label:

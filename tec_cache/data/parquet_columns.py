@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tec_cache.data.labels import JSON_FIELDS, MOST_CHARACTERS, Label, from_value
 from tec_cache.errors import ConfigError, listed
+from tec_cache.printable import counted
 
 IMAGE = "image"
 """The column of the photos where several could be."""
@@ -41,7 +42,9 @@ class Columns(NamedTuple):
         if self.names is None or type(value) is not int:
             return from_value(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
         if not 0 <= value < len(self.names):
-            return Label(None, f"its label {value} is none of the {len(self.names):,} classes that its file names")
+            return Label(
+                None, f"its label {value} is none of the {counted(len(self.names), 'class')} that its file names"
+            )
         return Label(value, text=self.names[value])
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from tec_cache.data.jpeg_parts import read_header
 from tec_cache.data.stored import Stored, require_size
 from tec_cache.data.tiff import ORIENTATION, Directory, read_directory, with_tags
+from tec_cache.printable import counted
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -82,7 +83,7 @@ def _require_all_parts(directory: Directory) -> None:
     if _number(directory, _PLANES, 1) == 2:
         parts *= _number(directory, _SAMPLES, 1)
     if len(places) < parts or (sizes and len(sizes) < parts):
-        raise ValueError(f"{parts - min(len(places), len(sizes) or parts)} of its {parts} parts are missing")
+        raise ValueError(f"missing: {parts - min(len(places), len(sizes) or parts)} of its {counted(parts, 'part')}")
     compression = _number(directory, _COMPRESSION, 1)
     for place, size in zip(places[:parts], sizes[:parts] or (1,) * parts, strict=True):
         if place == 0 or size == 0:

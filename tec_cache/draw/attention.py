@@ -16,10 +16,10 @@ from tec_cache.types import Targets
 Picture = npt.NDArray[np.uint8]
 
 OPACITY = 0.85
-"""Of a head's colour where its attention is highest."""
+"""Opacity of a head's colour where its attention is highest."""
 LEAST_PEAK = 4.0
-"""Times the mean attention at which a colour is at its strongest at the earliest: a head that looks nowhere in
-particular stays faint, instead of being all colour."""
+"""The least attention, as a multiple of the mean, at which a colour reaches full strength: a head that looks nowhere
+in particular stays faint, instead of being all colour."""
 _DIMMED = 0.75
 """Brightness of the grey photo below the colours: saturated hues stand out from it, and it is still recognized."""
 _SHARPNESS = 2.0
@@ -29,9 +29,10 @@ _SHARPNESS = 2.0
 def attention_maps(targets: Targets, grid_shape: tuple[int, int] | None = None) -> Tensor:
     """Return where the class token looks: (B, H, rows, columns) float32, each map sums to 1 over the patches.
 
-    targets: what a base says of images, with attention logits (B, H, k+1, L), of which row 0 is the class token's (the
-    mean query's in a model without one); k = 0 is enough. grid_shape: rows and columns of patches; None for a square.
-    The softmax is taken over the patches alone, as in the attention target. Raises ConfigError without attention.
+    targets: what a base says about images, with attention logits (B, H, k+1, L), whose row 0 is the class token's (or
+    the mean query's in a model without one); k = 0 is enough. grid_shape: rows and columns of patches; None for
+    a square. The softmax is taken over the patches alone, as in the attention target. Raises ConfigError if the targets
+    hold no attention.
     """
     if targets.attention is None:
         raise ConfigError("these targets hold no attention", todo="load the base with k=0 or more")

@@ -18,12 +18,13 @@ class Components:
     """Three principal components of some tokens, and the scale of their colours."""
 
     mean: Tensor
-    """(C,) float64."""
+    """(C,) float64: the mean of the tokens."""
     directions: Tensor
-    """(C, 3) float64, of falling variance; zeros where the tokens have fewer."""
+    """(C, 3) float64: the directions, by falling variance; zeros if the tokens have fewer."""
     low: Tensor
+    """(3,) float64: the value along each direction that becomes 0."""
     high: Tensor
-    """(3,) float64: the values that become 0 and 1."""
+    """(3,) float64: the value along each direction that becomes 1."""
 
     @classmethod
     def of(cls, features: Tensor) -> Components:
@@ -43,7 +44,7 @@ class Components:
         return cls(mean, directions, low, high)
 
     def colours(self, features: Tensor, grid_shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        """Return features (B, L, C) as pictures (B, rows, columns, 3) uint8, one pixel a token."""
+        """Return features (B, L, C) as pictures (B, rows, columns, 3) uint8, one pixel per token."""
         values = (features.detach().cpu().double() - self.mean) @ self.directions
         shares = ((values - self.low) / (self.high - self.low).clamp(min=1e-12)).clamp(0, 1)
         pictures: npt.NDArray[np.uint8] = (255 * shares).round().to(torch.uint8).unflatten(1, grid_shape).numpy()
@@ -53,7 +54,7 @@ class Components:
 def component_colours(features: Tensor, grid_shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Return features (B, L, C) as pictures (B, rows, columns, 3) uint8 by their own three principal components.
 
-    The components are those of all B views together, so colours can be compared between them. To show others in the
-    same colours, keep `Components.of(features)` and ask it for theirs.
+    The components are those of all B views together, so colours can be compared between them. To show
+    other features in the same colours, keep `Components.of(features)` and call its `colours`.
     """
     return Components.of(features).colours(features, grid_shape)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 81
-"""Of a histogram from -1 to 1; zero lies in the middle of one."""
+"""Bins of a histogram from -1 to 1; zero is in the middle of a bin."""
 LINES = ("#d1495b", "#2e86ab", "#3c9d5d", "#c98a00", "#8f5fc4", "#00939c", "#c05aa0", "#7a7a2e")
 """Colours of lines that can be told apart, on a white page and on a dark one."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-"""Of lines, in the order of LINES: they are told apart without colour too."""
+"""Dash patterns of the lines, in the order of LINES, so that they can be told apart without colour too."""
 
 
 def require_matplotlib(what: str) -> None:

@@ -11,7 +11,7 @@ from typing import ClassVar
 from tec_cache.conditions import is_used
 from tec_cache.errors import ConfigError
 from tec_cache.fields import check_interval, check_range, check_share, setting, varied
-from tec_cache.finetune.recipes import FinetuneRecipe
+from tec_cache.finetune.recipes import RECIPES, FinetuneRecipe
 from tec_cache.loop_settings import LoopSettings
 from tec_cache.tuning_settings import TuningSettings
 
@@ -28,30 +28,60 @@ class FinetuneConfig(TuningSettings):
     TITLE: ClassVar[str] = "Tuning and recipe"
     PROGRAM: ClassVar[str] = "finetune"
 
-    label_field: str | None = setting(None, "Labels: KEY.FIELD, a field of KEY.json, a column.  [default: cls, label]")
+    label_field: str | None = setting(
+        None,
+        "Where the label is: KEY.FIELD of a tar, a field of KEY.json, or a column.  [default: cls, then label]",
+    )
     tune: str = setting(
-        "full", "What is trained beside the head.", choices=("full", "head", "input-adapter", "adapters")
+        "full",
+        "What is trained beside the head: all of the encoder, nothing, or adapters.",
+        choices=("full", "head", "input-adapter", "adapters"),
     )
     rule: str | None = setting(
-        None, "Whose rules.  [default: mae; tec where adapters are tuned]", choices=("mae", "tec")
+        None,
+        "Whose rules of tuning to follow, MAE's or TEC's.  [default: mae; tec to tune adapters]",
+        choices=("mae", "tec"),
     )
-    adapters_from: str = setting("pretrained", "pretrained; random: the control; or, of several target sets, whose.")
-    recipe: str | None = setting(None, "Recipe by name.  [default: by what the model was made of]")
+    adapters_from: str = setting(
+        "pretrained",
+        "Adapters to start from: pretrained, random ones (the control), or those of one of several target sets by its "
+        "name.",
+        words=("pretrained", "random"),
+    )
+    recipe: str | None = setting(
+        None,
+        "Named recipe that all settings left out here follow.  [default: chosen by what the model was made of]",
+        words=tuple(RECIPES),
+    )
     # None until they are resolved
-    layer_decay: float | None = setting(None, "Of the learning rate from a layer to the one below.")
-    drop_path: float | None = setting(None, "Highest chance of a block's being skipped.")
-    mixup: float = setting(None, "Alpha of mixup; 0 for none.")
-    cutmix: float = setting(None, "Alpha of cutmix; 0 for none.")
-    smoothing: float = setting(None, "Label smoothing.")
-    auto_augment: str | None = setting(None, "RandAugment or the like as timm writes it; none for none.")
-    reprob: float = setting(None, "Chance of erasing a box of a photo.")
-    crop_scale: tuple[float, float] = setting(None, "Least and most area of the random crop, of the photo's.")
-    crop_ratio: tuple[float, float] = setting(None, "Least and most width to height of it.")
-    flip: float = setting(None, "Chance of mirroring a photo.")
-    optimizer: str = setting(
-        None, "What changes the weights.  [default: the recipe's]", choices=("adamw", "sgd", "lars")
+    layer_decay: float | None = setting(
+        None, "Factor of the learning rate from each layer to the one below it.  [default: the recipe's]"
     )
-    momentum: float | None = setting(None, "Of sgd and lars.")
+    drop_path: float | None = setting(
+        None, "Probability that the last block is skipped; it rises to this linearly.  [default: the recipe's]"
+    )
+    mixup: float = setting(None, "Alpha of mixup, which blends pairs of photos; 0 for none.  [default: the recipe's]")
+    cutmix: float = setting(
+        None, "Alpha of CutMix, which pastes a part of another photo; 0 for none.  [default: the recipe's]"
+    )
+    smoothing: float = setting(None, "Share of a label that is spread over all classes.  [default: the recipe's]")
+    auto_augment: str | None = setting(
+        None,
+        "Augmentation policy as timm writes it (rand-m9-mstd0.5-inc1), or none.  [default: the recipe's]",
+        words=("none", "rand-m9-mstd0.5-inc1"),
+    )
+    reprob: float = setting(None, "Probability of erasing a box of a photo.  [default: the recipe's]")
+    crop_scale: tuple[float, float] = setting(
+        None, "Smallest and largest area of a random crop, as shares of the photo's.  [default: the recipe's]"
+    )
+    crop_ratio: tuple[float, float] = setting(
+        None, "Smallest and largest ratio of the crop's width to its height.  [default: the recipe's]"
+    )
+    flip: float = setting(None, "Probability of mirroring a photo.  [default: the recipe's]")
+    optimizer: str = setting(
+        None, "Optimizer of the weights.  [default: the recipe's]", choices=("adamw", "sgd", "lars")
+    )
+    momentum: float | None = setting(None, "Momentum of sgd and lars.  [default: the recipe's]")
     # the loop's, None until they are resolved
     epochs: int = varied(LoopSettings, "epochs", None)
     base_lr: float = varied(LoopSettings, "base_lr", None)

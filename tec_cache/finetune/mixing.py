@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tec_cache.errors import ConfigError
 from tec_cache.finetune.recipes import FinetuneRecipe
+from tec_cache.printable import counted
 from tec_cache.rng import key64
 
 _LOSS = SoftTargetCrossEntropy()
@@ -29,7 +30,8 @@ def soft_targets(
         return images, mixup_target(labels, num_classes, smoothing=recipe.smoothing)
     if len(images) % 2:
         raise ConfigError(
-            f"{len(images)} images cannot be mixed in pairs", todo="give an even --batch-size for every process"
+            f"{counted(len(images), 'image')} cannot be mixed in pairs",
+            todo="give an even --batch-size for every process",
         )
     mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes)
     with _numpy_seeded(key64("mixup", seed, step, rank)):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tec_cache.errors import ConfigError, WeightsError
 from tec_cache.finetune.classifier import EPS, Classifier, FrozenClassifier, FullClassifier, LoadedEncoder
 from tec_cache.finetune.recipes import Rule, Tune, rule_for
+from tec_cache.printable import counted
 from tec_cache.recipes import decoder_shape
 from tec_cache.rng import key64
 from tec_cache.student.adapters import EncoderAdapters, Mlp
@@ -54,7 +55,7 @@ def create_classifier(
         what = f"{adapters_from} adapters were asked for; {tune} by {rule}'s rule has none"
         raise ConfigError(what, todo="leave out --adapters-from, or give --tune adapters")
     if num_classes < 2:
-        raise ConfigError(f"a classifier of {num_classes} classes", todo="give photos of two classes or more")
+        raise ConfigError(f"a classifier of {counted(num_classes, 'class')}", todo="give photos of two classes or more")
     if drop_path and tune != "full":
         raise ConfigError(f"drop path {drop_path} of a frozen encoder", todo="leave it out, or tune all of it")
     _check_encoder(source.model, class_token=with_adapters or (tune == "head" and rule == "mae"))

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from tec_cache.config import wanted_sets
 from tec_cache.errors import ConfigError, nearest
+from tec_cache.printable import counted
 
 Tune = Literal["full", "head", "input-adapter", "adapters"]
 """What is trained beside the head: everything, nothing, the input adapter, or that and the encoder adapters."""
@@ -170,7 +171,7 @@ def recipe_for(tune: Tune, rule: Rule | None, made_of: Mapping[str, Any], *, num
     if tune != "full":
         return Chosen("light", RECIPES["light"], f"light tuning: the encoder's blocks are frozen, {tune} is trained")
     if num_images is not None and num_images < FEW_IMAGES:
-        why = f"{num_images:,} images; the paper's recipes are made for 1.28 million"
+        why = f"{counted(num_images, 'image')}; the paper's recipes are made for 1.28 million"
         return Chosen("small", RECIPES["small"], why)
     try:
         name, why = _of_paper(made_of)
@@ -203,7 +204,7 @@ def _of_paper(made_of: Mapping[str, Any]) -> tuple[str, str]:
     size = next((size for size in ("base", "large") if student.startswith(f"vit_{size}_patch16_")), None)
     rows = {("mae", "base"): "mae-b", ("ibot", "base"): "ibot-b", ("mae_large", "large"): "mae-l"}
     row = rows.get((str(base), str(size)))
-    said = f"{student} on targets named {base or targets[0]['kind']}, {epochs} epochs"
+    said = f"{student} on targets named {base or targets[0]['kind']}, {counted(epochs, 'epoch')}"
     if row is None or changed:
         of = f", with another {changed[0]}" if changed else ""
         return "", f"the paper's table has no row for {said}{of}"

@@ -23,6 +23,7 @@ from tec_cache.errors import ConfigError, SourceError
 from tec_cache.labelled.left_out import LeftOut
 from tec_cache.labelled.names import Names
 from tec_cache.labelled.transforms import Transform
+from tec_cache.printable import are, counted
 from tec_cache.progress import Progress
 from tec_cache.rng import key64, uniform
 
@@ -111,7 +112,9 @@ class PhotoIndex(ABC):
         count = round(share * len(self))
         if not 0 < count < len(self):
             todo = "give a share that holds at least one photo, and leaves one"
-            raise ConfigError(f"{share:g} of {len(self)} photos are {count}", where=self.homes[0].place, todo=todo)
+            raise ConfigError(
+                f"{share:g} of {counted(len(self), 'photo')} {are(count)} {count}", where=self.homes[0].place, todo=todo
+            )
         return self._chosen(np.sort(order[count:])), self._chosen(np.sort(order[:count]))
 
     def _chosen(self, numbers: npt.NDArray[np.int64]) -> Self:
@@ -205,7 +208,7 @@ def look_through(
         return _Part.of(*numbered, annotate, width, unpacked, skip=on_error == "skip")
 
     with (
-        Progress("where the photos lie", noun="shards", total=len(source.shards), quiet=quiet) as progress,
+        Progress("where the photos lie", noun="shard", total=len(source.shards), quiet=quiet) as progress,
         ThreadPoolExecutor(READERS, thread_name_prefix="index") as pool,
     ):
         for part in in_order(pool, look, enumerate(source.shards), READERS):

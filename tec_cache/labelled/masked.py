@@ -109,7 +109,7 @@ def highest_value(index: MaskedIndex, ignore: int, *, quiet: bool = True, on_err
 
     found = 0
     with (
-        Progress("classes of the masks", noun="masks", total=len(index), quiet=quiet) as progress,
+        Progress("classes of the masks", noun="mask", total=len(index), quiet=quiet) as progress,
         ThreadPoolExecutor(DECODERS, thread_name_prefix="masks") as pool,
     ):
         for value in in_order(pool, highest, range(len(index)), DECODERS):

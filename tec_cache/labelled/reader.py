@@ -13,6 +13,7 @@ from tec_cache.labelled.index import PhotoIndex
 from tec_cache.labelled.making import LEAVE_OUT, STAND_IN, STOP, Maker, Wanted
 from tec_cache.labelled.order import photo_order, share_of
 from tec_cache.labelled.workers import Workers
+from tec_cache.printable import counted
 
 
 class _Reader:
@@ -73,12 +74,12 @@ class PhotoReader(_Reader):
         super().__init__(index, Maker(index, transform, seed, _broken(on_error, STAND_IN)), workers, pin_memory)
         if batch_size % world_size:
             raise ConfigError(
-                f"a batch of {batch_size} photos does not divide among {world_size} ranks",
+                f"a batch of {counted(batch_size, 'photo')} does not divide among {world_size} ranks",
                 todo="use a --batch-size that the number of processes divides",
             )
         if not 0 < batch_size <= len(index):
             raise ConfigError(
-                f"a batch of {batch_size} does not fit into an epoch of {len(index)} photos",
+                f"a batch of {batch_size} does not fit into an epoch of {counted(len(index), 'photo')}",
                 where=index.homes[0].place,
                 todo=f"use a --batch-size from 1 to {len(index)}",
             )
@@ -104,7 +105,9 @@ class PhotoReader(_Reader):
         """
         share = self.batch_size // self.world_size
         if micro_batches < 1 or share % micro_batches:
-            raise ConfigError(f"{share} photos per rank do not divide into {micro_batches} micro-batches")
+            raise ConfigError(
+                f"a rank's {counted(share, 'photo')} cannot be divided into {counted(micro_batches, 'micro-batch')}"
+            )
         return self._made(self._wanted(start_step, stop_step, share, share // micro_batches))
 
     def _wanted(self, start_step: int, stop_step: int, share: int, size: int) -> Iterator[Wanted]:

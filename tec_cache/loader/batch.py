@@ -17,18 +17,18 @@ from tec_cache.types import Colours
 
 @dataclass(frozen=True)
 class Batch:
-    """Some views, on the host or on a device.
-
-    pixels: size -> (B, size, size, 3) uint8, for each size asked for. codes: name of a target set -> its arrays, batch
-    first. labels: (B,) int64, -1 where a photo has none. sample_keys: (B,) uint64, a function of (source shard, key),
-    always on the host.
-    """
+    """Some views with their stored targets, on the host or on a device."""
 
     epoch: int
+    """The epoch from which the views come."""
     pixels: dict[int, torch.Tensor]
+    """Size -> (B, size, size, 3) uint8, for each size that was asked for."""
     codes: dict[str, dict[str, torch.Tensor]]
+    """Name of a target set -> its stored arrays, batch first; `TargetSet.decode` makes targets of them."""
     labels: torch.Tensor
+    """(B,) int64, -1 if a photo has no label."""
     sample_keys: npt.NDArray[np.uint64]
+    """(B,) uint64: a hash of each photo's source shard and key, always on the host; `names` gives both."""
 
     def __len__(self) -> int:
         return len(self.sample_keys)
@@ -39,19 +39,19 @@ class Batch:
         return normalized(images, mean, std)
 
     def names(self, cache: Cache) -> list[SampleName]:
-        """Return source shard and key of each row; cache: the one it was loaded from. Raises CacheError for another."""
+        """Return source shard and key of each row. cache: the one it was loaded from; CacheError for another."""
         return names_of(cache, self.sample_keys)
 
     def to(self, device: torch.device) -> Batch:
-        """Return the same batch on a device; from pinned memory the copies run beside what the host does next."""
+        """Return the same batch on a device; copies from pinned memory run in the background."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def rows(self, count: int) -> Batch:
-        """Return the first rows."""
+        """Return the first `count` rows."""
         return replace(self._mapped(lambda tensor: tensor[:count]), sample_keys=self.sample_keys[:count])
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """Yield all that lies on the batch's device."""
+        """Yield all tensors on the batch's device."""
         yield from self.pixels.values()
         for arrays in self.codes.values():
             yield from arrays.values()

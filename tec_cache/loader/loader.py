@@ -24,6 +24,7 @@ from tec_cache.loader.blocks import BlockCache, Name
 from tec_cache.loader.order import EpochOrder
 from tec_cache.loader.units import units_of
 from tec_cache.pinned import PinnedSlabs
+from tec_cache.printable import counted
 
 T = TypeVar("T")
 
@@ -69,13 +70,14 @@ def _as_read(batch: Batch) -> Any:
 class Loader(Generic[T]):
     """Batches of a cache, with the targets of one set, of several, or of none.
 
-    batch_size: views of a step, over all ranks. Step s takes the positions [s B, (s + 1) B) of the epoch's order,
+    batch_size: views per step, over all ranks. Step s takes the positions [s B, (s + 1) B) of the epoch's order,
     divided evenly among `world_size` ranks; neither ranks nor workers change the order. Epoch e reads view
-    e mod `num_views` and no other file. The tail of less than one batch is left out; it differs in each epoch.
+    e mod `num_views` and no other file. An incomplete last batch is left out; it differs in each epoch.
     pixel_sizes: sizes to which the crops are resized (the stored size costs nothing).
-    shuffle_buffer: rows that are shuffled among each other, in whole blocks. workers: threads. finish: what is made of
-    each batch before it is handed over, in these threads; by default nothing. skip_damage: let other rows of the batch
-    stand in for those of a damaged block, and name it in `damaged`, instead of raising CacheError.
+    shuffle_buffer: number of rows that are shuffled together, in whole blocks. workers: number of reading threads.
+    finish: applied to each batch in these threads before it is handed over; by default nothing is done. skip_damage:
+    replace the rows of a damaged block by other rows of the batch, and name the block in `damaged`, instead of raising
+    CacheError.
 
     Memory: the rows of the buffer and of `workers` + 1 batches, `units.OPEN_BYTES` of opened units, and 0.4 bytes for
     each view of an epoch.
@@ -105,7 +107,7 @@ class Loader(Generic[T]):
             target.require_complete(self.num_views)
         if batch_size % world_size:
             raise ConfigError(
-                f"a batch of {batch_size} views does not divide among {world_size} ranks",
+                f"a batch of {counted(batch_size, 'view')} does not divide among {world_size} ranks",
                 todo="use a --batch-size that the number of processes divides",
             )
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
@@ -120,19 +122,19 @@ class Loader(Generic[T]):
         self.num_samples = len(self._epoch.order)
         if batch_size > self.num_samples:
             raise ConfigError(
-                f"a batch of {batch_size} does not fit into an epoch of {self.num_samples} views",
+                f"a batch of {batch_size} does not fit into an epoch of {counted(self.num_samples, 'view')}",
                 where=cache.store.url,
                 todo=f"use --batch-size {self.num_samples} or less (times --masks-per-view)",
             )
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch."""
+        """Number of whole batches in an epoch."""
         return self.num_samples // self.batch_size
 
     @property
     def left_out(self) -> int:
-        """Views of an epoch that fill no batch; others in each epoch."""
+        """Number of views in an epoch that do not fill a batch; they differ in each epoch."""
         return self.num_samples % self.batch_size
 
     def batches(self, start_step: int, stop_step: int, *, micro_batches: int = 1) -> Generator[T, None, None]:
@@ -142,7 +144,9 @@ class Loader(Generic[T]):
         """
         share = self.batch_size // self.world_size
         if share % micro_batches:
-            raise ConfigError(f"{share} views per rank do not divide into {micro_batches} micro-batches")
+            raise ConfigError(
+                f"a rank's {counted(share, 'view')} cannot be divided into {counted(micro_batches, 'micro-batch')}"
+            )
         rows = self._wanted(start_step, stop_step, share // micro_batches)
         # closed here: its thread must not be waited for by whichever thread next collects garbage
         with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool, closing(rows) as wanted:
@@ -177,7 +181,7 @@ class Loader(Generic[T]):
         units, counts = self._units.of_view(view)
         if number and int(counts.sum()) != self.num_samples:
             raise CacheError(
-                f"view {view} has {int(counts.sum())} crops, view 0 has {self.num_samples}",
+                f"view {view} has {counted(int(counts.sum()), 'crop')}, view 0 has {self.num_samples}",
                 where=self.cache.store.url,
                 todo="the source changed between two extractions: make the cache again",
             )

@@ -34,6 +34,7 @@ from tec_cache.cache.reader import Cache, block_rows
 from tec_cache.cache.target_set import TargetSet
 from tec_cache.errors import CacheError
 from tec_cache.pack.reader import IndexedCodes, PackedTargetRecord
+from tec_cache.printable import counted
 
 OPEN_BYTES = 64 << 20
 """Of what is held of opened units: 52 bytes a view at most, so that an epoch of ImageNet stays open as a whole."""
@@ -197,7 +198,9 @@ class IndexedUnits(_Opened):
         except (OSError, StaleIndex):
             opened = recorded(self.cache, self.targets, unit)
         if len(opened) != self.views.entries["rows"][number]:
-            what = f"unit {unit} has {len(opened)} crops, the index says {self.views.entries['rows'][number]}"
+            what = (
+                f"unit {unit} has {counted(len(opened), 'crop')}, the index says {self.views.entries['rows'][number]}"
+            )
             todo = "tec-cache index CACHE makes the index again; then run the same command again"
             raise CacheError(what, where=self.cache.store.url, todo=todo)
         return opened

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tec_cache.errors import ConfigError, NonFiniteError
+from tec_cache.printable import counted
 
 # Rows per block of the finiteness check: a bool for every value of 1.28 million x 768 at once is 1 GB.
 _CHECK_ROWS = 65536
@@ -194,7 +195,7 @@ def _check_labels(name: str, labels: Tensor, num_rows: int, num_classes: int | N
         raise ConfigError(f"labels must be integers, not {labels.dtype}", where=name, todo="pass class numbers from 0")
     if labels.shape != (num_rows,):
         raise ConfigError(
-            f"{num_rows} feature rows need labels of shape [{num_rows}], not {list(labels.shape)}",
+            f"{counted(num_rows, 'feature row')}: labels must have shape [{num_rows}], not {list(labels.shape)}",
             where=name,
             todo="pass one class number per feature row, in the same order",
         )

@@ -10,6 +10,7 @@ from tec_cache.cache.identity import differences, require_same
 from tec_cache.cache.lock import writing
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, TecCacheError
+from tec_cache.printable import counted
 from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.extending import Extension, lengthened
 from tec_cache.run.folder import begun_run, clear_run
@@ -45,7 +46,7 @@ def find_start(run: Path, settings: dict[str, Any], *, overwrite: bool, extend: 
     as_long = asked | {"config": asked["config"] | {"epochs": before}}
     todo = "give the settings as they were, name another --out, or replace it with --overwrite"
     if settings["task"] == "pretrain" and epochs != before and not differences(comparable(begun), as_long):
-        todo = f"go on with it under the schedule of {epochs} epochs by --extend; or {todo}"
+        todo = f"go on with it under the schedule of {counted(epochs, 'epoch')} by --extend; or {todo}"
     require_same(comparable(begun), as_long if extend else asked, what="the run", where=str(run), todo=todo)
     found = checkpoints(run)
     step = step_of(found[-1]) if found else 0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tec_cache.errors import ConfigError
+from tec_cache.printable import plural
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
@@ -54,7 +55,7 @@ def lengthened(begun: dict[str, Any], epochs: int, step: int, where: str) -> lis
     per_epoch = int(begun["total_steps"]) // before
     if epochs * per_epoch < step:
         raise ConfigError(
-            f"--epochs {epochs}: this run has done {step / per_epoch:g} epochs already",
+            f"--epochs {epochs}: this run has done {step / per_epoch:g} {plural(step / per_epoch, 'epoch')} already",
             where=where,
             todo=f"give at least {-(-step // per_epoch)}, or export one of its checkpoints as it is",
         )

@@ -67,6 +67,26 @@ class LoopSummary:
     """Share of the time in which the training waited for the loader."""
 
 
+class Interval:
+    """The time between two lines of a log: what the training did in it, without judging."""
+
+    def __init__(self) -> None:
+        self.begin(0, waited=0.0, judged=0.0)
+
+    def begin(self, images: int, *, waited: float, judged: float) -> None:
+        """Begin the next one. images, waited, judged: of this call so far."""
+        self._begun, self._images, self._waited, self._judged = time.monotonic(), images, waited, judged
+
+    def figures(self, images: int, *, waited: float, judged: float) -> dict[str, float]:
+        """Return images_per_second, waited (a share) and seconds of the interval that ends now."""
+        seconds = max(time.monotonic() - self._begun - (judged - self._judged), 1e-9)
+        return {
+            "images_per_second": (images - self._images) / seconds,
+            "waited": (waited - self._waited) / seconds,
+            "seconds": seconds,
+        }
+
+
 class Loop(Generic[B]):
     """A training's state: model, optimizer, schedule, and how far it is."""
 
@@ -95,8 +115,13 @@ class Loop(Generic[B]):
         self.last: dict[str, float] = {}
         self.images = 0
         self.waited = 0.0
+        """Seconds of this call in which the training waited for its loader."""
         self.judged = 0.0
         """Seconds of evaluation, which no step is charged with."""
+        self.interval = Interval()
+        """Since the last line of the log."""
+        self.waiting: float | None = None
+        """Share of the last whole interval in which the training waited for its loader."""
         self.saver: Saver | None = None
         """Of rank 0, while it runs."""
         self.saved = 0
@@ -164,7 +189,7 @@ class Loop(Generic[B]):
         late, self.saved_at = False, begin
         with (
             stop_requested(self.ranks) as stop,
-            Progress("train", total=self.stop_step * size, noun="images", quiet=quiet) as progress,
+            Progress("train", total=self.stop_step * size, noun="image", quiet=quiet) as progress,
             closing(on_device(read, self.compute.device)) as batches,
             ExitStack() as files,
         ):
@@ -173,6 +198,7 @@ class Loop(Generic[B]):
                 metrics = files.enter_context(closing(Metrics(run, identity, resume_step=self.step)))
                 self.saver = files.enter_context(Saver(run, identity))
             progress.start_at(self.step * size)
+            self.interval.begin(0, waited=self.waited, judged=self.judged)
             if judge_steps > 0 and self.step and (self.step % judge_steps == 0 or self.step >= self.stop_step):
                 self.judge_again(metrics, run)
             while self.step < self.stop_step:
@@ -184,8 +210,11 @@ class Loop(Generic[B]):
                 self.train_step(batches, check=logs or judges or saves)
                 if logs or judges:
                     scores = self.judge() if judges else {}
-                    seconds = time.monotonic() - begin - self.judged
-                    self.log(metrics, (self.step - first) * size, seconds, scores, due=logs)
+                    self.log(metrics, (self.step - first) * size, scores, due=logs)
+                elif self.step == first + 1:
+                    self.last = self.means()  # so that the first line has losses; no number of the run sees it
+                if self.step == first + 1:
+                    progress.say(f"step {self.step:,} of {self.stop_step:,}{self.losses_text()}")
                 if due:  # also where the minutes have not passed: whether they have must not show in any number
                     self.sums = self.averaged_sums()
                 stopping, late = stop.agreed(self.late(), self.saved)
@@ -283,7 +312,7 @@ class Loop(Generic[B]):
         """Judge the step at which a run goes on, where that is due and failed before: then it has no line."""
         has_line = metrics is not None and any(line["step"] == self.step for line in read_metrics(run))
         if not agreed(has_line, self.ranks):
-            self.log(metrics, 0, 1.0, self.evaluate(), due=False)
+            self.log(metrics, None, self.evaluate(), due=False)
 
     def judge(self) -> dict[str, float]:
         """Judge after this step; where that fails, for a broken photo, keep the step: it took an epoch to come here."""
@@ -346,37 +375,49 @@ class Loop(Generic[B]):
         torch.distributed.all_reduce(values)
         return dict(zip(self.sums, (values / self.ranks.world_size).unbind(), strict=True))
 
-    def log(
-        self, metrics: Metrics | None, images: int, seconds: float, scores: dict[str, float], *, due: bool = True
-    ) -> None:
-        """Write the losses, averaged over ranks and the steps since the last line, this step's norm, and scores.
-
-        due: whether this is a line of --log-every. One that comes between, for its scores, leaves the sums as they
-        are: that a training is judged changes no other number of it.
-        """
+    def means(self) -> dict[str, float]:
+        """Return the losses, averaged over ranks and the steps since the last line, and the last step's norm."""
         sums = self.averaged_sums()
         values = {name: total / self.summed for name, total in sums.items() if self.summed}
         if self.grad_norm is not None:  # none where a run goes on with a judgement
             values["grad_norm"] = self.grad_norm
         read = torch.stack(list(values.values())).tolist() if values else []  # one wait for the device
-        self.last = dict(zip(values, read, strict=True))
+        return dict(zip(values, read, strict=True))
+
+    def log(self, metrics: Metrics | None, images: int | None, scores: dict[str, float], *, due: bool = True) -> None:
+        """Write the losses, averaged over ranks and the steps since the last line, this step's norm, and scores.
+
+        images: of this call; None before its first step, which has no speed. due: whether this is a line of
+        --log-every. One that comes between, for its scores, leaves the sums as they are: that a training is judged
+        changes no other number of it.
+        """
+        self.last = self.means()
         if due:
-            self.sums = {name: torch.zeros_like(total) for name, total in sums.items()}
+            self.sums = {name: torch.zeros_like(total) for name, total in self.sums.items()}
             self.summed = 0
+        speed: dict[str, float] = {}
+        if images is not None:
+            speed = self.interval.figures(images, waited=self.waited, judged=self.judged)
+            self.waiting = speed["waited"]
+        self.interval.begin(images or 0, waited=self.waited, judged=self.judged)
         if metrics is not None:
             lr = max(group["lr"] / group.get("lr_scale", 1.0) for group in self.optimizer.param_groups)
             epoch = (self.step - 1) // self.task.steps_per_epoch
-            speed = {"images_per_second": images / seconds, "waited": self.waited / seconds}
             figures = self.task.figures()
             metrics.log(self.step, self.last | {"lr": lr, "epoch": epoch, **speed, **figures, **scores})
 
+    def losses_text(self) -> str:
+        """Write the last losses for a line of progress."""
+        return "".join(f", {name} {value:.4f}" for name, value in self.last.items() if name != "grad_norm")
+
     def note(self, seconds: float) -> str:
         """Write the last losses for the progress line, and the loader where it is too slow."""
-        losses = "".join(f", {name} {value:.4f}" for name, value in self.last.items() if name != "grad_norm")
-        if self.waited > MUCH_WAITING * seconds:
-            losses += f", waits for the loader {self.waited / seconds:.0%} of the time"
-        said = self.task.note()
-        return losses + (f", {said}" if said else "")
+        said = self.losses_text()
+        waiting = self.waited / max(seconds, 1e-9) if self.waiting is None else self.waiting
+        if waiting > MUCH_WAITING:
+            said += f", waits for the loader {waiting:.0%} of the time"
+        note = self.task.note()
+        return said + (f", {note}" if note else "")
 
     def summary(self, *, finished: bool, seconds: float) -> LoopSummary:
         """Describe what was done."""

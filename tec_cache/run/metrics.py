@@ -48,8 +48,9 @@ class Metrics:
         self._folder.close()
 
 
-SPEED = ("images_per_second", "waited")
-"""Names of the numbers that differ between two equal runs."""
+SPEED = ("images_per_second", "waited", "seconds")
+"""Names of the numbers that differ between two equal runs. All are of the steps since the line before: images per
+second, the share of the time in which the training waited for its loader, and the seconds without judging."""
 _OF_THE_STEP = {"step", "epoch", "lr", "grad_norm", *SPEED}
 _SCORE = re.compile(r"(probe|test)_\w+")
 OF_SETS = ("/gradient", "/weight")

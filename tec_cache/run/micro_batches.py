@@ -7,6 +7,7 @@ import math
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError
 from tec_cache.loop_settings import LoopSettings
+from tec_cache.printable import counted
 
 WORTH = 4
 """A divisor that is so many times smaller than what fits is not worth it: many small passes are far slower."""
@@ -25,7 +26,8 @@ def count_micro_batches(config: LoopSettings, ranks: Ranks) -> int:
     count = math.ceil(share / (config.micro_batch or share))
     if share % (count * masks):
         raise ConfigError(
-            f"{share // masks} views per process do not divide into micro-batches of {config.micro_batch}"
+            f"a process's {counted(share // masks, 'view')} cannot be divided into micro-batches of "
+            + f"{config.micro_batch}"
             + (f", {masks} masks for each view" if masks > 1 else ""),
             todo=f"use a --micro-batch that divides {share}" + (f" and that {masks} divides" if masks > 1 else ""),
         )

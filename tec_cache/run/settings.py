@@ -18,6 +18,7 @@ from tec_cache.errors import TecCacheError, listed
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.judgement_settings import JudgementSettings
 from tec_cache.model_args import MOST_TOKENS, check_model_args
+from tec_cache.printable import counted
 from tec_cache.run.checkpoint import FORMAT
 from tec_cache.run.extending import first_epochs
 from tec_cache.run.layout import run_file
@@ -228,7 +229,10 @@ def _check(settings: Any) -> None:
         rows, columns = spec.grid_shape
         if not (rows >= 1 and columns >= 1 and rows * columns <= MOST_TOKENS and 1 <= spec.channels <= MOST_CHANNELS
                 and 0 <= spec.num_heads <= spec.channels):  # fmt: skip
-            raise ValueError(f"targets of {rows} x {columns} tokens, {spec.channels} channels, {spec.num_heads} heads")
+            raise ValueError(
+                f"targets of {rows} x {columns} tokens, {counted(spec.channels, 'channel')}, "
+                f"{counted(spec.num_heads, 'head')}"
+            )
 
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from tec_cache.conditions import is_used
 from tec_cache.errors import ConfigError
-from tec_cache.fields import check_interval, check_range, check_share, setting, varied
+from tec_cache.fields import Names, check_interval, check_range, check_share, setting, varied
 from tec_cache.loop_settings import LoopSettings
-from tec_cache.segment.recipes import SegmentRecipe
+from tec_cache.segment.recipes import RECIPES, SegmentRecipe
 from tec_cache.store import is_url
 from tec_cache.tuning_settings import TuningSettings
 
@@ -29,22 +29,44 @@ class SegmentConfig(TuningSettings):
     TITLE: ClassVar[str] = "Segmentation and recipe"
     PROGRAM: ClassVar[str] = "segment"
 
-    ignore: int = setting(None, "Value of masks that is neither learned nor judged.  [default: the recipe's]")
+    ignore: int = setting(None, "Mask value of pixels that are neither learned nor judged.  [default: the recipe's]")
     head: str = setting(
-        None, "A norm and a 1 x 1 convolution, or UPerNet.  [default: the recipe's]", choices=("linear", "upernet")
+        None,
+        "Head on the encoder: a norm and a 1 x 1 convolution (linear), or UPerNet.  [default: the recipe's]",
+        choices=("linear", "upernet"),
     )
-    tune: str = setting("full", "What is trained; head: the encoder stays as it is.", choices=("full", "head"))
-    recipe: str | None = setting(None, "Recipe by name.  [default: by head and number of photos]")
-    layer_decay: float | None = setting(None, "Of the learning rate from a layer to the one below.")
-    drop_path: float | None = setting(None, "Highest chance of a block's being skipped.")
-    crop_scale: tuple[float, float] | None = setting(None, "Least and most area of a random crop, of the photo's.")
+    tune: str = setting(
+        "full", "What is trained: everything, or the head on a frozen encoder.", choices=("full", "head")
+    )
+    recipe: str | None = setting(
+        None,
+        "Named recipe that all settings left out here follow.  [default: chosen by head and number of photos]",
+        words=tuple(RECIPES),
+    )
+    layer_decay: float | None = setting(
+        None, "Factor of the learning rate from each layer to the one below it.  [default: the recipe's]"
+    )
+    drop_path: float | None = setting(
+        None, "Probability that the last block is skipped; it rises to this linearly.  [default: the recipe's]"
+    )
+    crop_scale: tuple[float, float] | None = setting(
+        None, "Smallest and largest area of a random crop, as shares of the photo's.  [default: the recipe's]"
+    )
     jitter: tuple[float, float] | None = setting(
-        None, "Least and most shorter side of a photo that is cropped, of the crop's."
+        None,
+        "Smallest and largest factor by which the shorter side of a photo is scaled to the crop's side before it is "
+        "cropped.  [default: the recipe's]",
     )
-    colour: tuple[float, float, float, float] | None = setting(None, "Jitter of brightness, contrast, saturation, hue.")
-    grey: float = setting(None, "Chance of a photo without colours.")
-    blur: float = setting(None, "Chance of a blurred photo.")
-    save_predictions: str | None = setting(None, "Folder for the predicted masks, and pictures of them.")
+    colour: tuple[float, float, float, float] | None = setting(
+        None, "Strength of the jitter of brightness, contrast, saturation and hue.  [default: the recipe's]"
+    )
+    grey: float = setting(None, "Probability of turning a photo grey.  [default: the recipe's]")
+    blur: float = setting(None, "Probability of blurring a photo.  [default: the recipe's]")
+    save_predictions: str | None = setting(
+        None,
+        "Folder for the predicted masks and pictures of them.  [default: not written]",
+        names=Names.FOLDER,
+    )
     # the loop's, None until they are resolved
     epochs: int = varied(LoopSettings, "epochs", None)
     base_lr: float = varied(LoopSettings, "base_lr", None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from tec_cache.errors import ConfigError, nearest
+from tec_cache.printable import counted
 
 Head = Literal["linear", "upernet"]
 FEW_IMAGES = 5_000
@@ -117,6 +118,8 @@ def recipe_for(name: str | None, head: Head | None, num_images: int) -> Chosen:
             raise ConfigError(f"unknown recipe {name!r}{nearest(name, RECIPES)}", todo=f"one of {', '.join(RECIPES)}")
         return Chosen(name, RECIPES[name], "it was asked for")
     if num_images < FEW_IMAGES:
-        return Chosen("small", RECIPES["small"], f"{num_images:,} photos; the published recipes have many more")
+        return Chosen(
+            "small", RECIPES["small"], f"{counted(num_images, 'photo')}; the published recipes have many more"
+        )
     found = "ade20k" if head == "upernet" else "imagenet-s"
     return Chosen(found, RECIPES[found], f"the published one with the head {head or 'linear'}")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tec_cache.errors import ConfigError
+from tec_cache.printable import counted
 from tec_cache.targets import widened
 
 GROUP = 3
@@ -40,7 +41,7 @@ class EncoderAdapters(nn.Module):
         super().__init__()
         if depth % GROUP:
             raise ConfigError(
-                f"encoder adapters take groups of {GROUP} layers, {depth} layers do not divide into them",
+                f"{counted(depth, 'layer')} cannot be divided into groups of {GROUP}, which encoder adapters take",
                 todo=f"use an encoder whose depth is a multiple of {GROUP}, or --adapters input",
             )
         self.norm_before = nn.LayerNorm(depth * width, eps=1e-5)

@@ -14,6 +14,7 @@ from torch import nn
 
 from tec_cache.errors import ConfigError, nearest
 from tec_cache.model_args import check_model_args
+from tec_cache.printable import counted
 from tec_cache.recipes import decoder_shape, of_generation
 from tec_cache.student.adapters import EncoderAdapters, Mlp
 from tec_cache.student.blocks import draws, run_block
@@ -29,7 +30,7 @@ Adapters = Literal["both", "input", "encoder", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a student learns of one set of targets."""
+    """What a student learns from one set of targets."""
 
     spec: TargetSpec
     tau: float = 1.0
@@ -80,7 +81,7 @@ class Student(nn.Module):
         heads = heads if decoder_heads is None else decoder_heads
         if width < 1 or heads < 1 or width % heads:
             raise ConfigError(
-                f"a decoder of width {width} with {heads} heads", todo="use a width that the heads divide"
+                f"a decoder of width {width} with {counted(heads, 'head')}", todo="use a width that the heads divide"
             )
         channel, depth = encoder.embed_dim, len(encoder.blocks)
         self.goals, self.mask_ratio = goals, mask_ratio
@@ -92,12 +93,12 @@ class Student(nn.Module):
         fused = adapters in ("both", "encoder")
         count = (1 if adapters_shared else len(goals)) if fused else 0
         self.encoder_adapters = nn.ModuleList(EncoderAdapters(depth, channel, 4 * width) for _ in range(count))
-        """One for each set in their order, one for all, or none."""
+        """One for each set in the order of the sets, one for all, or none."""
         self.heads = nn.ModuleList(
             nn.ModuleDict({kind.kind: kind(channel, width, goal.spec) for kind in HEADS if kind.wanted(goal.spec)})
             for goal in goals.values()
         )
-        """Of each set in their order, by kind."""
+        """The heads of each set by kind, in the order of the sets."""
         self.decoder = Decoder(
             grid=self.grid, width=width, depth=decoder_depth, heads=heads, checkpointing=checkpointing
         )
@@ -243,7 +244,9 @@ def _check_goal(goal: Goal) -> None:
     if goal.tau <= 0:
         raise ConfigError(f"tau {goal.tau}", todo="give a --tau above 0")
     if goal.spec.k is not None and goal.spec.channels % goal.spec.num_heads:
-        raise ConfigError(f"{goal.spec.channels} channels do not divide among {goal.spec.num_heads} heads")
+        raise ConfigError(
+            f"{counted(goal.spec.channels, 'channel')} cannot be divided among {counted(goal.spec.num_heads, 'head')}"
+        )
 
 
 def create_student(
@@ -254,10 +257,10 @@ def create_student(
     seed: int = 0,
     **options: Any,
 ) -> Student:
-    """Create a randomly initialized student for targets of the given spec, or of several sets by name.
+    """Create a randomly initialized student for targets of one spec, or of several sets by name.
 
     name, model_args: a plain vision transformer of timm and arguments that change it (`patch_size`,
-    `embed_dim`, `depth`, ...); its input becomes grid * patch pixels. options: those of `Student`.
+    `embed_dim`, `depth`, ...); its input becomes grid * patch pixels. options: arguments of `Student`.
     The weights are a function of `seed` and leave torch's generator as it was. Raises ConfigError.
     """
     with torch.random.fork_rng(devices=[]):

@@ -18,6 +18,7 @@ from tec_cache.finetune.groups import parameter_groups
 from tec_cache.finetune.mixing import soft_target_loss, soft_targets
 from tec_cache.finetune.optimizers import create_optimizer
 from tec_cache.finetune.recipes import FinetuneRecipe
+from tec_cache.printable import counted
 from tec_cache.rng import key64
 from tec_cache.run.micro_batches import count_micro_batches
 from tec_cache.tasks.photos import Annotated, Judged, Learned
@@ -118,4 +119,4 @@ class Classify:
     def note(self) -> str:
         """Say how many broken photos were met."""
         broken = len(self.learned.damaged | self.judged.damaged)
-        return f"{broken} broken photos" if broken else ""
+        return counted(broken, "broken photo") if broken else ""

@@ -15,6 +15,7 @@ from tec_cache.config import TrainConfig
 from tec_cache.device import Compute, default_workers
 from tec_cache.distributed import Ranks
 from tec_cache.loader import Batch, Loader
+from tec_cache.printable import counted
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
 from tec_cache.run.micro_batches import count_micro_batches
 from tec_cache.student.masking import mask_noise, random_mask
@@ -45,7 +46,7 @@ class MaskedBatch:
     def rows(self, count: int) -> MaskedBatch:
         """Return the first rows. ValueError for a batch of several masks, whose noise is of all views in turn."""
         if len(self.noise) != len(self):
-            raise ValueError(f"{len(self.noise)} masks of {len(self)} views")
+            raise ValueError(f"{counted(len(self.noise), 'mask')} of {counted(len(self), 'view')}")
         return MaskedBatch(self.views.rows(count), self.noise[:count])
 
     def tensors(self) -> Iterator[torch.Tensor]:
@@ -171,7 +172,7 @@ class Pretrain:
 
     def note(self) -> str:
         """Say how many damaged blocks were met, and which set's gradient dwarfs another's."""
-        damaged = f"{len(self.loader.damaged)} damaged blocks" if self.loader.damaged else ""
+        damaged = counted(len(self.loader.damaged), "damaged block") if self.loader.damaged else ""
         return ", ".join(filter(None, (damaged, "" if self.gradients is None else self.gradients.note())))
 
     def target_errors(self) -> dict[str, float]:

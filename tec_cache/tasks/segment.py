@@ -16,6 +16,7 @@ from tec_cache.device import Compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import SourceError
 from tec_cache.mask_values import NO_CLASS
+from tec_cache.printable import counted
 from tec_cache.run.micro_batches import count_micro_batches
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.segment.groups import parameter_groups
@@ -145,7 +146,7 @@ class Segment:
     def note(self) -> str:
         """Say how many broken photos were met."""
         broken = len(self.learned.damaged | self.judged.damaged)
-        return f"{broken} broken photos" if broken else ""
+        return counted(broken, "broken photo") if broken else ""
 
 
 def pixel_loss(logits: Tensor, classes: Tensor) -> Tensor:

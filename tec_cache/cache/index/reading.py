@@ -17,6 +17,7 @@ from tec_cache.cache.layout import BLOCK_ROWS, Unit
 from tec_cache.cache.listing import units_in
 from tec_cache.cache.record import Payload
 from tec_cache.errors import listed
+from tec_cache.printable import counted
 from tec_cache.store import Store
 
 if TYPE_CHECKING:
@@ -168,7 +169,9 @@ def open_targets_index(target: TargetSet) -> UnitIndex[TargetsHeading]:
 def _require_full(entries: npt.NDArray[np.void], groups: list[int], num_views: int) -> None:
     """Raise StaleIndex unless the units are those of every group in the first views, and no others."""
     if sum(groups) * num_views != len(entries):
-        raise StaleIndex(f"{len(entries)} units of {sum(groups)} groups in {num_views} views")
+        raise StaleIndex(
+            f"{counted(len(entries), 'unit')} of {counted(sum(groups), 'group')} in {counted(num_views, 'view')}"
+        )
     wanted = np.zeros(len(entries), ENTRY)
     per_shard = np.asarray(groups, np.int64) * num_views
     wanted["shard"] = np.repeat(np.arange(len(groups)), per_shard)
@@ -181,7 +184,7 @@ def _require_full(entries: npt.NDArray[np.void], groups: list[int], num_views: i
 
 def _require_rows(entries: npt.NDArray[np.void], group_size: int) -> None:
     if (entries["rows"].astype(np.int64) + entries["skipped"] > group_size).any():
-        raise StaleIndex(f"more than {group_size} photos in a group")
+        raise StaleIndex(f"more than {counted(group_size, 'photo')} in a group")
 
 
 def _require_recorded(store: Store, name: str, folder: str, entries: npt.NDArray[np.void]) -> None:
