@@ -22,7 +22,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     r"(^|/)(cache|pack|target|codec|content)\.json|(^|/)records(/|$)|\.idx|\.drafts|\.tec-cache-plan": (CACHE,),
     r"(^|/)c/|zarr\.json|^/?(views|targets|samples|index)/": (CACHE,),
     r"^\.lock$": (CACHE, "tec_cache/store/stage_folder.py"),
-    r"metrics\.jsonl|^checkpoints$|^tensorboard$|^step-|\.pt$": ("tec_cache/run/layout.py",),
+    r"metrics\.jsonl|^checkpoints$|^tensorboard$|^step-": ("tec_cache/run/layout.py",),
     r"run\.json|rounds\.json|adapters\.safetensors|^README": ("tec_cache/kinds.py",),
     r"(^|/)config\.json$|^model\.safetensors$": ("tec_cache/kinds.py", *OTHERS),
     r"\.tmp$": ("tec_cache/store/files.py",),

@@ -77,8 +77,9 @@ def target_sets(ctx: click.Context) -> list[str]:
     place = _cache(ctx)
     if not place or ("://" in place and not place.startswith("file://")):
         return []
-    folder = Path(place.removeprefix("file://")) / layout.TARGETS
-    return sorted(entry.name for entry in _entries(folder) if (folder / entry.name / "target.json").is_file())
+    root = Path(place.removeprefix("file://"))
+    names = [entry.name for entry in _entries(root / layout.TARGETS) if layout.is_set_name(entry.name)]
+    return sorted(name for name in names if (root / layout.target_manifest(name)).is_file())
 
 
 def _cache(ctx: click.Context) -> str | None:

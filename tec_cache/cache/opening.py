@@ -15,7 +15,7 @@ from tec_cache.store import open_store
 def open_cache(path: str | Path) -> Cache:
     """Open a cache, or a pack of one, in a folder or at a URL.
 
-    Raises ConfigError where there is none, CacheError where it is damaged.
+    Raises ConfigError if there is none, CacheError if it is damaged.
     """
     store = version1.adapted(open_store(path))
     if store.size(layout.PACK) is not None:
