@@ -275,10 +275,8 @@ class Command:
     """`tec-cache rounds` as a process of its own."""
 
     def __init__(self, config: RoundsConfig, *more: str) -> None:
-        words = [
-            "rounds",
-            *option_words(RoundsConfig, {n: v for n, v in vars(config).items() if n not in ("train", "extract")}),
-        ]
+        given = {n: v for n, v in vars(config).items() if n not in ("train", "extract", "seconds")}
+        words = ["rounds", *option_words(RoundsConfig, given)]
         words += option_words(type(config.train), vars(config.train))
         words += ["--k", "3", "--quality", "exact", "--base-batch-size", "8"]
         self.process = subprocess.Popen(
