@@ -9,7 +9,9 @@ S3 := 's3fs>=2025.9' 'moto[s3]>=5' 'flask>=3' 'flask-cors>=4'
 LOWEST_TIMM := $(shell sed -n 's/.*"timm>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check unit slow bench soak docs clean
+.PHONY: install demo test check unit slow bench soak docs clean
+
+install: $(VENV)/stamp
 
 demo: $(VENV)/stamp
 	OMP_WAIT_POLICY=PASSIVE python -m pipelines.demo demo-out

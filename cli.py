@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import traceback
 import warnings
 from collections.abc import Callable
@@ -47,7 +48,7 @@ from tec_cache.fields import DEVICES, Names
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.formats import FORMATS
 from tec_cache.memory import is_out_of_memory, out_of_memory
-from tec_cache.printable import block, printable, shell_words
+from tec_cache.printable import block, counted, printable, shell_words
 from tec_cache.rounds_config import FIRST, NOT_OF_ROUNDS, OF_TARGETS, RoundsConfig
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.urls import scrubbed, without_secrets
@@ -478,7 +479,7 @@ def convert(
 def push(export: str, name: str, private: bool, revision: str | None, as_json: bool, quiet: bool, debug: bool) -> None:
     """Push an export, or a converted model, to HUB_NAME (OWNER/MODEL) on the hub of models.
 
-    Read its README.md first: whether the licences of bases and photos allow it is yours to decide. Wants
+    Read its README.md first: whether the licences of bases and photos allow it is yours to decide. Needs
     pip install 'tec-cache[hub]' and a token of the hub (hf auth login, or HF_TOKEN).
 
     \b
@@ -850,12 +851,22 @@ def misused(error: click.UsageError) -> int:
     what = scrubbed(error.format_message(), *sys.argv[1:])
     if "--json" in sys.argv[1:]:
         return fail(ConfigError(what))
+    if error.ctx is not None and isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        print(error.ctx.get_help(), file=sys.stderr)
+        return error.exit_code
     lines = []
     if error.ctx is not None:
         lines = [*error.ctx.get_usage().splitlines(), f"Try '{error.ctx.command_path} -h' for help.", ""]
+    extra = re.fullmatch(r"Got unexpected extra arguments? \((.*)\)", what, flags=re.DOTALL)
+    if extra is not None:
+        words = extra[1].split()
+        more = f", and {counted(len(words) - 3, 'other')}" if len(words) > 3 else ""
+        what = f"unexpected: {' '.join(words[:3])}{more}"
     lines.append(f"Error: {what}")
-    if "unexpected extra argument" in what:
-        lines.append("Hint: quote a pattern such as 'shards/*.tar'; repeat --student-arg for each NAME=VALUE")
+    if extra is not None:
+        takes = {name for parameter in error.ctx.command.params for name in parameter.opts} if error.ctx else set()
+        student = "; repeat --student-arg for each NAME=VALUE" if "--student-arg" in takes else ""
+        lines.append(f"Hint: quote a pattern such as 'shards/*.tar'{student}")
     print(block(lines), file=sys.stderr)
     return error.exit_code
 

@@ -8,8 +8,6 @@ The other examples read the cache that this one makes.
 # %% The places and the base
 import argparse
 
-import torch
-
 import tec_cache
 from pipelines.extract import extract
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
@@ -18,6 +16,7 @@ parser = argparse.ArgumentParser(description="Extract a cache from photos and lo
 parser.add_argument("photos", help="folder of CLASS/NAME.jpg, or a pattern of WebDataset tars")
 parser.add_argument("cache", help="folder of the cache; it is made, or continued if it exists")
 parser.add_argument("--base", default="dinov2_small", help="name of a base, timm:NAME, a weight file, or an export")
+parser.add_argument("--base-weights", help="weight file of the base  [default: from timm's hub]")
 parser.add_argument("--views", type=int, default=2, help="stored crops of each photo")
 parser.add_argument("--size", type=int, default=224, help="pixels per side of a stored crop")
 parser.add_argument("--grid", type=int, default=14, help="patches per side that the base sees")
@@ -30,6 +29,7 @@ config = tec_cache.ExtractConfig(
     input=options.photos,
     cache=options.cache,
     base=options.base,
+    base_weights=options.base_weights,
     views=options.views,
     size=options.size,
     grid=options.grid,
@@ -49,7 +49,7 @@ print(stored.spec)
 # Targets arrive as they are stored; decoding them is a few matrix products, best done where the student runs.
 loader = tec_cache.Loader(cache, stored, batch_size=8, pixel_sizes=(options.size,))
 batch = next(loader.batches(0, 1))
-images = batch.images(options.size, torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))
+images = batch.images(options.size, IMAGENET_MEAN, IMAGENET_STD)
 targets = stored.decode(batch.codes[stored.name])
 print("images  ", tuple(images.shape))
 print("features", tuple(targets.features.shape), "views, patches, channels")

@@ -45,7 +45,6 @@ head = nn.Linear(student.embed_dim, stored.spec.channels).to(device)
 optimizer = torch.optim.AdamW([*student.parameters(), *head.parameters()], lr=options.lr, weight_decay=0.05)
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=options.steps)
 loader = tec_cache.Loader(cache, stored, batch_size=options.batch_size, pixel_sizes=(size,), workers=2)
-mean, std = torch.tensor(IMAGENET_MEAN, device=device), torch.tensor(IMAGENET_STD, device=device)
 
 # %% The loop
 # Codes travel to the device and are decoded there: they are a small part of the bytes that the features would be.
@@ -53,7 +52,7 @@ losses = []
 for step, batch in enumerate(loader.batches(0, options.steps)):
     batch = batch.to(device)
     targets = stored.decode(batch.codes[stored.name])
-    tokens = student.forward_features(batch.images(size, mean, std))[:, student.num_prefix_tokens :]
+    tokens = student.forward_features(batch.images(size, IMAGENET_MEAN, IMAGENET_STD))[:, student.num_prefix_tokens :]
     loss = F.smooth_l1_loss(head(tokens), targets.features)
     optimizer.zero_grad()
     loss.backward()

@@ -21,6 +21,7 @@ from tec_cache.codec.quality import Quality
 from tec_cache.data.passed_over import PassedOver
 from tec_cache.errors import ConfigError
 from tec_cache.kinds import Kind, contents, what_is
+from tec_cache.store import is_url
 
 
 def info(path: str) -> dict[str, Any]:
@@ -30,6 +31,8 @@ def info(path: str) -> dict[str, Any]:
     is damaged.
     """
     kind, folder = what_is(path), Path(path.removeprefix("file://"))
+    if not is_url(path) and not folder.exists():
+        raise ConfigError("there is nothing here", where=path, todo="check the path")
     if kind is Kind.RUN:
         found = describe_run(folder)
     elif kind is Kind.EXPORT:

@@ -258,7 +258,7 @@ def parse_rows(given: str | int | None) -> AskedRows | None:
         return "none"
     if not (text.isascii() and text.isdigit()):
         todo = "give a number of patches from 0, all, or none for no attention target"
-        raise ConfigError(f"--k {text}{nearest(text, ('all', 'none'))}", todo=todo)
+        raise ConfigError(f"--k {text} is no number of patches", todo=todo)
     return int(text)
 
 

@@ -802,6 +802,6 @@ def test_debug_shows_the_traceback(tec: Run, tmp_path: Path) -> None:
     assert ran.code == 1
     assert "Traceback" in ran.err
     assert "open_source" in ran.err
-    assert "error: there is no such shard" in ran.err
+    assert "error: there is no such file or folder" in ran.err
     told = tec("extract", tmp_path / "none", "--cache", tmp_path / "c", "--views-only", "--debug", "--json")
     assert told.json["error"]["exit_code"] == 1

@@ -62,6 +62,15 @@ def test_a_set_remembers_its_base_and_every_command_finds_it(cache: Path, weight
     assert extract(more).targets_made == 9
 
 
+def test_the_same_command_needs_no_weight_file_while_it_lies_there(cache: Path, weights: Path, tmp_path: Path) -> None:
+    again = tiny_config(None, cache, Path(NAME), name="mine", base_args=dict(TINY), mean=(0.1, 0.2, 0.3))
+    summary = extract(again)
+    assert (summary.targets_made, summary.missing) == (0, 0)
+    weights.rename(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(WeightsError):  # the hub is asked, as for a base that nobody gave a file for
+        extract(again)
+
+
 def test_a_file_that_is_gone_is_said_and_may_lie_elsewhere(cache: Path, weights: Path, tmp_path: Path) -> None:
     moved = Path(shutil.move(weights, tmp_path / "moved.safetensors"))
     small: dict[str, Any] = {"batch_size": 4, **FROZEN}

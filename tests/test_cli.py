@@ -171,7 +171,7 @@ def test_the_built_wheel_works_in_an_empty_folder(tmp_path: Path, made_cache: Pa
         (["fit", "x", "--cache", "c", "--base", "mea"], 2, "did you mean mae"),
         (["info", "memory://nowhere"], 2, "there is no cache here"),
         (["info", "nothing://nowhere"], 2, "Protocol not known: nothing"),
-        (["info", "nowhere"], 2, "there is no cache here"),
+        (["info", "nowhere"], 2, "there is nothing here"),
         (["extract", "x", "--cache", "c", "--views", "four"], 2, "not a valid integer"),
     ],
 )
@@ -193,6 +193,31 @@ def test_mistakes_are_explained(
             assert message in err
             assert "Traceback" not in err
             assert out == ""
+
+
+def test_a_bare_call_shows_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["tec-cache"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    lines = (said.out + said.err).splitlines()
+    assert lines[0] == "Usage: tec-cache [OPTIONS] COMMAND [ARGS]..."
+    assert "Make a cache:" in lines
+
+
+def test_an_unquoted_pattern_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, student in (("extract", False), ("plan", True)):
+        monkeypatch.setattr(sys, "argv", ["tec-cache", command, *(f"{n}.tar" for n in range(40))])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        *_, error, hint = capsys.readouterr().err.splitlines()
+        assert error == "Error: unexpected: 1.tar 2.tar 3.tar, and 36 others"
+        assert hint.startswith("Hint: quote a pattern such as 'shards/*.tar'")
+        assert ("--student-arg" in hint) == student
 
 
 def test_toml_then_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

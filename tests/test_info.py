@@ -19,6 +19,7 @@ from pipelines.export import export
 from pipelines.info import info
 from pipelines.pack import pack
 from pipelines.terminal.info_texts import text_of
+from pipelines.terminal.texts import smaller_batch
 from pipelines.train import train
 from tec_cache.base.load import load_base
 from tec_cache.config import TrainConfig
@@ -209,5 +210,21 @@ def test_something_else_is_named(tmp_path: Path, shards: Path, tiny_base: Path) 
 def test_nothing_is_nothing(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert what_is(place) is Kind.NOTHING
-    with pytest.raises(ConfigError, match="there is no cache here"):
+    with pytest.raises(ConfigError, match="there is (no cache|nothing) here"):
         info(place)
+
+
+def test_a_run_that_has_logged_more_than_it_saved(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for checkpoint in (copy / "checkpoints").iterdir():
+        checkpoint.unlink()
+    text = text_of(info(str(copy)))
+    assert "steps        4 of 6 logged; last checkpoint: none yet" in text
+    assert "to go on, unless it is running\n  tec-cache train --out " in text
+
+
+def test_the_command_that_comes_next_fits_the_photos() -> None:
+    assert [smaller_batch(photos) for photos in (0, 1, 48, 4095, 4096, 10**6)] == [
+        "", " --batch-size 1", " --batch-size 32", " --batch-size 2048", "", ""
+    ]  # fmt: skip

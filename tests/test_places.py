@@ -232,7 +232,7 @@ def test_special_files_among_photos_are_not_opened(tmp_path: Path, monkeypatch: 
 def test_a_link_into_nowhere_is_a_shard_that_is_not_there(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar")
     (tmp_path / "b.tar").symlink_to("gone.tar")
-    with pytest.raises(SourceError, match="no such shard") as caught:
+    with pytest.raises(SourceError, match="no such file or folder") as caught:
         find_shards(str(tmp_path))
     assert caught.value.where == str(tmp_path / "b.tar")
 
@@ -342,7 +342,7 @@ def test_odd_names_of_a_server_are_those_of_its_disk(web: WebServer, name: str, 
         ({"signature": "new"}, StorageError, "403"),
         ({"password": "me:word"}, StorageError, "401"),
         ({"broken": {"shard-000000.tar"}}, StorageError, "500"),
-        ({"root": Path("/nowhere")}, SourceError, "no such shard"),
+        ({"root": Path("/nowhere")}, SourceError, "no such file or folder"),
     ],
 )
 def test_what_a_server_refuses_is_said_without_the_query(
@@ -357,7 +357,7 @@ def test_what_a_server_refuses_is_said_without_the_query(
 
 
 def test_a_missing_shard_of_a_server_names_the_nearest(web: WebServer) -> None:
-    with pytest.raises(SourceError, match=r"no such shard \(did you mean shard-00000"):
+    with pytest.raises(SourceError, match=r"no such file or folder \(did you mean shard-00000"):
         find_shards(f"{web.url('shard-0000001.tar')}?sig=1")
 
 

@@ -184,7 +184,7 @@ def test_a_path_with_nothing_at_it_is_called_so(inputs: dict[str, str], tmp_path
         judged(inputs["model"], place, inputs["tars"])
     assert caught.value.where == place
     assert all(word in caught.value.todo for word in ("cache.json", "pack.json", "folder of photos", "tars"))
-    with pytest.raises(SourceError, match="no such shard"):
+    with pytest.raises(SourceError, match="no such file or folder"):
         judged(inputs["model"], f"{place}.tar", inputs["tars"])
 
 

@@ -125,10 +125,10 @@ def test_a_shard_named_twice_is_refused(tars: Path) -> None:
 
 
 def test_a_missing_shard_names_the_nearest(tars: Path) -> None:
-    with pytest.raises(SourceError, match=r"no such shard \(did you mean shard-000002\.tar") as caught:
+    with pytest.raises(SourceError, match=r"no such file or folder \(did you mean shard-000002\.tar") as caught:
         open_source(f"{tars}/shard-{{000000..000003}}.tar")
     assert caught.value.where == f"{tars}/shard-000003.tar"
-    with pytest.raises(SourceError, match="no such shard"):
+    with pytest.raises(SourceError, match="no such file or folder"):
         open_source(f"{tars}/no/such/folder/0.tar")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.extraction.shard_contents import look_at_contents, same_contents
 from pipelines.loading.base_given import given_by
-from pipelines.loading.base_of_set import base_again, given_before, remember
+from pipelines.loading.base_of_set import base_again, given_before, remember, still_there
 from tec_cache import __version__
 from tec_cache.base.facts import Fact
 from tec_cache.base.load import load_base
@@ -283,6 +283,8 @@ def prepare_targets(
     notes = stored["notes"] if stored else {}
     if config.base is None:
         base_name, weights = base_again(notes, config.base_weights, target=name)
+    elif config.base_weights is None and still_there(notes, config.base):
+        base_name, weights = base_again(notes, None, target=name)
     else:
         base_name, weights = config.base, config.base_weights
     precision = config.precision or before.get("precision") or "auto"

@@ -40,6 +40,12 @@ def base_again(notes: Mapping[str, Any], weights: str | None, *, target: str) ->
     return name, weights or place
 
 
+def still_there(notes: Mapping[str, Any], base: str) -> bool:
+    """Say whether a set was made by this base from a weight file that is still where it was."""
+    known = notes.get("weights")
+    return known is not None and exact_name(str(notes["base"])) == base and Path(exact_name(str(known))).exists()
+
+
 def given_before(notes: Mapping[str, Any]) -> Given:
     """Return what was said of the base when the set was made."""
     return Given.from_json(notes.get("given"))

@@ -18,8 +18,7 @@ def text_of(found: dict[str, Any]) -> str:
 
 def run_text(found: dict[str, Any]) -> str:
     """Say how far a run is."""
-    config, step, total = found["config"], found["step"], found["total_steps"]
-    state = "finished" if found["finished"] else "not finished" if step else "no checkpoint yet"
+    config = found["config"]
     if found["task"] == "pretrain":
         what = [
             f"student      {_model(config.get('student'), config.get('student_args'))}",
@@ -37,7 +36,7 @@ def run_text(found: dict[str, Any]) -> str:
         *what,
         f"settings     batch {config.get('batch_size')}, {_epochs(config.get('epochs'))}, seed {config.get('seed')}; "
         "all of them with --json",
-        f"steps        {step:,}{'' if total is None else f' of {total:,}'}: {state}",
+        f"steps        {_steps(found)}",
     ]
     losses = {n: v for n, v in found["logged"].items() if n in ("loss", "feature", "attention")}
     if losses:
@@ -48,8 +47,19 @@ def run_text(found: dict[str, Any]) -> str:
     if found["finished"]:
         lines.append(f"next         {shell_words(['tec-cache', 'export', found['run']])} OUT")
     else:
-        lines += ["go on with", f"  {found['go_on']}"]
+        lines += ["to go on, unless it is running", f"  {found['go_on']}"]
     return block(lines)
+
+
+def _steps(found: dict[str, Any]) -> str:
+    """Say how far a run is, and from where it would go on."""
+    step, total = found["step"], found["total_steps"]
+    if found["finished"]:
+        return f"{step:,} of {total:,}: finished"
+    logged = max(step, int(found["logged"].get("step", 0)))
+    if logged > step:
+        return f"{logged:,} of {total:,} logged; last checkpoint: {f'step {step:,}' if step else 'none yet'}"
+    return f"{step:,} of {total:,}: {'not finished' if step else 'no checkpoint yet'}"
 
 
 def _speed(found: dict[str, Any]) -> list[str]:
@@ -81,7 +91,7 @@ def export_text(found: dict[str, Any]) -> str:
         f"export       {found['export']}",
         f"model        {_model(found['architecture'], found['model_args'])}, "
         f"{counted(found['parameters'], 'parameter')}",
-        f"weights      SHA-256 {found['weights_sha256']}",
+        f"tensors      SHA-256 {found['weights_sha256']}  (of names and values; README.md has the file's)",
         f"pixels       mean {found['mean']}, std {found['std']}",
         f"made from    step {found['step']:,} of run {found['run']}",
         *_made_from(found),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from pipelines.extraction.label_counts import LabelCounts, classes_text
 from pipelines.extraction.tally import bottleneck_text
 from tec_cache.codec.quality import errors_text
+from tec_cache.config import TrainConfig
 from tec_cache.data.passed_over import passed_over_text
 from tec_cache.errors import listed
 from tec_cache.printable import block, counted, shell_words
@@ -36,8 +38,7 @@ def lower_loss(error: float) -> str:
     """Say what a relative error of stored features does to the loss of a training; empty where that is nothing."""
     if error <= NEGLIGIBLE:
         return ""
-    why = "what coding left out of the targets need not be predicted"
-    return f"the feature loss is up to about {error:.2g} lower than with --online: {why}"
+    return f"lossy targets lower the feature loss by up to about {error:.2g}: not comparable with --online"
 
 
 def facts_text(facts: list[list[str]]) -> list[str]:
@@ -54,9 +55,9 @@ def computed_text(computed: Mapping[str, Any]) -> str:
     """Say on what targets are computed, and when another computation gives the same bytes."""
     text = f"{computed['device']}, {computed['precision']}, batches of {computed['batch_size']}"
     if computed["threads"] is None:
-        return f"{text}: the same bytes come on the same model of GPU, with the same versions of its libraries"
+        return f"{text}; reproducible byte for byte on the same GPU model with the same library versions"
     threads = counted(computed["threads"], "thread")
-    return f"{text}, {threads}: the same bytes come with just so many, on whatever number of cores"
+    return f"{text}; reproducible byte for byte with {threads}, however many cores there are"
 
 
 def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: bool) -> str:
@@ -67,7 +68,7 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
         f"source       {counted(summary.source_shards, 'shard')}{source}{unread}",
         f"views        {summary.num_views} of each photo; {counted(summary.photos, 'photo')} in "
-        f"{counted(summary.units, 'unit')} so far",
+        f"{counted(summary.units, 'unit')}{' so far' if summary.missing or summary.shards_left else ''}",
     ]
     lines.append(f"classes      {classes_text(summary.labels)}")
     if summary.passed_over:
@@ -116,8 +117,15 @@ def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: 
         lines.append(f"next         tec-cache extract {shell_words(['--cache', summary.cache])} --base mae")
     else:
         target = f" --target {summary.target}" if summary.num_targets > 1 else ""
-        lines.append(f"next         tec-cache train {shell_words(['--cache', summary.cache])}{target} --out RUN")
+        small = smaller_batch(summary.photos)
+        lines.append(f"next         tec-cache train {shell_words(['--cache', summary.cache])}{target} --out RUN{small}")
     return block(lines)
+
+
+def smaller_batch(photos: int) -> str:
+    """Return the option that a training needs where its usual batch is larger than an epoch."""
+    usual: Any = next(field.default for field in fields(TrainConfig) if field.name == "batch_size")
+    return "" if photos >= usual or photos < 1 else f" --batch-size {2 ** (photos.bit_length() - 1)}"
 
 
 def _quality_lines(summary: Summary) -> list[str]:
@@ -163,17 +171,19 @@ def plan_text(plan: Plan) -> str:
         f"{amount.crops_left:,} to write: {human_bytes(plan.bytes_crops)}",
     ]
     if plan.targets:
+        once = plan.targets.codec_bytes
+        codec = f", and {human_bytes(once)} once for the codec" if once else ""
         lines.append(
             f"targets      {human_bytes(plan.bytes_per_target)} per view, measured on {plan.targets.views} "
             f"({plan.target}, quality {plan.quality}); {amount.targets_left:,} to write: "
-            f"{human_bytes(plan.bytes_targets)}"
+            f"{human_bytes(plan.bytes_targets - plan.targets.codec_bytes)}{codec}"
         )
     lines += facts_text(plan.facts)
     if lower := lower_loss(plan.asked_errors.get("mse", 0.0)):
         lines.append(f"training     {lower}")
     lines += [f"disk         {human_bytes(plan.bytes_needed)} are needed{room}", ""]
     how = "beside the base's device" if plan.targets and plan.targets.own_device else "on the same cores"
-    lines += [f"extraction   all stages at once, {how}: what is left to do, each by itself at its measured rate"]
+    lines += [f"extraction   stages run at once, {how}; time of each on its own, at its measured rate"]
     rates = plan.rates
     for name, seconds in plan.seconds.items():
         mark = "  <- bottleneck" if name == plan.bottleneck else ""
@@ -195,8 +205,8 @@ def _training_text(plan: Plan) -> list[str]:
     assert plan.training is not None
     training, flop, slowest = plan.training, plan.flop, plan.training.bottleneck(plan.batch_size)
     lines = [
-        f"training     one epoch and {counted(plan.epochs, 'epoch')}, at the rates measured on micro-batches of "
-        f"{training.micro_batch}; what takes longest"
+        f"training     time of 1 epoch and of {plan.epochs}, measured with micro-batches of {training.micro_batch}; "
+        "<- the slowest part"
     ]
     for name, seconds in plan.epoch_seconds.items():
         run = human_seconds(seconds * plan.epochs)
@@ -213,8 +223,8 @@ def _training_text(plan: Plan) -> list[str]:
         lines.append("paid back    never in time: on this machine a cached epoch takes as long as one online")
     else:
         lines.append(
-            f"paid back    after {epochs:,.1f} epochs: {epochs / plan.epochs:.2f} runs "
-            f"of {counted(plan.epochs, 'epoch')}"
+            f"paid back    after {epochs:,.1f} epochs ({epochs / plan.epochs:.2f} times "
+            f"{counted(plan.epochs, 'epoch')})"
         )
     return lines
 
@@ -224,7 +234,8 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
     losses = ", ".join(f"{name} {value:.4f}" for name, value in summary.losses.items())
     lines = [
         f"run          {summary.run}",
-        f"student      {counted(summary.parameters, 'parameter')}, {summary.trained_parameters:,} trained",
+        f"student      {counted(summary.parameters, 'parameter')} with adapters and decoder, "
+        f"{summary.trained_parameters:,} trained",
         f"steps        {summary.steps:,} of {summary.total_steps:,}, in micro-batches of {summary.micro_batch:,}",
     ]
     lines += [f"{'began with' if i == 0 else '':<12} {line}" for i, line in enumerate(_init_text(summary.init))]
@@ -234,7 +245,7 @@ def train_text(summary: TrainSummary, dry_run: bool, go_on: str) -> str:
     if summary.left_out:
         lines.append(f"left out     {counted(summary.left_out, 'view')} of each epoch in no batch, others each time")
     if losses:
-        lines.append(f"losses       {losses}")
+        lines.append(f"losses       {losses}  (step {summary.losses_step:,})")
     for name, error in summary.target_errors.items() if losses else ():
         if lower := lower_loss(error):
             name_of = f"{name}: " if len(summary.target_errors) > 1 else ""
@@ -308,6 +319,13 @@ def named(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
+def _left_out(found: dict[str, Any]) -> list[str]:
+    skipped, noted = found["skipped_photos"], found["noted_photos"]
+    parts = [f"{counted(skipped, 'photo')} skipped"] if skipped else []
+    parts += [f"{counted(noted, 'photo')} used with remarks"] if noted else []
+    return [f"left out     {'; '.join(parts)}"] if parts else []
+
+
 def info_text(found: dict[str, Any]) -> str:
     """Say what a cache holds."""
     photos = found["views"][0]["photos"] if found["views"] else 0
@@ -316,9 +334,9 @@ def info_text(found: dict[str, Any]) -> str:
         f"views        {counted(photos, 'photo')}, {counted(found['num_views'], 'view')} of {found['size']} pixels, "
         f"{human_bytes(sum(v['bytes'] for v in found['views']))}",
         f"classes      {classes_text(LabelCounts(**found['labels']))}",
-        f"left out     {counted(found['skipped_photos'], 'photo')}; noted: {counted(found['noted_photos'], 'other')}",
+        *_left_out(found),
         *([f"passed over  {passed_over_text(found['passed_over'])}"] if found["passed_over"] else []),
-        f"missing      {counted(found['missing_units'], 'unit')} of views"
+        f"missing      {counted(found['missing_units'], 'unit') + ' of views' if found['missing_units'] else 'nothing'}"
         + (
             f", and all of {counted(found['unread_shards'], 'source shard')} not read to the end"
             if found["unread_shards"]

@@ -38,7 +38,7 @@ class Quality:
             mse, kl = (float(part) for part in parts)
         except ValueError:
             raise ConfigError(
-                f"--quality {text}{nearest(text, named)}",
+                f"--quality {text} is no known quality{nearest(text, named)}",
                 todo=f"choose one of: {', '.join(named)}; or give two errors, for instance --quality 0.05,0.04",
             ) from None
         for name, value in (("mse", mse), ("kl", kl)):

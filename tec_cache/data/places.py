@@ -162,7 +162,9 @@ def _as_shards(files: list[ShardFile], where: str) -> list[FileShard]:
     for reader, name, file, size in zip(readers, names, files, sizes, strict=True):
         if isinstance(size, FileNotFoundError | NotADirectoryError):
             near = nearest(file.parts[-1], file.neighbours()) if file.parts else ""
-            raise SourceError(f"there is no such shard{near}", where=file.where, todo="check the name") from size
+            raise SourceError(
+                f"there is no such file or folder{near}", where=file.where, todo="check the name"
+            ) from size
         if isinstance(size, Exception):
             raise size
         shards.append(reader.open(name, size, file))

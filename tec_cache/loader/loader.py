@@ -124,7 +124,7 @@ class Loader(Generic[T]):
             raise ConfigError(
                 f"a batch of {batch_size} does not fit into an epoch of {counted(self.num_samples, 'view')}",
                 where=cache.store.url,
-                todo=f"use --batch-size {self.num_samples} or less (times --masks-per-view)",
+                todo=f"use --batch-size {self.num_samples} or less, for each of --masks-per-view",
             )
 
     @property

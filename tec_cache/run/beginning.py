@@ -45,7 +45,9 @@ def find_start(run: Path, settings: dict[str, Any], *, overwrite: bool, extend: 
     epochs, before, asked = settings["config"]["epochs"], begun["config"]["epochs"], comparable(settings)
     as_long = asked | {"config": asked["config"] | {"epochs": before}}
     todo = "give the settings as they were, name another --out, or replace it with --overwrite"
-    if settings["task"] == "pretrain" and epochs != before and not differences(comparable(begun), as_long):
+    if settings["task"] == "pretrain" and epochs < before and not differences(comparable(begun), as_long):
+        todo = f"to stop early, give --epochs {before} with --steps; or {todo}"
+    elif settings["task"] == "pretrain" and epochs > before and not differences(comparable(begun), as_long):
         todo = f"go on with it under the schedule of {counted(epochs, 'epoch')} by --extend; or {todo}"
     require_same(comparable(begun), as_long if extend else asked, what="the run", where=str(run), todo=todo)
     found = checkpoints(run)

@@ -59,6 +59,9 @@ class LoopSummary:
     finished: bool
     """Whether it reached its last step (else it was interrupted and can go on)."""
     losses: dict[str, float]
+    """As they were last logged: means over the steps since the log line before."""
+    losses_step: int
+    """The step at which that was."""
     images_per_second: float
     seconds: float
     parameters: int
@@ -113,6 +116,9 @@ class Loop(Generic[B]):
         self.sums = {name: torch.zeros((), device=compute.device) for name in task.terms}
         self.summed = 0
         self.last: dict[str, float] = {}
+        """Losses and gradient norm, as they were last read from the device."""
+        self.last_step = 0
+        """The step up to which they are."""
         self.images = 0
         self.waited = 0.0
         """Seconds of this call in which the training waited for its loader."""
@@ -212,7 +218,8 @@ class Loop(Generic[B]):
                     scores = self.judge() if judges else {}
                     self.log(metrics, (self.step - first) * size, scores, due=logs)
                 elif self.step == first + 1:
-                    self.last = self.means()  # so that the first line has losses; no number of the run sees it
+                    # so that the first line has losses; no number of the run sees it
+                    self.last, self.last_step = self.means(), self.step
                 if self.step == first + 1:
                     progress.say(f"step {self.step:,} of {self.stop_step:,}{self.losses_text()}")
                 if due:  # also where the minutes have not passed: whether they have must not show in any number
@@ -391,7 +398,7 @@ class Loop(Generic[B]):
         --log-every. One that comes between, for its scores, leaves the sums as they are: that a training is judged
         changes no other number of it.
         """
-        self.last = self.means()
+        self.last, self.last_step = self.means(), self.step
         if due:
             self.sums = {name: torch.zeros_like(total) for name, total in self.sums.items()}
             self.summed = 0
@@ -408,7 +415,8 @@ class Loop(Generic[B]):
 
     def losses_text(self) -> str:
         """Write the last losses for a line of progress."""
-        return "".join(f", {name} {value:.4f}" for name, value in self.last.items() if name != "grad_norm")
+        text = "".join(f", {name} {value:.4f}" for name, value in self.last.items() if name != "grad_norm")
+        return text if not text or self.last_step == self.step else f"{text} (step {self.last_step:,})"
 
     def note(self, seconds: float) -> str:
         """Write the last losses for the progress line, and the loader where it is too slow."""
@@ -429,6 +437,7 @@ class Loop(Generic[B]):
             micro_batch=self.micro_batch,
             finished=finished,
             losses=self.last,
+            losses_step=self.last_step,
             images_per_second=self.images / (seconds - self.judged) if seconds else 0.0,
             seconds=seconds,
             parameters=sum(p.numel() for p in parameters),
