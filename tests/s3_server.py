@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from s3fs import S3FileSystem
+
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -86,7 +88,9 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
             time.sleep(0.1)
         else:
             raise RuntimeError(f"the S3 server did not say where it listens: {log.read_text()}")
+        S3FileSystem.clear_instance_cache()  # what it has made for an earlier server would ask that one
         yield S3Server(found[1], log)
     finally:
+        S3FileSystem.clear_instance_cache()
         process.send_signal(signal.SIGKILL)
         process.wait()
