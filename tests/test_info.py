@@ -210,7 +210,7 @@ def test_something_else_is_named(tmp_path: Path, shards: Path, tiny_base: Path) 
 def test_nothing_is_nothing(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert what_is(place) is Kind.NOTHING
-    with pytest.raises(ConfigError, match="there is (no cache|nothing) here"):
+    with pytest.raises(ConfigError, match=r"there is (no cache|nothing) here"):
         info(place)
 
 
