@@ -215,7 +215,7 @@ def plan(file: str | None, as_json: bool, quiet: bool, debug: bool, **values: An
       tec-cache plan 'photos-*.tar' --cache CACHE --base dinov2_small --images 1281167 --epochs 100
     """
     given = given_options(values)
-    fields = set(ExtractConfig.__dataclass_fields__) - {"batch_size"}
+    fields = {f.name for f in dataclasses.fields(ExtractConfig)} - {"batch_size"}
     extract_config = settings(ExtractConfig, {n: v for n, v in values.items() if n in fields}, file, without=("part",))
     if "base_batch_size" in given:
         require_used(extract_config, ["batch_size"], {"batch_size": "--base-batch-size"})
@@ -328,7 +328,7 @@ def rounds(file: str | None, dry_run: bool, as_json: bool, quiet: bool, debug: b
       tec-cache rounds --cache CACHE --out small --rounds 4 --epochs 100 --pixels --start previous
     """
     own = {f.name for f in dataclasses.fields(RoundsConfig)} - {"train", "extract"}
-    train_names = set(TrainConfig.__dataclass_fields__) - set(_NOT_OF_ROUNDS)
+    train_names = {f.name for f in dataclasses.fields(TrainConfig)} - set(_NOT_OF_ROUNDS)
     trained = {name: value for name, value in values.items() if name in train_names}
     train_config = settings(TrainConfig, trained, file, without=_NOT_OF_ROUNDS)
     given = given_options(values)

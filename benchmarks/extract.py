@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -225,8 +225,7 @@ def real(case: Case) -> tuple[float, str]:
     """Extract into a fresh cache; return the seconds per view, and what it says the bottleneck is."""
     cache = case.fitted.with_name("real")
     shutil.copytree(case.fitted, cache)
-    values = {name: getattr(case.config, name) for name in ExtractConfig.__dataclass_fields__}
-    summary = extract(ExtractConfig(**(values | {"cache": str(cache)})))
+    summary = extract(replace(case.config, cache=str(cache)))
     if summary.targets_made != case.num_views:
         raise SystemExit(f"{summary.targets_made} targets of {case.num_views} views: the photos must be whole")
     shutil.rmtree(cache)

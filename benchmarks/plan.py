@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.machine import describe
@@ -89,9 +90,8 @@ def step_seconds(config: TrainConfig, kind: str, args: argparse.Namespace, folde
     base = {"online": args.base, "base_weights": args.weights} if kind == "online" else {}
     spent = []
     for steps in (args.train_steps, 3 * args.train_steps):
-        values = {field: getattr(config, field) for field in config.__dataclass_fields__}
         run = {"out": str(folder / f"run-{kind}-{steps}"), "steps": steps, "save_every": 1e6}
-        spent.append(train(TrainConfig(**(values | base | run))).seconds)
+        spent.append(train(replace(config, **(base | run))).seconds)
     return (spent[1] - spent[0]) / (2 * args.train_steps)
 
 

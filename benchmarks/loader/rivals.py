@@ -28,7 +28,7 @@ class Rivals:
         self.batch, self.folder = batch, folder
         opened = open_cache(cache)
         stored = opened["t"]
-        self.tars = sorted(str(path) for path in Path(cache).glob("views/*.tar"))
+        self.tars = sorted(str(path) for path in Path(cache).glob("views/*/*.tar"))
         self.with_arrays = folder / "with_arrays"
         self.loose = folder / "loose"
         for path in (self.with_arrays, self.loose):
