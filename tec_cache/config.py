@@ -258,7 +258,8 @@ def parse_rows(given: str | int | None) -> AskedRows | None:
         return "none"
     if not (text.isascii() and text.isdigit()):
         todo = "give a number of patches from 0, all, or none for no attention target"
-        raise ConfigError(f"--k {text} is no number of patches", todo=todo)
+        near = nearest(text, ("all", "none")) if text[:1].lower() in ("a", "n") else ""  # "some" is not "none"
+        raise ConfigError(f"--k {text} is no number of patches{near}", todo=todo)
     return int(text)
 
 
