@@ -50,6 +50,7 @@ $(VENV)/docs-stamp: $(VENV)/stamp
 $(VENV)/stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tec-cache needs Python 3.11 or newer; say which: make test PYTHON=python3.12"; exit 1; }
+	@echo "installing into $(VENV): several minutes, several GB with a torch for CUDA"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(S3)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.browser import BROWSER, Browser, browser
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no browser is installed")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no browser is installed"),
+    pytest.mark.skipif(find_spec("mkdocs") is None, reason="make docs has not installed what builds the site"),
+]
 ROOT = Path(__file__).parent.parent
 
 
