@@ -45,7 +45,7 @@ _SEVERAL = Condition(
 _FUSED = Condition(lambda c: c.adapters in ("both", "encoder"), "there are no encoder adapters")
 _BLOCKS = Condition(lambda c: c.decoder_depth > 0, "a decoder of depth 0 has no blocks")
 _STAGE = Condition(lambda c: c.stage is not None, "copies are made where --stage names a folder")
-_PROBED = Condition(lambda c: c.probe_every is not None, "nothing is judged without --probe-every")
+_PROBED = Condition(lambda c: bool(c.probe_every), "nothing is judged without --probe-every")
 _TRAINED = Condition(lambda c: not c.model.startswith("random:"), "a random model has none")
 _ADAPTERS = Condition(
     lambda c: c.tune in ("input-adapter", "adapters") or c.rule == "tec", "there are no adapters in this tuning"

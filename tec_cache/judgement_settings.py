@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tec_cache.errors import ConfigError
-from tec_cache.fields import Names, check_positive, setting
+from tec_cache.fields import Names, check_positive, check_range, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class JudgementSettings:
     TITLE: ClassVar[str] = "Periodic judgement"
 
     probe_every: int | None = setting(
-        None, "Epochs between two probes of the encoder; the last step is always judged.  [default: no probes]"
+        None, "Epochs between two probes of the encoder; the last step is always judged; 0: none.  [default: no probes]"
     )
     probe_train: str | None = setting(
         None, "Labelled photos that the probes learn from, as for extract, or a cache folder.", names=Names.LABELLED
@@ -29,7 +29,8 @@ class JudgementSettings:
 
     def check_judgement(self) -> None:
         """Refuse a judgement of which a part is missing."""
-        check_positive(self, "probe_every", "probe_limit", "probe_neighbours")
+        check_positive(self, "probe_limit", "probe_neighbours")
+        check_range(self, 0, "probe_every")
         places = {"--probe-train": self.probe_train, "--probe-test": self.probe_test}
         asked = {"--probe-every": self.probe_every} | places
         missing = [option for option, value in asked.items() if not value]

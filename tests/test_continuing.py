@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ import cli
 from pipelines.terminal.texts import train_text
 from pipelines.train import train
 from tec_cache.run.metrics import SPEED, read_metrics
-from tests.conftest import tiny_training
+from tests.conftest import encoded, photo, tiny_training
 
 Called = Callable[..., tuple[int, str]]
 
@@ -24,6 +25,16 @@ def begun(made_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("continuing") / "run"
     train(tiny_training(made_cache, run, epochs=2, steps=2, log_every=1, views=1, tau=0.7))
     return run
+
+
+@pytest.fixture(scope="module")
+def photos_to_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judged")
+    for number in range(8):
+        place = folder / ("cats" if number % 2 else "dogs") / f"{number}.jpg"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(encoded(photo(number)))
+    return folder
 
 
 @pytest.fixture
@@ -129,3 +140,22 @@ def test_what_steps_left_over_is_said(run: Path, made_cache: Path) -> None:
     assert f"left         1 step of the schedule, after --steps: tec-cache train --out {run} goes on" in said
     summary = train(tiny_training(made_cache, run, epochs=2, log_every=1, views=1, tau=0.7))
     assert "of the schedule" not in train_text(summary, False, "")
+
+
+def test_probes_go_on_too_and_can_be_dropped(
+    run: Path, photos_to_judge: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked(*words: object) -> dict[str, Any]:
+        monkeypatch.setattr("sys.argv", ["tec-cache", "train", "--out", str(run), "--json", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        said = capsys.readouterr()
+        assert not stop.value.code, said
+        return dict(json.loads(said.out)["scores"])
+
+    settings = json.loads((run / "run.json").read_text())
+    settings["config"] |= {"probe_every": 1, "probe_train": str(photos_to_judge), "probe_test": str(photos_to_judge)}
+    (run / "run.json").write_text(json.dumps(settings))
+    assert asked("--steps", 3, "--probe-neighbours", 1)["step"] == 3
+    assert asked("--steps", 4, "--probe-every", 0) == {}
+    assert "probe_knn" not in read_metrics(run)[-1]

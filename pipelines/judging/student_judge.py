@@ -18,7 +18,7 @@ from tec_cache.student.model import Student
 
 def probe_config(config: TrainConfig) -> ProbeConfig | None:
     """Return the settings of `tec-cache probe` for a training's exports; None where it is not judged."""
-    if config.probe_every is None:
+    if not config.probe_every:
         return None
     return ProbeConfig(
         model=config.out,

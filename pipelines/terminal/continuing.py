@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from pipelines.describing.command_words import option_words
 from pipelines.terminal.options import given_options, read_settings, settings
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError
+from tec_cache.judgement_settings import JudgementSettings
 from tec_cache.kinds import RUN_FILE
 from tec_cache.paths import expanded
 from tec_cache.printable import printable, shell_words
@@ -52,4 +54,6 @@ def settings_of_run(config: type, told: Mapping[str, Any]) -> dict[str, Any]:
             what = f"this run learns {LEARNS[before]}, and --{asked} was given"
             raise ConfigError(what, where=str(out), todo=f"leave out --{asked}, name another --out, or --overwrite")
         left |= set(ONE_OF)  # of the same kind: which ones is compared when the run goes on
+    if told.get("probe_every") == 0:
+        left |= {field.name for field in dataclasses.fields(JudgementSettings)}
     return {name: value for name, value in stored.items() if name not in left}
