@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tec_cache.codec.quality import qualities
-from tec_cache.fields import DEVICES, Names, setting, table
+from tec_cache.fields import DEVICES, Names, pixel_mean, pixel_std, setting, untold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +86,9 @@ class BaseSettings:
         "Weight file of the base, in its authors' format, timm's or transformers'.  [default: from timm's hub]",
         names=Names.WEIGHTS,
     )
-    mean: tuple[float, float, float] | None = setting(
-        None, "Mean of the pixels that the base was trained on, per channel, 0 to 1.  [default: its release's]"
-    )
-    std: tuple[float, float, float] | None = setting(
-        None, "Standard deviation of those pixels, per channel.  [default: its release's]"
-    )
-    base_args: dict[str, Any] = table(
-        "Set what the base's weights do not tell, NAME=VALUE (num_heads, act_layer, ...); may be repeated."
-    )
+    mean: tuple[float, float, float] | None = pixel_mean("base")
+    std: tuple[float, float, float] | None = pixel_std()
+    base_args: dict[str, Any] = untold("base", "num_heads, act_layer")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,23 @@ def table(text: str) -> Any:
     return field(default_factory=dict, metadata=dict(setting(None, text).metadata))
 
 
+def pixel_mean(whose: str) -> Any:
+    """Declare the mean of the pixels that a model was trained on: (3,), or None for what its release says."""
+    return setting(
+        None, f"Mean of the pixels that the {whose} was trained on, per channel, 0 to 1.  [default: its release's]"
+    )
+
+
+def pixel_std() -> Any:
+    """Declare the deviation that belongs to `pixel_mean`."""
+    return setting(None, "Standard deviation of those pixels, per channel.  [default: its release's]")
+
+
+def untold(whose: str, such_as: str) -> Any:
+    """Declare what is said of a model because its weights cannot: a table of names and values."""
+    return table(f"Set what the {whose}'s weights do not tell, NAME=VALUE ({such_as}, ...); may be repeated.")
+
+
 def is_place(declared: dataclasses.Field[Any]) -> bool:
     """Say whether the value of a field may be a path or URL."""
     return declared.metadata.get("names") not in (None, Names.TARGET)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tec_cache.fields import Names, setting, table
+from tec_cache.fields import Names, pixel_mean, pixel_std, setting, table, untold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +62,9 @@ class OnlineBaseSettings:
     base_weights: str | None = setting(
         None, "Weight file of the base, for --online and --init base.  [default: from timm's hub]", names=Names.WEIGHTS
     )
-    mean: tuple[float, float, float] | None = setting(
-        None, "Mean of the pixels that the base was trained on, per channel, 0 to 1.  [default: its release's]"
-    )
-    std: tuple[float, float, float] | None = setting(
-        None, "Standard deviation of those pixels, per channel.  [default: its release's]"
-    )
-    base_args: dict[str, Any] = table(
-        "Set what the base's weights do not tell, NAME=VALUE (num_heads, act_layer, ...); may be repeated."
-    )
+    mean: tuple[float, float, float] | None = pixel_mean("base")
+    std: tuple[float, float, float] | None = pixel_std()
+    base_args: dict[str, Any] = untold("base", "num_heads, act_layer")
 
 
 STUDENTS = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")

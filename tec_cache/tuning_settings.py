@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError
-from tec_cache.fields import Names, changed, check_positive, check_range, setting, table
+from tec_cache.fields import Names, changed, check_positive, check_range, pixel_mean, pixel_std, setting, untold
 from tec_cache.loop_settings import LoopSettings
 
 
@@ -21,15 +21,9 @@ class ModelSettings:
     weights: str | None = setting(
         None, "Weight file of the model, where MODEL names none.  [default: from timm's hub]", names=Names.WEIGHTS
     )
-    mean: tuple[float, float, float] | None = setting(
-        None, "Mean of the pixels that the model was trained on, per channel, 0 to 1.  [default: its release's]"
-    )
-    std: tuple[float, float, float] | None = setting(
-        None, "Standard deviation of those pixels, per channel.  [default: its release's]"
-    )
-    base_args: dict[str, Any] = table(
-        "Set what the model's weights do not tell, NAME=VALUE (num_heads, ...); may be repeated."
-    )
+    mean: tuple[float, float, float] | None = pixel_mean("model")
+    std: tuple[float, float, float] | None = pixel_std()
+    base_args: dict[str, Any] = untold("model", "num_heads")
     grid: int | None = setting(None, "Patches per side of the photos that the model sees.  [default: the model's own]")
 
 
