@@ -23,6 +23,7 @@ from pipelines.extract import extract
 from pipelines.verify import verify
 from tec_cache.base.model import FrozenBase
 from tec_cache.cache import blocks, layout
+from tec_cache.cache.lock import cache_lock
 from tec_cache.cache.opening import open_cache
 from tec_cache.cache.remove import clear_leftovers
 from tec_cache.config import ExtractConfig
@@ -401,6 +402,37 @@ def test_a_job_waits_while_another_one_clears_up(
     timer.start()
     assert extract(tiny_config(shards, cache, tiny_base)).missing == 0
     timer.join()
+
+
+def test_a_refused_extraction_leaves_nothing_behind(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    for cache in (tmp_path / "new" / "folder" / "cache", tmp_path / "theirs"):
+        with pytest.raises(ConfigError, match="no base was named"):
+            extract(tiny_config(shards, cache, None))
+    assert [(path.name, list(path.iterdir())) for path in tmp_path.iterdir()] == [("theirs", [])]
+
+
+def test_a_refused_job_leaves_the_lock_that_another_one_holds(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    with another_job(cache, "share"):
+        with pytest.raises(ConfigError), cache_lock(open_store(cache)):
+            raise ConfigError("nothing to do")
+        assert [path.name for path in cache.iterdir()] == [layout.LOCK]
+
+
+def test_a_lock_that_was_taken_away_before_it_was_held_is_made_again(tmp_path: Path) -> None:
+    """Its holder would be alone with a file that nobody else can find."""
+    cache = tmp_path / "cache"
+    code = (
+        "import sys; from tec_cache.cache.lock import cache_lock; from tec_cache.store import open_store\n"
+        "with cache_lock(open_store(sys.argv[1])) as lock: print(lock.try_own())"
+    )
+    with cache_lock(open_store(cache)) as lock:
+        (cache / layout.LOCK).unlink()
+        cache.rmdir()
+        lock.share()
+        other = subprocess.run([sys.executable, "-c", code, str(cache)], capture_output=True, text=True, check=True)
+    assert other.stdout == "False\n"
 
 
 def test_jobs_that_do_the_same_at_once_give_the_undisturbed_cache(

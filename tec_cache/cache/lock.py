@@ -12,7 +12,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -34,10 +34,11 @@ _TODO = "wait until it is done, then run this command again"
 
 
 class CacheLock:
-    """A job's hold on a cache."""
+    """A job's hold on a cache: on its lock file, or on nothing where there can be none."""
 
-    def __init__(self, file: IO[bytes] | None, where: str) -> None:
-        self._file, self._where = file, where
+    def __init__(self, path: Path | None, where: str) -> None:
+        self._path, self._where = path, where
+        self._file = None if path is None else _opened(path)
 
     def share(self) -> None:
         """Write beside other writers. Raises TecCacheError where another job is still removing after a while."""
@@ -61,21 +62,47 @@ class CacheLock:
         """Whether locks tell of other jobs at all: object stores have none, nor have some network file systems."""
         return self._file is not None and _lock(self._file, fcntl.LOCK_SH) is not None
 
+    def close(self) -> None:
+        """Let go of the cache."""
+        if self._file is not None:
+            self._file.close()
+
     def _try(self, kind: int) -> bool:
-        return self._file is None or _lock(self._file, kind) is not False
+        while self._path is not None and self._file is not None:
+            if _lock(self._file, kind) is False:
+                return False
+            if os.fstat(self._file.fileno()).st_nlink:
+                return True
+            # a job that began nothing took it away between our opening and locking it
+            self._file.close()
+            make_folder(self._path.parent)
+            self._file = _opened(self._path)
+        return True
 
 
 @contextmanager
 def cache_lock(store: Store) -> Iterator[CacheLock]:
-    """Open a lock on a cache, not held yet, for the length of the block."""
+    """Open a lock on a cache, not held yet, for the length of the block.
+
+    If the block fails before anything lies beside it, the lock is taken away again, and so are folders made for it.
+    """
     if store.folder is None:
         yield CacheLock(None, store.url)
         return
+    made = [folder for folder in (store.folder, *store.folder.parents) if not folder.is_dir()]
     make_folder(store.folder)
-    # no link is followed: in a stranger's cache it could lead to any file
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with open(os.open(store.folder / LOCK, flags, 0o666), "r+b", buffering=0) as file:
-        yield CacheLock(file, store.url)
+    lock = CacheLock(store.folder / LOCK, store.url)
+    try:
+        yield lock
+    except BaseException:
+        with suppress(OSError):  # somebody else has put something there, or taken the folder away
+            if os.listdir(store.folder) == [LOCK] and lock.try_own():
+                (store.folder / LOCK).unlink()
+                for folder in made:
+                    folder.rmdir()
+        raise
+    finally:
+        lock.close()
 
 
 @contextmanager
@@ -95,6 +122,12 @@ def writing(folder: Path, what: str, ranks: Ranks) -> Iterator[None]:
                 raise TecCacheError(f"another job is writing {what}", where=str(folder), todo=_TODO)
             time.sleep(0.05)
         yield
+
+
+def _opened(path: Path) -> IO[bytes]:
+    # no link is followed: in a stranger's cache it could lead to any file
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o666), "r+b", buffering=0)
 
 
 def _lock(file: IO[bytes], kind: int, length: int = 0, start: int = 0) -> bool | None:
