@@ -39,7 +39,8 @@ from benchmarks.machine import describe
 from pipelines.extract import extract
 from pipelines.extraction.base_batches import Places, start_batch, targets_of
 from pipelines.extraction.make_views import PHOTOS_TOGETHER
-from pipelines.extraction.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
+from pipelines.extraction.prepare_targets import TargetJob, prepare_targets
+from pipelines.extraction.prepare_views import ViewJob, prepare_cache
 from pipelines.extraction.tally import bottleneck_text
 from tec_cache.cache.blocks import write_zip
 from tec_cache.cache.lock import CacheLock

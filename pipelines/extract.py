@@ -8,7 +8,8 @@ from pipelines.extraction.extract_summary import Summary, describe, require_phot
 from pipelines.extraction.fit import Coded, ensure_codec
 from pipelines.extraction.make_targets import TargetMaker
 from pipelines.extraction.make_views import ViewMaker
-from pipelines.extraction.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
+from pipelines.extraction.prepare_targets import TargetJob, prepare_targets
+from pipelines.extraction.prepare_views import ViewJob, prepare_cache
 from pipelines.extraction.storage import Needed, explained_storage
 from pipelines.extraction.tally import Tally
 from tec_cache.background import Stages
@@ -72,6 +73,7 @@ def extract(
                 with Progress("index", noun="unit", quiet=quiet) as progress:
                     refresh(cache.again(), progress)
         summary.source_shards = len(cache.shards)
+        summary.source_files = any(not shard.in_bytes for shard in views.shards)
         summary.source_bytes = sum(shard.size for shard in views.shards if shard.in_bytes)
         if job is not None:
             summary.first_row = job.base.first_row if job.spec.k is not None else ""

@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 
 from pipelines.extraction.label_counts import LabelCounter
-from pipelines.extraction.prepare import TargetJob, ViewJob, prepare_cache, prepare_targets
+from pipelines.extraction.prepare_targets import TargetJob, prepare_targets
+from pipelines.extraction.prepare_views import ViewJob, prepare_cache
 from pipelines.extraction.sample import MOST_SHARDS, sample_crops
 from pipelines.extraction.storage import Needed, explained_storage
 from pipelines.planning.amount import Amount, There, amount_left, what_is_there

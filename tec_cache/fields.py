@@ -79,10 +79,16 @@ def is_place(declared: dataclasses.Field[Any]) -> bool:
     return declared.metadata.get("names") not in (None, Names.TARGET)
 
 
-def varied(component: type, name: str, default: Any) -> Any:
-    """Declare a component's field anew with another default, its help as it is there."""
+def varied(component: type, name: str, default: Any, says: str = "") -> Any:
+    """Declare a component's field anew with another default, its help as it is there.
+
+    says: what the help says of the default, where that is not its value.
+    """
     (declared,) = (f for f in dataclasses.fields(component) if f.name == name)
-    return field(default=default, metadata=dict(declared.metadata))
+    metadata = dict(declared.metadata)
+    if says:
+        metadata["help"] = f"{metadata['help'].partition('  [default: ')[0]}  [default: {says}]"
+    return field(default=default, metadata=metadata)
 
 
 def expand_paths(config: Any) -> None:

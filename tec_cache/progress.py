@@ -17,6 +17,9 @@ LINE_SECONDS = 15.0
 RATE_SECONDS = 30.0
 """Length of the interval that the shown speed and the time left are of: a mean since the start hides a slow-down."""
 
+WIDE = 120
+"""Columns of a terminal that has room for a long bar."""
+
 
 class Progress:
     """Counts items of one stage: items per second, bytes, time left, and whatever else is told.
@@ -45,12 +48,13 @@ class Progress:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
+            console = Console(stderr=True)
             columns = [
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=24 if console.width >= WIDE else 8),
                 TextColumn("{task.fields[text]}", markup=False),
             ]
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar = Bar(*columns, console=console, transient=True)
             self._task = self._bar.add_task(printable(self.title), total=self.total, text="")
             self._bar.start()
         return self
@@ -126,14 +130,15 @@ class Progress:
         of = f"/{'~' * self.estimated}{self.total:,}" if self.total else ""
         noun, rate = plural(self.total or self.done, self.noun), self.mean_rate if final else self.rate
         parts = [f"{self.done:,}{of} {noun}", f"{rate:,.1f}/s"]
-        if self.bytes:
-            parts.append(human_bytes(self.bytes))
-        if self._note:
-            parts.append(self._note)
+        # what a narrow terminal cuts off comes last
         if final:
             parts.append(f"in {human_seconds(self.seconds)}")
         elif self.total and self.rate > 0 and self.total >= self.done:
             parts.append(f"{human_seconds((self.total - self.done) / self.rate)} left")
+        if self.bytes:
+            parts.append(human_bytes(self.bytes))
+        if self._note:
+            parts.append(self._note)
         return ", ".join(parts)
 
     def _print(self, final: bool = False) -> None:

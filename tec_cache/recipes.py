@@ -185,7 +185,12 @@ def unknown_base(base: str) -> ConfigError:
     alike = of_generation(word, BASES)
     if _family(word) in map(_family, BASES):
         alike = [name for name in alike if _family(name) == _family(word)]
-    return ConfigError(f"unknown base {base!r}{nearest(word, alike)}", todo=every)
+    near = nearest(word, alike)
+    # whoever mistyped a name needs no list of thirty
+    return ConfigError(
+        f"unknown base {base!r}{near}",
+        todo="give one of these, timm:NAME, a weight file or a folder" if near else every,
+    )
 
 
 _SIZES = {"s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import pipelines.extraction.make_targets
-import pipelines.extraction.prepare
+import pipelines.extraction.prepare_targets
 from pipelines.extract import extract
 from tec_cache.cache.opening import open_cache
 from tec_cache.config import ExtractConfig
@@ -126,8 +126,8 @@ def crash_everywhere(photos: Path, base: Path, quality: str, folder: Path, every
         1  # two may both make a folder, or only one of them: the steps would differ
     )
     # one base and one way to load it: once, before any process is forked
-    loaded = pipelines.extraction.prepare.load_base(str(base), None, grid=4, last_layers=2, k=3)  # type: ignore[attr-defined]
-    pipelines.extraction.prepare.load_base = lambda *_, **__: loaded  # type: ignore[attr-defined]
+    loaded = pipelines.extraction.prepare_targets.load_base(str(base), None, grid=4, last_layers=2, k=3)  # type: ignore[attr-defined]
+    pipelines.extraction.prepare_targets.load_base = lambda *_, **__: loaded  # type: ignore[attr-defined]
     steps = all_steps(small(photos, folder / "whole", base, quality), folder / "steps.json")
     whole, cache = content(folder / "whole"), folder / "crashed"
     config, found = small(photos, cache, base, quality), Counter[str]()

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-import pipelines.extraction.prepare
+import pipelines.extraction.prepare_targets
 import pipelines.training.running
 from pipelines.extract import extract
 from pipelines.train import train
@@ -73,7 +73,7 @@ def test_runs_and_target_sets_note_the_gpu_and_its_libraries(
     """They decide the last bits, and nothing else: a run goes on elsewhere."""
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.extraction.prepare, "device_notes", lambda _: NOTES)
+        patch.setattr(pipelines.extraction.prepare_targets, "device_notes", lambda _: NOTES)
         patch.setattr(pipelines.training.running, "device_notes", lambda _: NOTES)
         extract(tiny_config(shards, tmp_path / "cache", tiny_base))
         train(tiny_training(made_cache, run, steps=3))

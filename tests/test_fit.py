@@ -14,7 +14,7 @@ import pytest
 import cli
 import pipelines.extraction.fit
 from pipelines.extract import extract
-from pipelines.extraction.prepare import ViewJob, prepare_cache
+from pipelines.extraction.prepare_views import ViewJob, prepare_cache
 from pipelines.extraction.sample import Sample, sample_crops
 from pipelines.info import info
 from tec_cache.cache import layout

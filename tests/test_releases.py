@@ -295,9 +295,10 @@ def test_extract_says_what_it_assumes_keeps_it_and_goes_on_with_it(photos: Path,
     assert dry.facts == summary.facts
     text = extract_text(summary, False, config, True)
     for line in ("mean        0.1, 0.2, 0.3  (--mean)", "std         0.2, 0.25, 0.3  (config.json)",
-                 "activation  quick_gelu  (--base-arg)", "32 x 32: 4 x 4 patches of 8, class token"):  # fmt: skip
+                 "activation  quick_gelu  (--base-arg)", "rows of the class token and of its top 3  (--k)",
+                 "source       single files, taken as 1 shard", "32 x 32: 4 x 4 patches of 8, class"):  # fmt: skip
         assert line in text
-        assert line in info_text(describe_cache(str(tmp_path / "c")))
+        assert line.startswith("source") or line in info_text(describe_cache(str(tmp_path / "c")))
     # one more view, without a word of the base
     more = ExtractConfig(input=str(photos), cache=str(tmp_path / "c"), name="set", views=3, device="cpu", threads=1)
     assert extract(more).facts == summary.facts

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from pipelines.extraction.base_batches import targets_of_crops
-from pipelines.extraction.prepare import TargetJob
+from pipelines.extraction.prepare_targets import TargetJob
 from pipelines.loading.base_of_set import base_again, given_before, same_base
 from tec_cache.audit.findings import DROP, Finding, unreadable
 from tec_cache.base.load import load_base

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from pipelines.extraction.prepare import TargetJob
+from pipelines.extraction.prepare_targets import TargetJob
 from tec_cache.background import Channel
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache

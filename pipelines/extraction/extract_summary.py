@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.extraction.label_counts import LabelCounter, LabelCounts, indexed_counts
-from pipelines.extraction.prepare import TargetJob
+from pipelines.extraction.prepare_targets import TargetJob
 from tec_cache.cache.index.heading import TargetsHeading, ViewsHeading
 from tec_cache.cache.index.reading import UnitIndex
 from tec_cache.cache.layout import Unit
@@ -54,6 +54,8 @@ class Summary:
     checked_views: int = 0
     """Number of these views."""
     source_shards: int = 0
+    source_files: bool = False
+    """Whether the photos are single files, which are taken together as shards."""
     source_bytes: int = 0
     """Bytes of the source shards, if they are tars."""
     free_disk: int | None = None

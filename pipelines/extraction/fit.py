@@ -12,7 +12,8 @@ from pkgutil import resolve_name
 import torch
 
 from pipelines.extraction.base_batches import targets_of_crops
-from pipelines.extraction.prepare import TargetJob, ViewJob
+from pipelines.extraction.prepare_targets import TargetJob
+from pipelines.extraction.prepare_views import ViewJob
 from pipelines.extraction.sample import Sample, sample_crops
 from tec_cache.cache import layout
 from tec_cache.cache.listing import units_in

@@ -10,7 +10,7 @@ import torch
 
 from pipelines.extraction.base_batches import Places, UnitBatch, batches_ahead, targets_of, unit_batches
 from pipelines.extraction.fit import Coded
-from pipelines.extraction.prepare import TargetJob
+from pipelines.extraction.prepare_targets import TargetJob
 from pipelines.extraction.tally import BASE, CODING, WRITERS, WRITING, Tally
 from tec_cache.background import Channel, Stages
 from tec_cache.cache import layout

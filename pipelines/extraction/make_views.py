@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from pipelines.extraction.prepare import ViewJob
+from pipelines.extraction.prepare_views import ViewJob
 from pipelines.extraction.tally import CROPS, READING, Tally
 from tec_cache.background import Stages, begun_in_order
 from tec_cache.cache import layout

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from pipelines.extraction.make_views import broken_photo
-from pipelines.extraction.prepare import ViewJob
+from pipelines.extraction.prepare_views import ViewJob
 from tec_cache.cache.layout import Unit
 from tec_cache.cache.reader import Cache
 from tec_cache.data.photos import Photo

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.extraction.base_batches import targets_of
-from pipelines.extraction.prepare import TargetJob
+from pipelines.extraction.prepare_targets import TargetJob
 from pipelines.planning.extract import FEWEST_FITTED, PROBED, timed
 from pipelines.planning.training import Prepared
 from tec_cache.cache.layout import BLOCK_ROWS

@@ -16,7 +16,7 @@ import torch
 from pipelines.extraction.base_batches import Batch, Places, batches_ahead, targets_of, targets_of_crops, unit_batches
 from pipelines.extraction.extract_summary import row_bytes
 from pipelines.extraction.fit import EXACT_CHECKED, MOST_CHECKED, commit_codec, new_codec, recoded
-from pipelines.extraction.prepare import TargetJob
+from pipelines.extraction.prepare_targets import TargetJob
 from pipelines.planning.source import Cut
 from tec_cache.background import Stages
 from tec_cache.cache import layout

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
-from pipelines.extraction.prepare import ViewJob
+from pipelines.extraction.prepare_views import ViewJob
 from tec_cache.cache.reader import Cache
 from tec_cache.cache.writer import Crop
 from tec_cache.data.photos import Photo, Shard

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipelines.extraction.prepare import TargetJob
+from pipelines.extraction.prepare_targets import TargetJob
 from pipelines.planning.extract import settled, timed
 from pipelines.train import prepare_student
 from pipelines.training.target_sources import OnlineTargets

@@ -63,10 +63,11 @@ def computed_text(computed: Mapping[str, Any]) -> str:
 def extract_text(summary: Summary, dry_run: bool, config: ExtractConfig, alone: bool) -> str:
     """Say what an extraction did and what the cache holds now."""
     source = f", {human_bytes(summary.source_bytes)}" if summary.source_bytes else ""
+    files = "single files, taken as " if summary.source_files else ""
     unread = f", {summary.shards_left} not read to the end yet" if summary.shards_left else ""
     lines = [
         f"cache        {summary.cache}  ({summary.fingerprint[:12]})",
-        f"source       {counted(summary.source_shards, 'shard')}{source}{unread}",
+        f"source       {files}{counted(summary.source_shards, 'shard')}{source}{unread}",
         f"views        {summary.num_views} of each photo; {counted(summary.photos, 'photo')} in "
         f"{counted(summary.units, 'unit')}{' so far' if summary.missing or summary.shards_left else ''}",
     ]

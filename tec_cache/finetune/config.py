@@ -83,11 +83,12 @@ class FinetuneConfig(TuningSettings):
     )
     momentum: float | None = setting(None, "Momentum of sgd and lars.  [default: the recipe's]")
     # the loop's, None until they are resolved
-    epochs: int = varied(LoopSettings, "epochs", None)
-    base_lr: float = varied(LoopSettings, "base_lr", None)
-    min_lr: float = varied(LoopSettings, "min_lr", None)
-    batch_size: int = varied(LoopSettings, "batch_size", None)
-    weight_decay: float = varied(LoopSettings, "weight_decay", None)
+    epochs: int = varied(LoopSettings, "epochs", None, "the recipe's")
+    warmup_epochs: float | None = varied(LoopSettings, "warmup_epochs", None, "the recipe's share of --epochs")
+    base_lr: float = varied(LoopSettings, "base_lr", None, "the recipe's")
+    min_lr: float = varied(LoopSettings, "min_lr", None, "the recipe's")
+    batch_size: int = varied(LoopSettings, "batch_size", None, "the recipe's")
+    weight_decay: float = varied(LoopSettings, "weight_decay", None, "the recipe's")
     beta2: float = varied(LoopSettings, "beta2", 0.999)
 
     def __post_init__(self) -> None:

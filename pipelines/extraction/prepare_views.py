@@ -1,51 +1,38 @@
-"""Before stage one spends anything: which cache, which views, which targets, and is it the same as before?"""
+"""Before stage one cuts anything: which cache and which views, and are they the same as before?"""
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import torch
-
+from pipelines.extraction.same_as_before import anything_committed, forget_other, versions
 from pipelines.extraction.shard_contents import look_at_contents, same_contents
 from pipelines.loading.base_given import given_by
-from pipelines.loading.base_of_set import base_again, given_before, remember, still_there
-from tec_cache import __version__
-from tec_cache.base.facts import Fact
 from tec_cache.base.load import load_base
-from tec_cache.base.model import FrozenBase
-from tec_cache.base.source import default_name, find_source
+from tec_cache.base.source import find_source
 from tec_cache.cache import layout, version1
-from tec_cache.cache.identity import differences, fingerprint, require_same
-from tec_cache.cache.layout import check_name
+from tec_cache.cache.identity import differences, require_same
 from tec_cache.cache.lock import CacheLock
 from tec_cache.cache.manifest import ensure_manifest, manifest_body, read_manifest, require_current
 from tec_cache.cache.pixels import RESIZER, JpegSettings
 from tec_cache.cache.reader import Cache
-from tec_cache.cache.remove import remove_all, remove_target_set
+from tec_cache.cache.remove import remove_all
 from tec_cache.cache.sealed import FORMAT
-from tec_cache.codec.quality import Quality
 from tec_cache.config import ExtractConfig
 from tec_cache.data.classes import read_classes
 from tec_cache.data.photos import Shard
 from tec_cache.data.source import Source, open_source
 from tec_cache.data.views import ViewPlan
-from tec_cache.device import Compute, default_threads, device_notes, resolve_compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, SourceError
 from tec_cache.printable import counted
 from tec_cache.store import Store, open_store
-from tec_cache.types import TargetSpec
 
 DEFAULT_VIEWS = 4
 """Views per photo. Nobody has published what few views cost dense targets; for logits 50 stored views in place of
 400 lose nothing. Four views already give four crops and, masks being drawn anew in every epoch, another task each
 time; they fit on one disk, and more can be added later."""
-
-DEFAULT_FIT_VIEWS = 512
-"""Views from which the codec is fitted: 100,000 tokens, for bases of a few hundred to a thousand channels."""
 
 
 @dataclass(frozen=True)
@@ -61,34 +48,6 @@ class ViewJob:
     def shards(self) -> list[Shard]:
         """The source's."""
         return self.source.shards
-
-
-@dataclass(frozen=True)
-class TargetJob:
-    """One target set to be made: the base, how exactly to keep what it says, and on what to compute it."""
-
-    name: str
-    base: FrozenBase
-    spec: TargetSpec
-    quality: Quality
-    fit_views: int
-    batch_size: int
-    compute: Compute
-    fingerprint: str
-    threads: int | None = None
-    """Of the base on a CPU."""
-    replaces: bool = False
-    """Whether a dry run would remove the set that is there."""
-
-    @property
-    def computed(self) -> dict[str, Any]:
-        """On what it is computed, by the names of its identity: these decide the last bits."""
-        return {
-            "device": self.compute.device.type,
-            "precision": self.compute.precision,
-            "batch_size": self.batch_size,
-            "threads": self.threads,
-        }
 
 
 def prepare_cache(
@@ -178,8 +137,8 @@ def _open_or_create(
         manifest = manifest_body(identity, {})
     else:
         if stored is None:
-            _forget_other(store, layout.MANIFEST, identity, lock, target=None, overwrite=overwrite)
-        manifest = ensure_manifest(store, layout.MANIFEST, identity, _versions(), what="the cache", todo=todo)
+            forget_other(store, layout.MANIFEST, identity, lock, target=None, overwrite=overwrite)
+        manifest = ensure_manifest(store, layout.MANIFEST, identity, versions(), what="the cache", todo=todo)
     return Cache(store, manifest)
 
 
@@ -266,149 +225,9 @@ def _count(shard: Shard, most: int, on_error: str) -> tuple[int, bool]:
     return count, True
 
 
-def prepare_targets(
-    config: ExtractConfig, cache: Cache, *, dry_run: bool, overwrite: bool, ranks: Ranks, lock: CacheLock
-) -> TargetJob:
-    """Load the base and open or create its target set."""
-    name, store = check_name(config.name or default_name(str(config.base))), cache.store
-    path = layout.target_manifest(name)
-    begun = anything_committed(store, name)
-    stored = read_manifest(store, path) if store.size(path) is not None and (begun or config.base is None) else None
-    replaces = overwrite and stored is not None
-    if replaces and config.base is not None:
-        stored = None
-    if config.base is None and stored is None:
-        raise ConfigError(f"the cache has no target set {name!r} to go on with", todo="give --base")
-    before = stored["identity"] if stored else {}
-    notes = stored["notes"] if stored else {}
-    if config.base is None:
-        base_name, weights = base_again(notes, config.base_weights, target=name)
-    elif config.base_weights is None and still_there(notes, config.base):
-        base_name, weights = base_again(notes, None, target=name)
-    else:
-        base_name, weights = config.base, config.base_weights
-    precision = config.precision or before.get("precision") or "auto"
-    compute = resolve_compute(config.device, precision, ranks.local_rank, shared=True)
-    k: Any = config.rows
-    if k is None:
-        k = before["spec"]["k"] if before else "recipe"
-    base = load_base(
-        base_name,
-        weights,
-        grid=cache.grid,
-        last_layers=config.last_layers or before.get("last_layers") or 2,
-        k=None if k == "none" else k,
-        class_target=config.class_target or bool(before and before["spec"].get("class_token")),
-        given=given_by(config).over(given_before(notes)),
-    )
-    pixels, *others = base.facts
-    base.facts = (pixels, *scaled_crops(int(cache.identity["views"]["size"]), base), *others)
-    spec = base.spec(config.normalization or (before["spec"]["normalization"] if before else "patch"))
-    old_codec = before.get("codec")
-    quality = (
-        Quality.from_json(old_codec)
-        if config.quality is None and old_codec
-        else Quality.parse(config.quality or "default")
-    )
-    fit_views = config.fit_views or (old_codec or {}).get("fit_views") or DEFAULT_FIT_VIEWS
-    on_cpu = compute.device.type == "cpu"
-    threads = (config.threads or before.get("threads") or default_threads(ranks.world_size)) if on_cpu else None
-    if threads is not None:
-        # one machine gives one answer: matrix products depend on how many threads divide them
-        torch.set_num_threads(threads)
-    batch_size = int(config.batch_size or before.get("batch_size") or 64)
-    identity: dict[str, Any] = {
-        "base": base.identity,
-        "input_size": base.input_size,
-        "resizer": RESIZER,
-        "last_layers": base.last_layers,
-        "spec": spec.to_json(),
-        "codec": quality.to_json(fit_views),
-        "device": compute.device.type,
-        "precision": compute.precision,
-        "batch_size": batch_size,
-        "threads": threads,
-        "cache": cache.fingerprint,
-    }
-    what, todo = f"target set {name!r}", "give the settings as they were, another --name, or --overwrite"
-    if dry_run:
-        if stored is not None and not overwrite:
-            require_same(before, identity, what=what, where=store.place(path), todo=todo)
-    else:
-        if replaces:
-            lock.own()
-            remove_target_set(store, name)
-            lock.share()
-        if stored is None:
-            _forget_other(store, path, identity, lock, target=name, overwrite=overwrite)
-        notes = _versions() | device_notes(compute.device) | remember(base_name, weights, base.given)
-        notes |= {"first_row": base.first_row, "facts": [list(fact) for fact in base.facts]}
-        ensure_manifest(store, path, identity, notes, what=what, todo=todo)
-    base.prepare(compute)
-    return TargetJob(
-        name, base, spec, quality, fit_views, batch_size, compute, fingerprint(identity), threads, replaces and dry_run
-    )
-
-
-def scaled_crops(size: int, base: FrozenBase) -> list[Fact]:
-    """Say how a base sees crops of `size` pixels per side, where not as they are stored, and what would change that."""
-    edge, patch = base.input_size, base.input_size // base.grid
-    if size == edge:
-        return []
-    grid, rest = divmod(size, patch)
-    whole = f"--grid {grid}" if rest == 0 and grid >= 2 else f"--size {edge}"
-    how = "reduced" if edge < size else "enlarged"
-    return [Fact("crops", f"{size} x {size}, {how} to {edge} x {edge}; with {whole} seen as they are", "--size")]
-
-
-def _versions() -> dict[str, Any]:
-    """Versions of what made a cache; a note, not part of its identity."""
-    import numcodecs
-    import PIL
-    import simplejpeg
-    import timm
-    import zarr
-
-    modules = {"torch": torch, "timm": timm, "zarr": zarr, "numcodecs": numcodecs, "pillow": PIL}
-    versions = {name: str(module.__version__) for name, module in modules.items()}
-    return {
-        "tec_cache": __version__,
-        "python": platform.python_version(),
-        "simplejpeg": str(simplejpeg.__version__),
-        **versions,
-    }
-
-
 def _refuse_overwrite_by_many(overwrite: bool, ranks: Ranks) -> None:
     if overwrite and not ranks.alone:
         raise ConfigError(
             "--overwrite in several processes or parts at once",
             todo="run it once in one process (with --dry-run first), then go on with torchrun or --part without it",
         )
-
-
-def anything_committed(store: Store, target: str | None = None) -> bool:
-    """Say whether anything was ever committed to a cache, or to one target set: a unit or a fitted codec."""
-    if target is not None:
-        units = map(layout.file_of, store.names(layout.target_records(target)))
-        return store.size(layout.codec_record(target)) is not None or any(units)
-    store = version1.adapted(store)
-    files = [layout.file_of(name) for folder in (layout.RECORDS, layout.TARGETS) for name in store.names(folder)]
-    return any(file is not None and (file.kind == "codec" or file.is_record) for file in files)
-
-
-def _forget_other(
-    store: Store, manifest: str, identity: dict[str, Any], lock: CacheLock, *, target: str | None, overwrite: bool
-) -> None:
-    """Remove a manifest of other settings to which nothing was ever committed, unless another job may be about to.
-
-    Where nobody can say whether another job is at work (an object store), that takes `overwrite`.
-    """
-    if store.size(manifest) is None or read_manifest(store, manifest)["identity"] == identity:
-        return
-    if lock.try_own() or (overwrite and not lock.works):
-        if not anything_committed(store, target):  # still: loading a base takes a while
-            for name in [] if target is not None else store.names(layout.ASKED_RECORDS):
-                store.remove(name)
-            store.remove(manifest)
-        lock.share()
