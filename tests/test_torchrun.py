@@ -344,7 +344,7 @@ def test_a_job_waits_for_the_last_checkpoint_of_the_one_before_it(
     assert [p.stem for p in checkpoints(run)] == ["step-000000006", "step-000000009"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_fails_in_a_step_ends_the_job_with_its_own_message(
     rank: int, made_cache: Path, tmp_path: Path
 ) -> None:
