@@ -20,7 +20,8 @@ from typing import Any
 from benchmarks.machine import describe
 from pipelines.extract import extract
 from tec_cache.config import ExtractConfig
-from tec_cache.run.checkpoint import checkpoints, load_checkpoint
+from tec_cache.run.checkpoint import load_checkpoint
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.settings import load_settings, run_identity
 from tests.conftest import files_below
 

@@ -9,9 +9,9 @@ import torch
 
 from tec_cache.errors import TecCacheError
 from tec_cache.finetune.folder import as_timm
-from tec_cache.run.checkpoint import checkpoints, load_checkpoint, require_weights
+from tec_cache.run.checkpoint import load_checkpoint, require_weights
 from tec_cache.run.export import describe, require_free, write_export, write_model
-from tec_cache.run.layout import metrics_file
+from tec_cache.run.layout import checkpoints, metrics_file
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.settings import load_settings, run_identity
 from tec_cache.segment.folder import as_timm as segmenter_folder

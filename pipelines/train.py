@@ -19,9 +19,9 @@ from tec_cache.device import Compute
 from tec_cache.distributed import Ranks, agreed, process_group
 from tec_cache.errors import CacheError
 from tec_cache.recipes import IMAGENET_MEAN, IMAGENET_STD
-from tec_cache.run.checkpoint import FORMAT
 from tec_cache.run.extending import Extension
 from tec_cache.run.folder import begun_run
+from tec_cache.run.layout import FORMAT
 from tec_cache.run.loop import LoopSummary
 from tec_cache.run.metrics import read_metrics
 from tec_cache.store.staged import StagedStore

@@ -23,7 +23,8 @@ from tec_cache.cache.opening import open_cache
 from tec_cache.cache.reader import Cache
 from tec_cache.config import ExtractConfig, TrainConfig
 from tec_cache.loader import Batch, Loader
-from tec_cache.run.checkpoint import checkpoints, load_checkpoint
+from tec_cache.run.checkpoint import load_checkpoint
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.settings import load_settings, run_identity
 
 GOLDEN = Path(__file__).parent / "data" / "golden_mae_like.npz"

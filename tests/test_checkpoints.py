@@ -15,7 +15,7 @@ import torch
 from pipelines.export import export
 from pipelines.train import train
 from tec_cache.errors import TecCacheError
-from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.layout import checkpoints
 from tests.conftest import last_checkpoint, tiny_training
 
 WEIGHT, NORM = "encoder.blocks.0.attn.qkv.weight", "encoder.norm.weight"

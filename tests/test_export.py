@@ -27,8 +27,8 @@ from pipelines.train import train
 from tec_cache.base.load import load_base
 from tec_cache.cache.opening import open_cache
 from tec_cache.errors import TecCacheError
-from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.export import write_export
+from tec_cache.run.layout import checkpoints
 from tec_cache.store.files import hash_file
 from tec_cache.student.adapters import EncoderAdapters, Mlp
 from tec_cache.student.masking import random_mask

@@ -13,7 +13,7 @@ from pipelines.info import info
 from pipelines.terminal.texts import train_text
 from pipelines.train import train
 from tec_cache.errors import ConfigError, IdentityError
-from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.optimizer import create_schedule, scaled_lr
 from tec_cache.run.settings import load_settings, run_identity

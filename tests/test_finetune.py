@@ -25,7 +25,7 @@ from tec_cache.data.source import open_source
 from tec_cache.errors import ConfigError, IdentityError, TecCacheError
 from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.labelled import index_photos
-from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.loop import Loop
 from tec_cache.run.metrics import read_metrics
 from tests.conftest import TINY, encoded, last_checkpoint, photo, tiny_training, write_shards, write_tar

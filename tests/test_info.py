@@ -27,6 +27,7 @@ from tec_cache.errors import ConfigError, TecCacheError
 from tec_cache.kinds import Kind, contents, what_is
 from tec_cache.run.metrics import read_metrics
 from tests.conftest import TINY, tiny_training
+from tests.test_imports import loaded_by
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,11 @@ def test_a_run_that_can_go_on(run: Path, made_cache: Path) -> None:
     for part in (f"run          {run}", "vit_tiny_patch16_224 (", "embed_dim 48", "target set tiny", str(made_cache),
                  "steps        4 of 6: not finished", f"loss {logged['loss']:.4f}", "images/s"):  # fmt: skip
         assert part in text
+
+
+def test_a_run_is_described_without_torch(run: Path) -> None:
+    """It is asked for again and again while a run goes on: torch alone takes three quarters of the time."""
+    assert "torch" not in loaded_by(f"from pipelines.info import info; info({str(run)!r})")
 
 
 def test_speed_now_over_the_last_minute_and_the_time_left() -> None:

@@ -21,7 +21,7 @@ from tec_cache.device import Compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import TecCacheError
 from tec_cache.memory import is_out_of_memory
-from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.loop import Loop
 from tec_cache.run.micro_batches import count_micro_batches, fitting
 from tec_cache.run.settings import load_settings

@@ -28,7 +28,7 @@ from tec_cache.config import ProbeConfig, TrainConfig
 from tec_cache.device import Compute
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, SourceError
-from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.loop import Loop
 from tec_cache.run.metrics import read_metrics
 from tec_cache.student.model import Student

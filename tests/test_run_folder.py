@@ -20,8 +20,8 @@ from pipelines.train import train
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, IdentityError, TecCacheError
 from tec_cache.run.beginning import begin_run
-from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.folder import begun_run, foreign_files
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.settings import load_settings, run_identity
 from tests import forked

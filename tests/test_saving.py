@@ -16,7 +16,8 @@ import tec_cache.run.saving
 from pipelines.train import train
 from tec_cache.distributed import Ranks
 from tec_cache.errors import TecCacheError
-from tec_cache.run.checkpoint import GivenUp, checkpoints, save_checkpoint
+from tec_cache.run.checkpoint import GivenUp, save_checkpoint
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.loop import Loop
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.saving import HostCopy, Saver

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scaling
-from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.metrics import read_metrics
 from tests.conftest import files_below, tiny_config, tiny_training
 from tests.launch import SCRIPTS, TIMEOUT, environment, options

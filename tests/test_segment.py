@@ -25,7 +25,7 @@ from tec_cache.data.masks import decode_mask
 from tec_cache.data.source import open_source
 from tec_cache.errors import ConfigError, IdentityError, SourceError, TecCacheError
 from tec_cache.labelled.masked import index_masked_photos
-from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.loop import Loop
 from tec_cache.run.metrics import read_metrics
 from tec_cache.segment.config import SegmentConfig

@@ -35,7 +35,7 @@ from tec_cache.distributed import Ranks, patient_group, process_group
 from tec_cache.errors import TecCacheError
 from tec_cache.loader import Loader
 from tec_cache.rendezvous import fresh_store
-from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.stopping import stop_requested
 from tests.conftest import files_below, last_checkpoint, payload_of, tiny_config, tiny_training, write_shards

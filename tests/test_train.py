@@ -26,7 +26,7 @@ from pipelines.train import train
 from tec_cache.cache.target_set import TargetSet
 from tec_cache.config import TrainConfig
 from tec_cache.errors import ConfigError, IdentityError, NonFiniteError, TecCacheError, WeightsError
-from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.loop import Loop
 from tec_cache.run.metrics import read_metrics
 from tec_cache.run.optimizer import create_schedule

@@ -15,7 +15,7 @@ from pipelines.extract import extract
 from pipelines.terminal.texts import train_text
 from pipelines.train import train
 from tec_cache.errors import ConfigError, IdentityError, TecCacheError, WeightsError
-from tec_cache.run.checkpoint import checkpoints
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.settings import load_settings
 from tests.conftest import TINY, last_checkpoint, tiny_config, tiny_training, write_tiny_base
 

@@ -20,8 +20,7 @@ TIMED = ("images_per_second", "waited", "seconds")
 
 def describe_run(place: Path) -> dict[str, Any]:
     """Describe a run as plain values. Raises TecCacheError where its settings cannot be understood."""
-    from tec_cache.run.checkpoint import checkpoints
-    from tec_cache.run.layout import metrics_file, step_of
+    from tec_cache.run.layout import checkpoints, metrics_file, step_of
     from tec_cache.run.settings import load_settings
 
     settings = load_settings(place)

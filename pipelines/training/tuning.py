@@ -13,7 +13,7 @@ from tec_cache.distributed import Ranks, gathered
 from tec_cache.finetune.classifier import LoadedEncoder
 from tec_cache.labelled import PhotoIndex
 from tec_cache.model_card import bases_of, tuned
-from tec_cache.run.checkpoint import FORMAT
+from tec_cache.run.layout import FORMAT
 from tec_cache.run.loop import LoopSummary
 from tec_cache.run.metrics import read_metrics
 from tec_cache.tuning_settings import TuningSettings

@@ -22,7 +22,6 @@ from tec_cache.base.load import outline
 from tec_cache.documents import read_as
 from tec_cache.errors import ConfigError, TecCacheError, WeightsError, nearest
 from tec_cache.kinds import EXPORT_FILE, WEIGHTS_FILE, Kind, what_is
-from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.export import (
     ADAPTERS_FILE,
     ENCODER_ADAPTERS,
@@ -32,7 +31,7 @@ from tec_cache.run.export import (
     below,
     export_state,
 )
-from tec_cache.run.layout import checkpoint_file
+from tec_cache.run.layout import checkpoint_file, checkpoints
 from tec_cache.run.settings import load_settings
 from tec_cache.student.model import Student
 from tec_cache.tasks.targets import Sources

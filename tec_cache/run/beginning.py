@@ -11,10 +11,9 @@ from tec_cache.cache.lock import writing
 from tec_cache.distributed import Ranks
 from tec_cache.errors import ConfigError, TecCacheError
 from tec_cache.printable import counted
-from tec_cache.run.checkpoint import checkpoints
 from tec_cache.run.extending import Extension, lengthened
 from tec_cache.run.folder import begun_run, clear_run
-from tec_cache.run.layout import step_of
+from tec_cache.run.layout import checkpoints, step_of
 from tec_cache.run.settings import comparable, run_identity, save_settings
 
 

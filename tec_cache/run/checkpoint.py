@@ -16,23 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from tec_cache.errors import TecCacheError, listed
-from tec_cache.run.layout import CHECKPOINT, CHECKPOINTS, checkpoint_file
+from tec_cache.run.layout import CHECKPOINT, CHECKPOINTS, FORMAT, checkpoint_file, checkpoints
 from tec_cache.store.files import drafts_of, write_durably
-
-FORMAT = 4
-"""Of run folders and checkpoints; another one is refused. 1 had no number, and the student alone; 2 no schedule; 3 knew
-one target set."""
 
 _PARTS = {"format": int, "run": str, "step": int, "model": dict, "optimizer": dict, "sums": dict, "summed": int}
 KEEP = 2
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """List the checkpoints of a run, oldest first."""
-    folder = run / CHECKPOINTS
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if CHECKPOINT.fullmatch(p.name) and p.is_file())
 
 
 class GivenUp(Exception):

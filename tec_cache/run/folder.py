@@ -14,8 +14,8 @@ from typing import Any
 from tec_cache.cache.layout import LOCK
 from tec_cache.errors import TecCacheError, listed
 from tec_cache.kinds import RUN_FILE
-from tec_cache.run.checkpoint import checkpoints, drafts
-from tec_cache.run.layout import BOARD, CHECKPOINTS, METRICS_FILE, metrics_file, run_file
+from tec_cache.run.checkpoint import drafts
+from tec_cache.run.layout import BOARD, CHECKPOINTS, METRICS_FILE, checkpoints, metrics_file, run_file
 from tec_cache.run.metrics import board_files
 from tec_cache.run.settings import load_settings, run_identity
 from tec_cache.store.files import drafts_of

@@ -15,6 +15,10 @@ from pathlib import Path
 
 from tec_cache.kinds import RUN_FILE
 
+FORMAT = 4
+"""Of run folders and checkpoints; another one is refused. 1 had no number, and the student alone; 2 no schedule; 3 knew
+one target set."""
+
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 BOARD = "tensorboard"
@@ -34,6 +38,14 @@ def metrics_file(run: Path) -> Path:
 def checkpoint_file(run: Path, step: int) -> Path:
     """Path of the checkpoint of a step."""
     return run / CHECKPOINTS / f"step-{step:09d}.pt"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """List the checkpoints of a run, oldest first."""
+    folder = run / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if CHECKPOINT.fullmatch(p.name) and p.is_file())
 
 
 def step_of(path: Path) -> int:

@@ -24,12 +24,13 @@ from tec_cache.loop_settings import LoopSettings
 from tec_cache.memory import explained_memory
 from tec_cache.progress import Progress
 from tec_cache.rng import key64
-from tec_cache.run.checkpoint import checkpoints, load_checkpoint, require_tensors, require_weights
+from tec_cache.run.checkpoint import load_checkpoint, require_tensors, require_weights
 from tec_cache.run.checkpoint import unfit as unfit_checkpoint
 from tec_cache.run.compiling import compile_in_place, explained_compiling
 from tec_cache.run.extending import Extension, Lengthened, parts_of
 from tec_cache.run.feed import B, on_device
 from tec_cache.run.generators import generators_kept
+from tec_cache.run.layout import checkpoints
 from tec_cache.run.metrics import Metrics, read_metrics
 from tec_cache.run.micro_batches import next_smaller
 from tec_cache.run.optimizer import (

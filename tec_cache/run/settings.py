@@ -19,9 +19,8 @@ from tec_cache.finetune.config import FinetuneConfig
 from tec_cache.judgement_settings import JudgementSettings
 from tec_cache.model_args import MOST_TOKENS, check_model_args
 from tec_cache.printable import counted
-from tec_cache.run.checkpoint import FORMAT
 from tec_cache.run.extending import first_epochs
-from tec_cache.run.layout import run_file
+from tec_cache.run.layout import FORMAT, run_file
 from tec_cache.segment.config import SegmentConfig
 from tec_cache.store.files import write_atomically
 from tec_cache.store.local import read_regular
