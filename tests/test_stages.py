@@ -277,8 +277,8 @@ def test_one_line_for_crops_and_targets(monkeypatch: pytest.MonkeyPatch, capsys:
         tally.cut(750.0, 60, 15_000)
     lines = capsys.readouterr().err.splitlines()
     assert lines[1].startswith("targets mae: 10/~80 views, ")
-    assert "5.0 KB, 20 crops cut, " in lines[1]
-    assert "is the bottleneck" in lines[1] or lines[1].endswith("left")
+    assert " left, 5.0 KB, 20 crops cut" in lines[1]
+    assert lines[1].endswith("cut") or "is the bottleneck" in lines[1]
     assert "20/80 views" in lines[-1]
 
 

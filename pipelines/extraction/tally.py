@@ -68,7 +68,7 @@ class Tally:
         notes = [f"{counted(self.views_made, 'crop')} cut"] if self._targets and self.views_made else []
         notes += [f"{self._skipped} skipped"] if self._skipped else []
         self._progress.expect(total, estimated=self._needed.source_left > 0)
-        self._progress.advance(items, num_bytes, ", ".join([*notes, bottleneck_text(self.shares)]))
+        self._progress.advance(items, num_bytes, ", ".join(filter(None, [*notes, bottleneck_text(self.shares)])))
 
 
 def bottleneck_text(shares: dict[str, float]) -> str:
