@@ -436,6 +436,7 @@ def test_extraction_goes_on_after_a_kill_to_the_same_bytes(
     assert files_below(cache) == files_below(made_cache)
 
 
+@pytest.mark.slow
 def test_a_broken_photo_ends_an_extraction_with_its_error_and_the_same_command_goes_on(
     made_cache: Path, shards: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
