@@ -412,6 +412,20 @@ def test_a_refused_extraction_leaves_nothing_behind(shards: Path, tmp_path: Path
     assert [(path.name, list(path.iterdir())) for path in tmp_path.iterdir()] == [("theirs", [])]
 
 
+def test_a_base_that_cannot_be_loaded_leaves_nothing_behind(shards: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """Where weights cannot be had that is known only once the cache is begun."""
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    (base / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(TecCacheError):
+        extract(tiny_config(shards, tmp_path / "cache", base))
+    assert not (tmp_path / "cache").exists()
+    extract(tiny_config(shards, tmp_path / "cache", None, views_only=True))
+    before = files_below(tmp_path / "cache")
+    with pytest.raises(TecCacheError):
+        extract(tiny_config(shards, tmp_path / "cache", base))
+    assert files_below(tmp_path / "cache") == before
+
+
 def test_a_refused_job_leaves_the_lock_that_another_one_holds(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     with another_job(cache, "share"):

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from tec_cache.cache.layout import LOCK
+from tec_cache.cache.layout import DRAFTS, LOCK
 from tec_cache.distributed import Ranks
 from tec_cache.errors import TecCacheError
 from tec_cache.store import Store
@@ -84,7 +84,7 @@ class CacheLock:
 def cache_lock(store: Store) -> Iterator[CacheLock]:
     """Open a lock on a cache, not held yet, for the length of the block.
 
-    If the block fails before anything lies beside it, the lock is taken away again, and so are folders made for it.
+    If the block fails and no cache lies there, the lock is taken away again, and so are folders made for it.
     """
     if store.folder is None:
         yield CacheLock(None, store.url)
@@ -96,7 +96,10 @@ def cache_lock(store: Store) -> Iterator[CacheLock]:
         yield lock
     except BaseException:
         with suppress(OSError):  # somebody else has put something there, or taken the folder away
-            if os.listdir(store.folder) == [LOCK] and lock.try_own():
+            names = os.listdir(store.folder)
+            if {LOCK} <= set(names) <= {LOCK, DRAFTS} and lock.try_own():
+                if DRAFTS in names:
+                    (store.folder / DRAFTS).rmdir()
                 (store.folder / LOCK).unlink()
                 for folder in made:
                     folder.rmdir()

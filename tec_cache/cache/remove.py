@@ -8,7 +8,7 @@ sealed as ours are. Everything else stays, byte for byte; folders go when they a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -41,9 +41,11 @@ class Removed(NamedTuple):
 def working(store: Store, *, dry_run: bool = False) -> Iterator[CacheLock]:
     """Write beside other jobs; whoever is alone, at the beginning or the end, clears what killed jobs left.
 
+    A cache that is begun and of which nothing is made goes again: a command that is refused leaves nothing behind.
     Raises ConfigError for a folder that holds other files and no cache.
     """
     refuse_foreign_folder(store)
+    fresh = store.size(layout.MANIFEST) is None
     if dry_run:
         yield CacheLock(None, store.url)
         return
@@ -54,7 +56,21 @@ def working(store: Store, *, dry_run: bool = False) -> Iterator[CacheLock]:
                 clear_leftovers(store)
             lock.share()
             if step == "begin":
-                yield lock
+                try:
+                    yield lock
+                except BaseException:
+                    if fresh:
+                        _take_back(store, lock)
+                    raise
+
+
+def _take_back(store: Store, lock: CacheLock) -> None:
+    """Remove the manifest of a cache that has nothing else, if it is certain that nobody else is about to add to it."""
+    with suppress(OSError):  # there is an error to be told already
+        if store.folder is None or not lock.try_own():
+            return
+        if {*_names(store)} - {layout.LOCK, layout.DRAFTS} == {layout.MANIFEST} and _ours(store, layout.MANIFEST):
+            store.remove(layout.MANIFEST)
 
 
 def refuse_foreign_folder(store: Store) -> None:
