@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from tec_cache.conditions import require_used
 from tec_cache.errors import ConfigError
-from tec_cache.fields import Names, changed, check_positive, check_range, pixel_mean, pixel_std, setting, untold
+from tec_cache.fields import Names, changed, check_positive, check_range, pixel_mean, pixel_std, setting, untold, varied
 from tec_cache.loop_settings import LoopSettings
 
 
@@ -53,6 +53,15 @@ class TuningSettings(ModelSettings, PhotoSettings, LoopSettings):
 
     PROGRAM: ClassVar[str]
     """The command, for messages."""
+
+    # the loop's, None until they are resolved
+    epochs: int = varied(LoopSettings, "epochs", None, "the recipe's")
+    warmup_epochs: float | None = varied(LoopSettings, "warmup_epochs", None, "the recipe's share of --epochs")
+    base_lr: float = varied(LoopSettings, "base_lr", None, "the recipe's")
+    min_lr: float = varied(LoopSettings, "min_lr", None, "the recipe's")
+    batch_size: int = varied(LoopSettings, "batch_size", None, "the recipe's")
+    weight_decay: float = varied(LoopSettings, "weight_decay", None, "the recipe's")
+    beta2: float = varied(LoopSettings, "beta2", 0.999)
 
     def __post_init__(self) -> None:
         super().__post_init__()

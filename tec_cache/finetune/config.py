@@ -10,9 +10,8 @@ from typing import ClassVar
 
 from tec_cache.conditions import is_used
 from tec_cache.errors import ConfigError
-from tec_cache.fields import check_interval, check_range, check_share, setting, varied
+from tec_cache.fields import check_interval, check_range, check_share, setting
 from tec_cache.finetune.recipes import RECIPES, FinetuneRecipe
-from tec_cache.loop_settings import LoopSettings
 from tec_cache.tuning_settings import TuningSettings
 
 # settings of the loop and of the classifier that a recipe has as well, by the same name
@@ -82,14 +81,6 @@ class FinetuneConfig(TuningSettings):
         None, "Optimizer of the weights.  [default: the recipe's]", choices=("adamw", "sgd", "lars")
     )
     momentum: float | None = setting(None, "Momentum of sgd and lars.  [default: the recipe's]")
-    # the loop's, None until they are resolved
-    epochs: int = varied(LoopSettings, "epochs", None, "the recipe's")
-    warmup_epochs: float | None = varied(LoopSettings, "warmup_epochs", None, "the recipe's share of --epochs")
-    base_lr: float = varied(LoopSettings, "base_lr", None, "the recipe's")
-    min_lr: float = varied(LoopSettings, "min_lr", None, "the recipe's")
-    batch_size: int = varied(LoopSettings, "batch_size", None, "the recipe's")
-    weight_decay: float = varied(LoopSettings, "weight_decay", None, "the recipe's")
-    beta2: float = varied(LoopSettings, "beta2", 0.999)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -67,15 +67,8 @@ class SegmentConfig(TuningSettings):
         "Folder for the predicted masks and pictures of them.  [default: not written]",
         names=Names.FOLDER,
     )
-    # the loop's, None until they are resolved
-    epochs: int = varied(LoopSettings, "epochs", None, "the recipe's")
-    warmup_epochs: float | None = varied(LoopSettings, "warmup_epochs", None, "the recipe's share of --epochs")
-    base_lr: float = varied(LoopSettings, "base_lr", None, "the recipe's")
-    min_lr: float = varied(LoopSettings, "min_lr", None, "the recipe's")
+    # the loop's, None until it is resolved
     schedule: str = varied(LoopSettings, "schedule", None, "the recipe's")
-    batch_size: int = varied(LoopSettings, "batch_size", None, "the recipe's")
-    weight_decay: float = varied(LoopSettings, "weight_decay", None, "the recipe's")
-    beta2: float = varied(LoopSettings, "beta2", 0.999)
 
     def __post_init__(self) -> None:
         super().__post_init__()
