@@ -65,12 +65,13 @@ def working(store: Store, *, dry_run: bool = False) -> Iterator[CacheLock]:
 
 
 def _take_back(store: Store, lock: CacheLock) -> None:
-    """Remove the manifest of a cache that has nothing else, if it is certain that nobody else is about to add to it."""
+    """Remove a cache that has nothing but settings, if it is certain that nobody else is about to add to it."""
     with suppress(OSError):  # there is an error to be told already
         if store.folder is None or not lock.try_own():
             return
-        if {*_names(store)} - {layout.LOCK, layout.DRAFTS} == {layout.MANIFEST} and _ours(store, layout.MANIFEST):
-            store.remove(layout.MANIFEST)
+        files = [layout.file_of(name) for name in _names(store) if name not in (layout.LOCK, layout.DRAFTS)]
+        if all(file is not None and file.kind in ("manifest", "target") for file in files):
+            remove_all(store)
 
 
 def refuse_foreign_folder(store: Store) -> None:
